@@ -1,0 +1,122 @@
+"""Configuration of every script: one dataclass, filled from `--config FILE.yaml` and then from `--field value` overrides.
+
+    @dataclass
+    class Config:
+        learning_rate: float = arg(1e-5, "peak learning rate")
+
+    config = parse_config(Config)
+
+Errors that a user can cause are `ValueError`s; `run_script` prints them as one line and exits with status 2.
+"""
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+T = TypeVar("T")
+
+
+def arg(default: Any, help: str) -> Any:
+    """A dataclass field with a default and the help text (with its unit) that `--help` prints."""
+    text = f"{help} (default: {default})".replace("%", "%%")
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def parse_config(cls: type[T], argv: list[str] | None = None) -> T:
+    """Parse the command line into `cls`: the YAML file of `--config` first, then every `--field value`.
+
+    Raises ValueError, naming the nearest field, for an unknown key or option, and for a value of the wrong type.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    known = {field.name: field.type for field in dataclasses.fields(cls)}  # HfArgumentParser rewrites the types
+    parser = HfArgumentParser(cls, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", help="YAML file with any of the fields below; options given here override it")
+    parser.error = _raise
+    for option in (a[2:].split("=")[0] for a in argv if a.startswith("--")):
+        if option not in known and option not in ("config", "help"):
+            raise ValueError(f"unknown option --{option}{_nearest(option, known)}")
+    path = parser.parse_known_args(argv)[0].config if "--help" not in argv else None
+    defaults = _read_yaml(path, known) if path else {}
+    parser.set_defaults(**defaults)
+    config, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    for name, value in dataclasses.asdict(config).items():
+        _check_type(name, value, known[name])
+    return config
+
+
+def _raise(message: str):
+    raise ValueError(message)
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else "; --help lists the fields"
+
+
+def _read_yaml(path: str, known: dict[str, Any]) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise ValueError(f"--config {path}: no such file")
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: expected `field: value` lines")
+    for name in values:
+        if name not in known:
+            raise ValueError(f"--config {path}: unknown field {name}{_nearest(str(name), known)}")
+        values[name] = _as_number(values[name], known[name])
+    return values
+
+
+def _as_number(value: Any, kind: Any) -> Any:
+    # YAML 1.1 reads 1e-5 (no dot) as text.
+    if kind in (float, float | None) and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    kind = {list[int]: list, list[str]: list, list[float]: list}.get(kind, kind)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return
+    wrong_bool = isinstance(value, bool) and kind in (int, float, str, int | None)
+    if wrong_bool or not isinstance(value, kind):
+        raise ValueError(f"{name}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless `condition`: for settings that a user can mend."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    check(value in choices, f"{name}: {value!r} is not one of {', '.join(choices)}")
+
+
+def write_config(config: Any, path: Path) -> None:
+    """Write the resolved configuration, as the script used it, as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run `main()`; a ValueError becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)

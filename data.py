@@ -1,0 +1,77 @@
+"""Datasets on disk to training batches: groups of rows with one premise, shuffled by a function of (seed, epoch)."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_from_disk
+
+from arguments import check
+from models import encode
+
+
+def load_split(directory: str, split: str) -> Dataset:
+    """A split of a dataset that preprocess.py wrote; ValueError if it is not there or has no prompts."""
+    check((Path(directory) / "dataset_dict.json").is_file(), f"dataset {directory}: not a dataset of preprocess.py")
+    dataset: DatasetDict = load_from_disk(directory)
+    check(split in dataset, f"split {split}: dataset {directory} has {', '.join(dataset)}")
+    rows = dataset[split]
+    check(len(rows) > 0, f"split {split} of dataset {directory} is empty")
+    check("prompt" in rows.column_names, f"dataset {directory} was written with raw true: run preprocess.py with a tokenizer")
+    return rows
+
+
+def encode_rows(tokenizer, rows: Dataset) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of every row's prompt and of its target completion, encoded apart so that sampling sees the same prompt."""
+    return [encode(tokenizer, text) for text in rows["prompt"]], [encode(tokenizer, text) for text in rows["response"]]
+
+
+def premise_groups(premise_ids: Sequence[str], size: int, rng: random.Random | None = None) -> list[list[int]]:
+    """Row indices grouped by premise, at most `size` a group; with `rng`, rows within a premise are shuffled first."""
+    by_premise: dict[str, list[int]] = {}
+    for index, premise in enumerate(premise_ids):
+        by_premise.setdefault(premise, []).append(index)
+    groups = []
+    for rows in by_premise.values():
+        if rng is not None:
+            rng.shuffle(rows)
+        groups += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return groups
+
+
+def epoch_batches(
+    premise_ids: Sequence[str], seed: int, epoch: int, claims_per_prefix: int, batch_size: int
+) -> list[list[list[int]]]:
+    """The optimizer steps of an epoch, each a list of premise groups of row indices with `batch_size` rows together.
+
+    A function of its arguments alone, so that a position in the data is just (epoch, step). A last step with fewer rows is
+    kept: losses are normalised by what a step holds. A group is cut where a step is full.
+    """
+    rng = random.Random(f"{seed}-{epoch}")
+    groups = premise_groups(premise_ids, claims_per_prefix, rng)
+    rng.shuffle(groups)
+    steps: list[list[list[int]]] = [[]]
+    room = batch_size
+    for group in groups:
+        while group:
+            if room == 0:
+                steps.append([])
+                room = batch_size
+            steps[-1].append(group[:room])
+            group, room = group[room:], room - len(steps[-1][-1])
+    return steps
+
+
+def share_of_rank(groups: list[list[int]], rank: int, world_size: int) -> list[list[int]]:
+    """The groups of a step that this rank computes: about equally many rows on each, every row on exactly one.
+
+    Groups are split where there are fewer than ranks; a rank gets nothing only if there are fewer rows than ranks.
+    """
+    groups = [list(group) for group in groups]
+    while len(groups) < world_size and max(map(len, groups)) > 1:
+        longest = groups.pop(max(range(len(groups)), key=lambda g: len(groups[g])))
+        groups += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
+    shares: list[list[list[int]]] = [[] for _ in range(world_size)]
+    for group in sorted(groups, key=len, reverse=True):
+        min(shares, key=lambda share: sum(map(len, share))).append(group)
+    return shares[rank]

@@ -1,0 +1,106 @@
+"""Starting, stepping and gathering under `accelerate launch`: DeepSpeed ZeRO-2 on any number of processes, or one process.
+
+Scripts normalise their losses by counts of the whole optimizer step over all ranks, so gradient accumulation is only a
+matter of when to step: `backward(..., last=True)` steps, every other backward accumulates.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+
+from arguments import check
+
+
+def start(seed: int) -> Accelerator:
+    """The Accelerator of this process, with gloo where there is no GPU, and the seed set alike on every rank."""
+    handlers = []
+    under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if not torch.cuda.is_available():
+        # The launcher leaves the backend unset without a GPU, and every rank would take itself for rank 0 of 1.
+        handlers = [InitProcessGroupKwargs(backend="gloo")] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else []
+        if under_deepspeed:
+            import deepspeed
+
+            # It is compiled at start-up, only speeds up gloo, and a machine without a compiler could not start.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = Accelerator(kwargs_handlers=handlers)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    assert accelerator.num_processes == world_size, f"{accelerator.num_processes} processes joined of {world_size} launched"
+    check(
+        accelerator.num_processes == 1 or accelerator.distributed_type == DistributedType.DEEPSPEED,
+        "several processes need DeepSpeed: launch with --config_file accelerate_configs/zero2_*.yaml",
+    )
+    torch.manual_seed(seed)
+    return accelerator
+
+
+def prepare(
+    accelerator: Accelerator, model: torch.nn.Module, learning_rate: float, weight_decay: float, max_grad_norm: float
+) -> tuple[torch.nn.Module, Any]:
+    """AdamW over the trainable parameters, and both under DeepSpeed if it was launched. Returns (engine, optimizer)."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        # DeepSpeed clips by its own configuration and ignores every other request, so the one setting is handed to it.
+        plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+        assert plugin.deepspeed_config.get("gradient_accumulation_steps", 1) in (1, "auto"), "the loops accumulate themselves"
+    engine, optimizer = accelerator.prepare(model, optimizer)
+    held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert held * max(1, accelerator.num_processes) >= sum(p.numel() for p in trainable), (
+        "the optimizer does not hold every trainable parameter"
+    )
+    return engine, optimizer
+
+
+def backward(accelerator: Accelerator, loss: torch.Tensor, last: bool) -> None:
+    """Accumulate the gradient of `loss`; with `last`, DeepSpeed then reduces, clips and steps (see `step`).
+
+    Under ZeRO-2 every rank must call this equally often. DeepSpeed averages over ranks: multiply a loss that is already
+    divided by a count over all ranks by the number of processes.
+    """
+    accelerator.sync_gradients = last
+    accelerator.backward(loss)
+
+
+def step(accelerator: Accelerator, engine: torch.nn.Module, optimizer: Any, max_grad_norm: float) -> tuple[float, bool]:
+    """Finish the optimizer step after the last `backward`; returns the gradient norm before clipping and whether it stepped."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return float(engine.get_global_grad_norm() or 0.0), bool(engine.was_step_applied())
+    norm = float(accelerator.clip_grad_norm_([p for p in engine.parameters() if p.requires_grad], max_grad_norm))
+    stepped = norm == norm and norm != float("inf")
+    if stepped:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, stepped
+
+
+def reduce(accelerator: Accelerator, values: dict[str, float], how: str = "sum") -> dict[str, float]:
+    """Sum (or max) of every value over the ranks, in double precision."""
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
+    if accelerator.num_processes > 1:
+        operation = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}[how]
+        torch.distributed.all_reduce(tensor, operation)
+    return dict(zip(values, tensor.tolist(), strict=True))
+
+
+def gather(accelerator: Accelerator, items: list) -> list:
+    """The items of every rank, rank by rank."""
+    return gather_object(items) if accelerator.num_processes > 1 else items
+
+
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """A prepared torch scheduler would step once a process: the loops compute the rate themselves."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], None]) -> None:
+    """Run `function` on rank 0 while the others wait."""
+    if accelerator.is_main_process:
+        function()
+    accelerator.wait_for_everyone()

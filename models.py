@@ -1,0 +1,313 @@
+"""Tokenizers and models: the embedded tiny Phi-3, hub or local models, nf4 bases, LoRA policies and their references.
+
+`model` is a hub name, a local directory of a full model, a local directory of a LoRA adapter, or `tiny`: a small Phi-3 with
+random weights and a tokenizer made from the task's own text, so that everything runs without a hub and without a GPU.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+import corr2cause
+from arguments import check, check_choice
+
+TINY = "tiny"
+POLICY, REFERENCE = "default", "reference"  # adapter names
+END_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+PHI3_SPECIAL = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>")
+PHI3_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+PHI3_STOPS = ("<|end|>", "<|assistant|>", "<|endoftext|>")
+
+
+# --- tokenizers
+
+
+def load_tokenizer(name_or_path: str, revision: str | None = None):
+    """The tokenizer of a model, of an adapter (its base's where the adapter has none), or of the embedded tiny model."""
+    if name_or_path == TINY:
+        return tiny_tokenizer()
+    base = adapter_base(name_or_path)
+    if base is not None and not (Path(name_or_path) / "tokenizer_config.json").is_file():
+        name_or_path = base
+    return _from_hub_or_disk(AutoTokenizer, name_or_path, revision=revision)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the task's own text, with Phi-3.5's special tokens and chat format. Lossless on any text."""
+    corpus = []
+    for n in (2, 3, 4):
+        for row in corr2cause.generate_rows(n):
+            premise = corr2cause.parse_premise(row["premise"])
+            claim = corr2cause.parse_hypothesis(row["hypothesis"], premise.variables)
+            corpus += [row["input"], corr2cause.trace(premise, claim)]
+    corpus += [f" {letter}\n {digit}\nAnswer: {answer}" for letter in "ABCDEFGHZYXWVUTS" for digit in range(10)
+               for answer in ("Yes", "No")]  # fmt: skip
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=768,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(PHI3_SPECIAL),
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = PHI3_CHAT_TEMPLATE
+    return tokenizer
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    """Token ids of text that already holds its special tokens."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def stop_token_ids(tokenizer, model) -> set[int]:
+    """Every token that ends a turn: Phi-3.5's config.json names only one of its three."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    stops = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+    vocabulary = tokenizer.get_vocab()
+    stops |= {vocabulary[token] for token in END_OF_TURN if token in vocabulary}
+    return {int(stop) for stop in stops if stop is not None}
+
+
+# --- precision
+
+
+def training_dtype(accelerator: Accelerator) -> torch.dtype:
+    """The dtype that the DeepSpeed (or accelerate) configuration trains in; refuses bf16 where the GPU only emulates it."""
+    precision = accelerator.mixed_precision
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        named = [p for p in ("bf16", "fp16") if plugin.deepspeed_config.get(p, {}).get("enabled") in (True, "true")]
+        precision = named[0] if named else "no"
+    # torch.cuda.is_bf16_supported() counts emulation, so ask for the capability.
+    if precision == "bf16" and accelerator.device.type == "cuda":
+        check_bf16(torch.cuda.get_device_capability(), torch.cuda.get_device_name())
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+def check_bf16(capability: tuple[int, int], name: str) -> None:
+    """Raise ValueError, naming the configuration to use, unless the GPU computes bf16 (Ampere, capability 8.0, or later)."""
+    check(
+        capability >= (8, 0),
+        f"bf16 needs compute capability 8.0 or later; {name} has {capability[0]}.{capability[1]}: "
+        "use accelerate_configs/zero2_2x2080ti.yaml (fp16)",
+    )
+
+
+# --- models
+
+
+def adapter_base(path: str) -> str | None:
+    """The base model's name if `path` is a directory of a LoRA adapter, else None."""
+    config = Path(path) / "adapter_config.json"
+    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
+
+
+def load_policy(
+    model: str,
+    *,
+    adaptation: str,
+    quantization: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    lora_r: int = 16,
+    lora_alpha: int = 32,
+    lora_dropout: float = 0.0,
+    lora_target_modules: str = "",
+    gradient_checkpointing: bool = False,
+    revision: str | None = None,
+    seed: int = 0,
+) -> torch.nn.Module:
+    """A trainable model: `adaptation` full, or lora on a `quantization` nf4 or none base.
+
+    An adapter directory continues that adapter. Raises ValueError for combinations that cannot train.
+    """
+    check_choice("adaptation", adaptation, ("lora", "full"))
+    check_choice("quantization", quantization, ("nf4", "none"))
+    check(adaptation == "lora" or quantization == "none", "quantization nf4 cannot be trained in full: set adaptation lora")
+    base = adapter_base(model)
+    check(adaptation == "lora" or base is None, f"model {model} is an adapter: set adaptation lora, or name a full model")
+    policy = load_base(base or model, quantization, dtype, device, revision, seed)
+    if adaptation == "lora":
+        policy.requires_grad_(False)
+        if base is not None:
+            policy = PeftModel.from_pretrained(policy, model, adapter_name=POLICY, is_trainable=True)
+        else:
+            targets = _lora_targets(policy, lora_target_modules)
+            torch.manual_seed(seed)  # every rank draws the same LoRA
+            policy = get_peft_model(
+                policy,
+                LoraConfig(
+                    r=lora_r,
+                    lora_alpha=lora_alpha,
+                    lora_dropout=lora_dropout,
+                    target_modules=targets,
+                    task_type="CAUSAL_LM",
+                ),
+                adapter_name=POLICY,
+            )
+    if gradient_checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy.enable_input_require_grads()
+    check(any(p.requires_grad for p in policy.parameters()), f"model {model}: nothing in it is trainable")
+    return policy
+
+
+def load_for_inference(
+    model: str, quantization: str, dtype: torch.dtype, device: torch.device, revision: str | None = None
+) -> torch.nn.Module:
+    """A full model, or a base with its adapter, in eval mode."""
+    check_choice("quantization", quantization, ("nf4", "none"))
+    base = adapter_base(model)
+    loaded = load_base(base or model, quantization, dtype, device, revision)
+    if base is not None:
+        loaded = PeftModel.from_pretrained(loaded, model)
+    return loaded.eval().requires_grad_(False)
+
+
+def load_base(
+    name: str, quantization: str, dtype: torch.dtype, device: torch.device, revision: str | None = None, seed: int = 0
+) -> torch.nn.Module:
+    """A full model on `device`, in nf4 with double quantization if asked."""
+    if name == TINY:
+        check(quantization == "none", "model tiny has random weights: train it before quantizing it")
+        return tiny_model(seed).to(device=device, dtype=dtype)
+    options = {"dtype": dtype, "attn_implementation": "sdpa", "revision": revision}
+    if quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=torch.uint8,
+        )
+        options["device_map"] = {"": device}
+    model = _from_hub_or_disk(AutoModelForCausalLM, name, **options)
+    if quantization == "none":
+        model = model.to(device)
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 an eval() forward would repack the weights for a kernel without a gradient to its input.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def tiny_model(seed: int) -> Phi3ForCausalLM:
+    """A Phi-3 of about a million parameters with random weights that `seed` determines."""
+    tokenizer = tiny_tokenizer()
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in PHI3_STOPS]
+    torch.manual_seed(seed)
+    model = Phi3ForCausalLM(
+        Phi3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=4096,
+            original_max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            pad_token_id=ids[-1],
+            bos_token_id=None,
+            eos_token_id=ids[-1],
+        )
+    )
+    model.generation_config.eos_token_id = ids
+    return model
+
+
+def check_context(model: torch.nn.Module, tokens: int) -> None:
+    """Raise ValueError if sequences of `tokens` tokens leave the model's context, or its short LongRoPE factors."""
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    limit = config.max_position_embeddings
+    if rope.get("rope_type") == "longrope":
+        # Past this length the whole batch is rotated by other factors than the tokens already cached.
+        limit = getattr(config, "original_max_position_embeddings", None) or rope["original_max_position_embeddings"]
+    check(tokens <= limit, f"sequences of up to {tokens} tokens: the model takes {limit}; shorten the prompts or completions")
+
+
+def _lora_targets(model: torch.nn.Module, names: str) -> list[str]:
+    linear = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
+    targets = [name.strip() for name in names.split(",") if name.strip()] or sorted(linear)
+    missing = [name for name in targets if name not in linear]
+    check(not missing, f"lora_target_modules: the model has no {', '.join(missing)}; its own are {','.join(sorted(linear))}")
+    return targets
+
+
+def _from_hub_or_disk(cls, name: str, **options):
+    if (name.startswith((".", "/", "~")) or os.sep in name) and not Path(name).exists() and name.count("/") != 1:
+        raise ValueError(f"model {name}: no such directory")
+    try:
+        return cls.from_pretrained(name, **options)
+    except (OSError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"model {name}: cannot be loaded ({reason}); give a local directory or a hub name") from error
+
+
+# --- adapters
+
+
+def add_reference(policy: PeftModel) -> None:
+    """Freeze a copy of the policy's adapter beside it, as the reference of the KL term, on the same base.
+
+    A fresh LoRA's copy is the base model itself, since B = 0. Switching the adapter off instead would make the base the
+    reference of a run that starts from a trained adapter.
+    """
+    policy.add_adapter(REFERENCE, policy.peft_config[POLICY])
+    set_peft_model_state_dict(policy, get_peft_model_state_dict(policy, adapter_name=POLICY), adapter_name=REFERENCE)
+    for name, parameter in policy.named_parameters():
+        if f".{REFERENCE}." in name:
+            parameter.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def use_reference(policy: torch.nn.Module) -> Iterator[None]:
+    """Run the reference adapter inside the block.
+
+    peft's `set_adapter` would also toggle requires_grad, and with it the gradient hooks that DeepSpeed has placed on the
+    policy's parameters; only the layers' choice of adapter changes here.
+    """
+    layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+    assert layers and REFERENCE in layers[0].lora_A, "no reference adapter: call add_reference first"
+    try:
+        for layer in layers:
+            layer._active_adapter = [REFERENCE]
+        yield
+    finally:
+        for layer in layers:
+            layer._active_adapter = [POLICY]
+
+
+def save_model(model: torch.nn.Module, tokenizer, directory: Path) -> None:
+    """Write the policy as safetensors: the adapter alone for LoRA, the full model otherwise, with the tokenizer."""
+    if isinstance(model, PeftModel):
+        # The embeddings are never trained; asking about them would ask the hub.
+        model.save_pretrained(directory, selected_adapters=[POLICY], save_embedding_layers=False)
+    else:
+        model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

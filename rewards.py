@@ -1,0 +1,136 @@
+"""Read a Yes/No answer out of generated text, and score it: the outcome reward of GRPO.
+
+    extract_answer("... no directed path.\\n\\n**Answer: No**")   -> False
+    outcome_reward("Answer: Yes", label=1)                       -> 1.0
+
+Training and evaluation read answers with the same function; two readings would make the reward and the score disagree.
+A text has at most one answer, so no text is right under both labels and hedging never pays.
+
+What counts, the first that is found:
+1. the last answer line: "Answer: No", "the final answer is **Yes**", "\\boxed{Yes}", "<answer>no</answer>";
+2. the last conclusion line: "Therefore: No";
+3. the final line, where it begins with a clear yes or no, or its final sentence begins or ends with one;
+4. the opening words of the text: "No. The premise ...".
+If what is found holds both a yes and a no, the text has no answer. Questions ("... ?") and instructions ("Answer Yes
+or No.") are not answers, and the "no" of "no edge" is not a verdict.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+RIGHT_REWARD = 1.0
+WRONG_REWARD = -1.0
+NO_ANSWER_REWARD = -0.5
+
+# A "no" is a verdict when nothing it could negate follows: the end, punctuation, or the start of a new clause.
+_CLAUSE = r"because|since|as|it|this|that|the|there|we|given|for|and|or|but|yes|not|no"
+_NO = rf"no\b(?!\.? ?\d)(?=\W*$| ?[.,;:!/(–—]| -+ | (?:{_CLAUSE})\b)"
+_VERDICT = rf"(?<!not )(?<!not a )\b(?:(?P<yes>yes\b)|{_NO})"
+_FILLER = r"(?:so|thus|hence|therefore|then|is|that|clearly|definitely|simply|just|still|in conclusion|conclusion)"
+
+_ANY = re.compile(_VERDICT)
+_BEGIN = re.compile(rf"\W*(?:{_FILLER}\b\W*)*{_VERDICT}")
+_END = re.compile(rf"{_VERDICT}\W*$")
+_OPENING = re.compile(rf"\W*{_VERDICT}(?= ?(?:[.,;:!–—]|-+ |$))")
+
+_ANSWER = re.compile(
+    r"(?<!\bto )(?<!\bif the )(?<!\bwhen the )(?<!\bwhether the )"
+    r"\b(?:answer|verdict)\b(?:[^.:=]{0,80}?(?:[:=]| is\b| [-–—]+ )|(?= ?(?:yes|no)\b))"
+)
+_CONCLUSION = re.compile(r"^\W*(?:therefore|thus|hence|in conclusion|conclusion) ?:")
+_HEADER = re.compile(r"^\W*(?:(?:the|my|final|correct)\W+)*(?:answer|verdict|conclusion|therefore)\W*$")
+# "Yes or No" as an instruction, unless the sentence states it as the answer ("Answer: Yes or No" is a hedge).
+_CHOICE = re.compile(r"\b(?:yes\W+(?:or\b|/)\W*(?:answer\W+)?no|no\W+(?:or\b|/)\W*(?:answer\W+)?yes)\b")
+_STATED = re.compile(
+    r"^\W*(?:(?:so|the|my|final|correct|therefore)\W+)*(?:answer|verdict|therefore|conclusion) ?(?:[:=]|is\b)"
+)
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_MARKUP = (
+    (re.compile(r"<answer>|\\boxed\b"), " answer: "),
+    (re.compile(r"</answer>"), "\n"),
+    (re.compile(r"<\|?/?\w+\|?>|\\[a-z]+\s*\{?|\\.|[*_`#~$\\{}\"'“”‘’|]|^[^\S\n]*>", re.MULTILINE), " "),
+    (re.compile(r"[^\S\n]+"), " "),
+)
+
+
+def extract_answer(text: str) -> bool | None:
+    """The answer that a completion gives: True for Yes, False for No, None for no answer (or a contradictory one)."""
+    lines = _plain_lines(text)
+    if not lines:
+        return None
+    for marker in (_ANSWER, _CONCLUSION):
+        for line in reversed(lines):
+            verdicts = _marked_verdicts(marker, line)
+            if verdicts:
+                return _single(verdicts)
+    verdicts = _final_verdicts(lines[-1])
+    return _single(verdicts or _matched(_OPENING.match(lines[0])))
+
+
+def outcome_reward(text: str, label: int, class_weights: Sequence[float] | None = None) -> float:
+    """+1 for the right answer, -1 for the wrong one, -0.5 for none.
+
+    `class_weights=(w_no, w_yes)` multiplies the reward of an answer to a row of that label. Where one class is rare the
+    plain reward teaches "always No"; weights inverse to the class shares make any constant answer worth 0 on average.
+    Raises ValueError for a label other than 0 and 1, and for weights that are not two numbers >= 0.
+    """
+    if label not in (0, 1):
+        raise ValueError(f"label must be 0 or 1, not {label!r}: check the dataset's `label` column")
+    if class_weights is not None and (len(class_weights) != 2 or not all(0 <= w < float("inf") for w in class_weights)):
+        raise ValueError(f"class_weights must be two numbers >= 0, (w_no, w_yes), not {class_weights!r}")
+    answer = extract_answer(text)
+    if answer is None:
+        return NO_ANSWER_REWARD
+    weight = 1.0 if class_weights is None else class_weights[int(label)]
+    return weight * (RIGHT_REWARD if answer == bool(label) else WRONG_REWARD)
+
+
+def _plain_lines(text: str) -> list[str]:
+    """Lower-case lines with words, without markup, questions and instructions; a header is joined to its answer."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    for pattern, replacement in _MARKUP:
+        text = pattern.sub(replacement, text)
+    lines: list[str] = []
+    for line in text.splitlines():
+        line = " ".join(s for s in _SENTENCE_END.split(line.strip()) if not _is_question(s))
+        if not re.search(r"\w", line):
+            continue
+        if lines and _HEADER.match(lines[-1]):
+            lines[-1] += " " + line
+        else:
+            lines.append(line)
+    return lines
+
+
+def _is_question(sentence: str) -> bool:
+    return sentence.endswith("?") or bool(_CHOICE.search(sentence) and not _STATED.match(sentence))
+
+
+def _marked_verdicts(marker: re.Pattern, line: str) -> set[bool]:
+    """Every verdict from the line's first marker that a verdict follows; empty if there is none."""
+    for match in marker.finditer(line):
+        if _BEGIN.match(line[match.end() :]):
+            return _all_verdicts(line[match.end() :]) | _matched(_OPENING.match(line))
+    return set()
+
+
+def _final_verdicts(line: str) -> set[bool]:
+    last = _SENTENCE_END.split(line)[-1]
+    begins = _matched(_BEGIN.match(line))
+    if _BEGIN.match(last) or _END.search(last):
+        return begins | _all_verdicts(last)
+    return begins
+
+
+def _all_verdicts(text: str) -> set[bool]:
+    return {match["yes"] is not None for match in _ANY.finditer(text)}
+
+
+def _matched(match: re.Match | None) -> set[bool]:
+    return set() if match is None else {match["yes"] is not None}
+
+
+def _single(verdicts: set[bool]) -> bool | None:
+    return next(iter(verdicts)) if len(verdicts) == 1 else None

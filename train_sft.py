@@ -1,0 +1,263 @@
+"""Supervised fine-tuning on the completions of a dataset of preprocess.py.
+
+    accelerate launch --config_file accelerate_configs/zero2_2xl4.yaml train_sft.py --config configs/sft_phi3.yaml
+    accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml train_sft.py --config configs/sft_tiny.yaml
+    tensorboard --logdir logs
+
+The loss of an optimizer step is the mean over all completion tokens of the step, on every rank: how the step is split into
+micro-batches and processes does not change it. Claims on one premise share its tokens (prefix_sharing.py).
+
+Dimensions: B rows of a micro-batch, T completion length.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from arguments import arg, check, parse_config, run_script, write_config
+from checkpoints import claim_output_dir, save_checkpoint
+from data import encode_rows, epoch_batches, load_split, share_of_rank
+from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
+from generation import predict
+from health import AdapterMotion, check_gradient_flow
+from metrics import baselines, classification_metrics
+from models import check_context, load_policy, load_tokenizer, save_model, stop_token_ids, training_dtype
+from prefix_sharing import plan_micro_batches, sequence_logps
+
+
+@dataclass
+class Config:
+    model: str = arg("tiny", "hub name, directory of a model or of a LoRA adapter, or tiny (embedded, random weights)")
+    revision: str | None = arg(None, "hub revision of the model")
+    dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
+    output_dir: str = arg("models/tiny_sft_model", "where the model, its checkpoints and its configuration go")
+    logging_dir: str = arg("logs/sft", "TensorBoard directory")
+    overwrite: bool = arg(False, "use an output_dir that is not empty")
+    # what is trained
+    adaptation: str = arg("full", "lora | full")
+    quantization: str = arg("none", "nf4 | none: precision of the frozen base")
+    lora_r: int = arg(16, "LoRA rank")
+    lora_alpha: int = arg(32, "LoRA scale is lora_alpha / lora_r")
+    lora_dropout: float = arg(0.0, "dropout probability before LoRA's A")
+    lora_target_modules: str = arg("", "comma-separated names of linear layers; empty: all but the head")
+    gradient_checkpointing: bool = arg(False, "recompute activations in the backward pass")
+    # optimisation
+    num_train_epochs: float = arg(3.0, "passes over the training rows")
+    max_steps: int = arg(0, "optimizer steps, if above 0; overrides num_train_epochs")
+    batch_size: int = arg(64, "rows an optimizer step, over all processes and micro-batches")
+    micro_batch_tokens: int = arg(2048, "packed tokens a forward pass on one process; lower it if memory runs out")
+    claims_per_prefix: int = arg(16, "rows of one premise that share its tokens")
+    prefix_sharing: bool = arg(True, "compute shared prefixes once; false computes every row by itself")
+    learning_rate: float = arg(2e-4, "peak learning rate")
+    warmup_ratio: float = arg(0.05, "share of the steps in which the rate rises from 0")
+    min_lr_ratio: float = arg(0.1, "final rate of the cosine as a share of the peak")
+    weight_decay: float = arg(0.0, "AdamW weight decay")
+    max_grad_norm: float = arg(1.0, "gradient norm beyond which gradients are clipped")
+    seed: int = arg(0, "seed of initial weights and data order")
+    # watching and keeping
+    logging_steps: int = arg(10, "optimizer steps between logged values")
+    eval_steps: int = arg(100, "optimizer steps between evaluations; 0: at the end only")
+    eval_rows: int = arg(256, "validation rows of an evaluation, at most")
+    max_new_tokens: int = arg(16, "tokens that an evaluation lets the model generate")
+    save_steps: int = arg(100, "optimizer steps between checkpoints; 0: the final model only")
+    save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
+
+    def __post_init__(self):
+        for name in ("batch_size", "micro_batch_tokens", "claims_per_prefix", "logging_steps", "eval_rows", "lora_r"):
+            check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
+        check(self.learning_rate > 0, f"learning_rate: must be above 0, got {self.learning_rate}")
+        check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs: must be above 0 (or set max_steps)")
+
+
+def learning_rate(step: int, total: int, config: Config) -> float:
+    """Linear warm-up, then cosine to `min_lr_ratio` of the peak; `step` counts from 0."""
+    warmup = max(1, round(total * config.warmup_ratio))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+
+
+def plan_steps(premise_ids: list[str], config: Config) -> list[list[list[int]]]:
+    """The groups of row indices of every optimizer step of the run."""
+    steps: list[list[list[int]]] = []
+    epoch = 0
+    while config.max_steps > 0 or epoch < config.num_train_epochs:
+        batches = epoch_batches(premise_ids, config.seed, epoch, config.claims_per_prefix, config.batch_size)
+        if config.max_steps == 0:
+            batches = batches[: math.ceil(len(batches) * min(1.0, config.num_train_epochs - epoch))]
+        steps += batches
+        epoch += 1
+        if 0 < config.max_steps <= len(steps):
+            return steps[: config.max_steps]
+    return steps
+
+
+def loss_sum(model, prompts, completions, groups: list[list[int]], share: bool) -> torch.Tensor:
+    """Negative log-likelihood of the completions, summed over the tokens of the rows in `groups`."""
+    logps, _, _ = sequence_logps(
+        model, [[prompts[i] for i in g] for g in groups], [[completions[i] for i in g] for g in groups], share=share
+    )  # (B, T)
+    return -logps.sum()
+
+
+def micro_batches(groups: list[list[int]], prompts, completions, config: Config) -> list[list[list[int]]]:
+    """The groups of one rank's step, packed into micro-batches."""
+    sequences = [[prompts[i] + completions[i] for i in group] for group in groups]
+    plan = plan_micro_batches(sequences, config.micro_batch_tokens, config.prefix_sharing)
+    return [[groups[g] for g in batch] for batch in plan]
+
+
+@torch.no_grad()
+def evaluation_loss(accelerator, model, prompts, completions, premise_ids: list[str], config: Config) -> float:
+    """Mean negative log-likelihood over all completion tokens of the rows, computed on all ranks."""
+    model.eval()
+    groups = epoch_batches(premise_ids, config.seed, 0, config.claims_per_prefix, len(prompts))[0]
+    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes)
+    sums = {"loss": 0.0, "tokens": 0.0}
+    for batch in micro_batches(mine, prompts, completions, config):
+        sums["loss"] += float(loss_sum(model, prompts, completions, batch, config.prefix_sharing))
+        sums["tokens"] += sum(len(completions[i]) for group in batch for i in group)
+    model.train()
+    sums = reduce(accelerator, sums)
+    return sums["loss"] / sums["tokens"]
+
+
+def main() -> None:
+    config = parse_config(Config)
+    accelerator = start(config.seed)
+    main_process = accelerator.is_main_process
+    device, world_size = accelerator.device, accelerator.num_processes
+
+    # --- data
+    train = load_split(config.dataset, "train")
+    validation = load_split(config.dataset, "validation")
+    validation = validation.select(range(min(len(validation), config.eval_rows)))
+    tokenizer = load_tokenizer(config.model, config.revision)
+    prompts, completions = encode_rows(tokenizer, train)
+    eval_prompts, eval_completions = encode_rows(tokenizer, validation)
+    steps = plan_steps(train["premise_id"], config)
+
+    # --- model
+    dtype = training_dtype(accelerator)
+    output_dir = Path(config.output_dir)
+    on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
+    model = load_policy(
+        config.model,
+        adaptation=config.adaptation,
+        quantization=config.quantization,
+        dtype=dtype,
+        device=device,
+        lora_r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        lora_target_modules=config.lora_target_modules,
+        gradient_checkpointing=config.gradient_checkpointing,
+        revision=config.revision,
+        seed=config.seed,
+    )
+    check_context(model, max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True)))
+    stop_ids = stop_token_ids(tokenizer, model)
+    probe = loss_sum(model, prompts, completions, steps[0][:1], config.prefix_sharing)
+    check_gradient_flow(model, probe / sum(len(completions[i]) for i in steps[0][0]))
+    motion = AdapterMotion(model)
+    engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
+    policy = accelerator.unwrap_model(engine)
+
+    writer = SummaryWriter(config.logging_dir) if main_process else None
+    if main_process:
+        write_config(config, output_dir / "config.json")
+        trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+        print(
+            f"SFT: {len(train)} rows, {len(steps)} steps of {config.batch_size} rows on {world_size} processes, "
+            f"{trainable:,} trainable parameters, {dtype}, {accelerator.distributed_type.value}",
+            flush=True,
+        )
+
+    def evaluate(step_number: int) -> None:
+        loss = evaluation_loss(accelerator, policy, eval_prompts, eval_completions, validation["premise_id"], config)
+        rows = predict(
+            accelerator, policy, tokenizer, validation,
+            stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, token_budget=config.micro_batch_tokens,
+        )  # fmt: skip
+        if not main_process:
+            return
+        scores = classification_metrics([r["label"] for r in rows], [r["prediction"] for r in rows])
+        always_yes = baselines([r["label"] for r in rows])["always_yes"]["f1"]
+        writer.add_scalar("eval/loss", loss, step_number)
+        for name in ("f1", "accuracy", "balanced_accuracy", "mcc", "unanswered_rate", "predicted_yes_rate"):
+            writer.add_scalar(f"eval/{name}", scores[name], step_number)
+        tqdm.write(
+            f"step {step_number}: eval loss {loss:.4f}, F1 {scores['f1']:.3f} (always Yes {always_yes:.3f}), "
+            f"balanced accuracy {scores['balanced_accuracy']:.3f}, {scores['n']} rows"
+        )
+
+    # --- train
+    engine.train()
+    bar = tqdm(total=len(steps), disable=not main_process, desc="SFT", mininterval=2, dynamic_ncols=True)
+    window = {"loss": 0.0, "tokens": 0.0, "rows": 0.0}
+    window_start = time.perf_counter()
+    for number, groups in enumerate(steps):
+        step_tokens = sum(len(completions[i]) for group in groups for i in group)
+        set_learning_rate(optimizer, learning_rate(number, len(steps), config))
+
+        # forward and backward: every rank equally often, since ZeRO-2 reduces gradients in each backward
+        mine = share_of_rank(groups, accelerator.process_index, world_size)
+        batches = micro_batches(mine, prompts, completions, config)
+        count = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
+        for k in range(count):
+            batch, weight = (batches[k], 1.0) if k < len(batches) else (groups[:1], 0.0)
+            loss = loss_sum(engine, prompts, completions, batch, config.prefix_sharing)
+            # DeepSpeed averages over ranks: times world_size, it is the mean over the whole step's tokens.
+            backward(accelerator, weight * loss * world_size / step_tokens, last=k == count - 1)
+            window["loss"] += weight * loss.item()
+        grad_norm, stepped = step(accelerator, engine, optimizer, config.max_grad_norm)
+
+        # log
+        window["tokens"] += sum(len(completions[i]) for group in mine for i in group)
+        window["rows"] += sum(map(len, mine))
+        bar.update()
+        if (number + 1) % config.logging_steps == 0 or number + 1 == len(steps):
+            total = reduce(accelerator, window)
+            seconds = time.perf_counter() - window_start
+            if main_process:
+                values = {
+                    "train/loss": total["loss"] / total["tokens"],
+                    "train/learning_rate": learning_rate(number, len(steps), config),
+                    "train/grad_norm": grad_norm,
+                    "health/step_skipped": float(not stepped),
+                    "health/weight_change": motion.change(policy),
+                    "perf/rows_per_second": total["rows"] / seconds,
+                    "perf/completion_tokens_per_second": total["tokens"] / seconds,
+                }
+                for name, value in values.items():
+                    writer.add_scalar(name, value, number + 1)
+                bar.set_postfix(loss=f"{values['train/loss']:.3f}", tokens_s=f"{total['tokens'] / seconds:.0f}")
+            motion.assert_moved(policy, number + 1, signal=True)
+            window = dict.fromkeys(window, 0.0)
+            window_start = time.perf_counter()
+
+        # evaluate, save
+        last = number + 1 == len(steps)
+        if last or (config.eval_steps > 0 and (number + 1) % config.eval_steps == 0):
+            evaluate(number + 1)
+        if config.save_steps > 0 and (number + 1) % config.save_steps == 0 and not last:
+            on_main(accelerator, lambda number=number: save_checkpoint(
+                output_dir, number + 1, config.save_total_limit, lambda path: save_model(policy, tokenizer, path)
+            ))  # fmt: skip
+    bar.close()
+    on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
+    if main_process:
+        writer.close()
+        print(f"model: {output_dir}\ncurves: tensorboard --logdir {config.logging_dir}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_script(main)
