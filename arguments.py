@@ -38,7 +38,7 @@ def parse_config(cls: type[T], argv: list[str] | None = None) -> T:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {field.name: field.type for field in dataclasses.fields(cls)}  # HfArgumentParser rewrites the types
-    parser = HfArgumentParser(cls, allow_abbrev=False, exit_on_error=False)
+    parser = HfArgumentParser(cls, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of the fields below; options given here override it")
     parser.error = _raise
     for option in (a[2:].split("=")[0] for a in argv if a.startswith("--")):

@@ -10,7 +10,7 @@ from arguments import check
 
 
 def claim_output_dir(directory: str, overwrite: bool) -> Path:
-    """Create the output directory; a directory that holds files is only used if `overwrite` is set."""
+    """Create the output directory; one that holds files is only used with `overwrite`, which drops its checkpoints."""
     path = Path(directory)
     check(not path.exists() or path.is_dir(), f"output_dir {directory}: is a file")
     occupied = path.is_dir() and any(path.iterdir())
@@ -19,6 +19,8 @@ def claim_output_dir(directory: str, overwrite: bool) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"output_dir {directory}: cannot be created ({error.strerror})") from None
+    for checkpoint in list_checkpoints(path):  # another run's steps would be taken for this one's
+        shutil.rmtree(checkpoint)
     return path
 
 

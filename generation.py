@@ -97,13 +97,20 @@ def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | Non
 
 
 def generate_groups(
-    model: torch.nn.Module, groups: list[list[Tokens]], *, token_budget: int, seeds: list[list[tuple]] | None = None, **kwargs
+    model: torch.nn.Module,
+    groups: list[list[Tokens]],
+    *,
+    cache_tokens: int,
+    max_new_tokens: int,
+    seeds: list[list[tuple]] | None = None,
+    **options,
 ) -> list[list[Completion]]:
-    """`generate` for groups of prompts that share a prefix, `token_budget` packed prompt tokens at a time."""
+    """`generate` for groups of prompts that share a prefix, with at most `cache_tokens` tokens in the key-value cache."""
     results: list[list[Completion]] = [[] for _ in groups]
-    for batch in plan_micro_batches(groups, token_budget):
+    for batch in plan_micro_batches(groups, cache_tokens, new_tokens=max_new_tokens):
+        flat = [prompt for g in batch for prompt in groups[g]]
         flat_seeds = None if seeds is None else [seed for g in batch for seed in seeds[g]]
-        done = iter(generate(model, [p for g in batch for p in groups[g]], seeds=flat_seeds, **kwargs))
+        done = iter(generate(model, flat, seeds=flat_seeds, max_new_tokens=max_new_tokens, **options))
         for g in batch:
             results[g] = [next(done) for _ in groups[g]]
     return results
@@ -117,8 +124,7 @@ def predict(
     *,
     stop_ids: set[int],
     max_new_tokens: int,
-    token_budget: int,
-    claims_per_prefix: int = 64,
+    cache_tokens: int,
 ) -> list[dict]:
     """Greedy answers to every row: each rank computes its share, every rank gets all, in the order of `rows`.
 
@@ -126,14 +132,15 @@ def predict(
     `num_variables`, `template`) and `completion` (text) and `stopped` (False: cut at `max_new_tokens`).
     """
     prompts = [encode(tokenizer, text) for text in rows["prompt"]]
-    groups = premise_groups(rows["premise_id"], claims_per_prefix)
+    # A premise's prompts and completions should fit the cache together.
+    groups = premise_groups(rows["premise_id"], max(1, min(64, cache_tokens // (2 * max_new_tokens))))
     mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes)
     was_training = model.training
     model.eval()
     completions = generate_groups(
         model,
         [[prompts[index] for index in group] for group in mine],
-        token_budget=token_budget,
+        cache_tokens=cache_tokens,
         stop_ids=stop_ids,
         max_new_tokens=max_new_tokens,
     )

@@ -173,7 +173,7 @@ def load_policy(
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         policy.enable_input_require_grads()
     check(any(p.requires_grad for p in policy.parameters()), f"model {model}: nothing in it is trainable")
-    return policy
+    return policy.train()  # gradient checkpointing is only active then
 
 
 def load_for_inference(
@@ -238,6 +238,13 @@ def tiny_model(seed: int) -> Phi3ForCausalLM:
     )
     model.generation_config.eos_token_id = ids
     return model
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout probability to 0: an adapter that was trained with dropout brings its own."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
 
 def check_context(model: torch.nn.Module, tokens: int) -> None:

@@ -73,13 +73,15 @@ def pack(groups: list[list[Tokens]], share: bool = True) -> PackedTree:
     return tree
 
 
-def plan_micro_batches(groups: list[list[Tokens]], token_budget: int, share: bool = True) -> list[list[int]]:
+def plan_micro_batches(
+    groups: list[list[Tokens]], token_budget: int, share: bool = True, new_tokens: int = 0
+) -> list[list[int]]:
     """Split groups into micro-batches of at most `token_budget` packed tokens; a larger group stands alone.
 
-    Returns lists of group indices. Whole groups stay together, and groups of like size meet, longest first, so that an
+    `new_tokens` is room that each sequence needs besides, to grow. Returns lists of group indices. Whole groups stay together, and groups of like size meet, longest first, so that an
     out-of-memory error comes in the first step or not at all.
     """
-    sizes = [len(pack([group], share)) for group in groups]
+    sizes = [len(pack([group], share)) + new_tokens * len(group) for group in groups]
     batches: list[list[int]] = []
     room = 0
     for g in sorted(range(len(groups)), key=lambda g: -sizes[g]):

@@ -387,6 +387,7 @@ def dataset_hash(splits: dict[str, list[dict]], columns: dict) -> str:
 def make_report(splits: dict, columns: dict, config: DataConfig, source_rows: list[dict], left_out: dict) -> dict:
     """What report.json says; `left_out` (unparsable, over_long, teacher) is part of it."""
     wrong = [row for row in source_rows if row["given_label"] != row["exact"]]
+    first_wrong = [{key: row[key] for key in ("row", "given_label", "exact")} for row in wrong[:10]]
     report = {
         "source": f"{HUB_NAME} ({config.hub_config})" if config.source == "hub" else config.source,
         "source_rows": len(source_rows) + len(left_out["unparsable"]),
@@ -394,10 +395,7 @@ def make_report(splits: dict, columns: dict, config: DataConfig, source_rows: li
         "dataset_hash": dataset_hash(splits, columns),
         "splits": {name: split_figures(rows) for name, rows in splits.items()},
         "overlap": overlaps(splits),
-        "given_label_not_exact": {
-            "rows": len(wrong),
-            "first": [{"row": row["row"], "given": row["given_label"], "exact": row["exact"]} for row in wrong[:10]],
-        },
+        "given_label_not_exact": {"rows": len(wrong), "first": first_wrong},
         **left_out,
     }
     if not config.raw:
@@ -425,10 +423,8 @@ def summary(report: dict) -> str:
         share = f"{split['label_1'] / split['rows']:.1%}"
         groups = f"{split['premises']:>10,}{split['structures']:>12,}"
         lines.append(f"{name:<11}{split['rows']:>9,}{share:>9}{groups}   {sizes}")
-    shared = [
-        f"{pair} {n['premises']:,} premises, {n['structures']:,} structures" for pair, n in report["overlap"].items()
-    ]
-    lines.append(f"in two splits: {'; '.join(shared) or 'there is only one'}")
+    shared = "; ".join(f"{pair} {n['premises']:,}, {n['structures']:,}" for pair, n in report["overlap"].items())
+    lines.append(f"premises, structures in two splits: {shared or 'there is only one split'}")
     return "\n".join(lines + (chat_summary(report) if "tokens" in report else []))
 
 

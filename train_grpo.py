@@ -31,6 +31,7 @@ from metrics import baselines, classification_metrics
 from models import (
     add_reference,
     check_context,
+    disable_dropout,
     encode,
     load_policy,
     load_tokenizer,
@@ -62,6 +63,7 @@ class Config:
     num_generations: int = arg(8, "samples G of a prompt")
     temperature: float = arg(1.0, "sampling temperature; log-probabilities are taken at the same one")
     max_new_tokens: int = arg(16, "tokens of a completion, at most")
+    cache_tokens: int = arg(8192, "tokens in the key-value cache of a rollout on one process: prompts and longest completions")
     claims_per_prefix: int = arg(4, "prompts of one premise that share its tokens")
     # the objective
     loss_type: str = arg("grpo", "grpo (mean over each sequence) | dapo (mean over the step's tokens) | dr_grpo (constant)")
@@ -188,7 +190,7 @@ def sample(model, tokenizer, prompts, labels, groups: list[list[int]], stop_ids,
     ]
     model.eval()  # dropout or checkpointing would sample from another policy
     completions = generate_groups(
-        model, tokens, token_budget=config.micro_batch_tokens, seeds=seeds, stop_ids=stop_ids,
+        model, tokens, cache_tokens=config.cache_tokens, seeds=seeds, stop_ids=stop_ids,
         max_new_tokens=config.max_new_tokens, temperature=config.temperature,
     )  # fmt: skip
     texts = [[tokenizer.decode(c.tokens, skip_special_tokens=True) for c in group] for group in completions]
@@ -313,19 +315,20 @@ def main() -> None:
         revision=config.revision,
         seed=config.seed,
     )
+    disable_dropout(model)  # sampling and scoring must see one policy
     check_context(model, max(map(len, prompts)) + config.max_new_tokens)
     if config.beta > 0:
         add_reference(model)
     stop_ids = stop_token_ids(tokenizer, model)
     probe = sequence_logps(model, [prompts[:1]], [[encode(tokenizer, train["response"][0])]], config.temperature)[0]
     check_gradient_flow(model, probe.mean())
-    motion = AdapterMotion(model)
     engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
     policy = accelerator.unwrap_model(engine)
+    motion = AdapterMotion(policy)
 
     writer = SummaryWriter(config.logging_dir) if main_process else None
     if main_process:
-        write_config(config, output_dir / "config.json")
+        write_config(config, output_dir / "training_config.json")
         print(
             f"GRPO: {len(train)} prompts, {config.max_steps} steps of {config.prompts_per_step}×{config.num_generations} "
             f"completions on {world_size} processes, {dtype}, {accelerator.distributed_type.value}",
@@ -335,7 +338,7 @@ def main() -> None:
     def evaluate(step_number: int, rollout: Rollout | None = None) -> None:
         rows = predict(
             accelerator, policy, tokenizer, validation,
-            stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, token_budget=config.micro_batch_tokens,
+            stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
         )  # fmt: skip
         if not main_process:
             return
@@ -410,10 +413,9 @@ def main() -> None:
         sums, maxima = reduce(accelerator, sums), reduce(accelerator, maxima, "max")
         for name, value in {**counts, **sums, "steps": 1.0}.items():
             window[name] = window.get(name, 0.0) + value
-        has_signal = counts["abs_advantage"] > 0
         bar.update()
         if (number + 1) % config.logging_steps == 0 or number + 1 == config.max_steps:
-            motion.assert_moved(policy, number + 1, signal=has_signal)
+            motion.assert_moved(policy, number + 1, signal=window["abs_advantage"] > 0)
             if main_process:
                 values = rollout_means(window)
                 values |= {f"policy/{name}": window[name] / window["steps"] for name in sums}

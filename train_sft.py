@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from arguments import arg, check, parse_config, run_script, write_config
 from checkpoints import claim_output_dir, save_checkpoint
-from data import encode_rows, epoch_batches, load_split, share_of_rank
+from data import encode_rows, epoch_batches, load_split, premise_groups, share_of_rank
 from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
 from generation import predict
 from health import AdapterMotion, check_gradient_flow
@@ -52,6 +52,7 @@ class Config:
     batch_size: int = arg(64, "rows an optimizer step, over all processes and micro-batches")
     micro_batch_tokens: int = arg(2048, "packed tokens a forward pass on one process; lower it if memory runs out")
     claims_per_prefix: int = arg(16, "rows of one premise that share its tokens")
+    class_weights: list[float] = arg([1.0, 1.0], "loss weight of rows whose label is No and Yes")
     prefix_sharing: bool = arg(True, "compute shared prefixes once; false computes every row by itself")
     learning_rate: float = arg(2e-4, "peak learning rate")
     warmup_ratio: float = arg(0.05, "share of the steps in which the rate rises from 0")
@@ -64,6 +65,7 @@ class Config:
     eval_steps: int = arg(100, "optimizer steps between evaluations; 0: at the end only")
     eval_rows: int = arg(256, "validation rows of an evaluation, at most")
     max_new_tokens: int = arg(16, "tokens that an evaluation lets the model generate")
+    cache_tokens: int = arg(8192, "tokens in the key-value cache of an evaluation on one process")
     save_steps: int = arg(100, "optimizer steps between checkpoints; 0: the final model only")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
 
@@ -71,6 +73,10 @@ class Config:
         for name in ("batch_size", "micro_batch_tokens", "claims_per_prefix", "logging_steps", "eval_rows", "lora_r"):
             check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
         check(self.learning_rate > 0, f"learning_rate: must be above 0, got {self.learning_rate}")
+        check(
+            len(self.class_weights) == 2 and min(self.class_weights) > 0,
+            f"class_weights: two numbers above 0, for No and Yes, got {self.class_weights}",
+        )
         check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs: must be above 0 (or set max_steps)")
 
 
@@ -99,31 +105,43 @@ def plan_steps(premise_ids: list[str], config: Config) -> list[list[list[int]]]:
     return steps
 
 
-def loss_sum(model, prompts, completions, groups: list[list[int]], share: bool) -> torch.Tensor:
-    """Negative log-likelihood of the completions, summed over the tokens of the rows in `groups`."""
-    logps, _, _ = sequence_logps(
-        model, [[prompts[i] for i in g] for g in groups], [[completions[i] for i in g] for g in groups], share=share
-    )  # (B, T)
-    return -logps.sum()
+@dataclass
+class Rows:
+    """Tokenized rows and the loss weight of each one's tokens."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    weights: list[float]
+
+    def weighted_tokens(self, groups: list[list[int]]) -> float:
+        return sum(self.weights[i] * len(self.completions[i]) for group in groups for i in group)
 
 
-def micro_batches(groups: list[list[int]], prompts, completions, config: Config) -> list[list[list[int]]]:
+def loss_sum(model, rows: Rows, groups: list[list[int]], share: bool) -> torch.Tensor:
+    """Negative log-likelihood of the completions, a weighted sum over the tokens of the rows in `groups`."""
+    prompts, completions = ([[column[i] for i in g] for g in groups] for column in (rows.prompts, rows.completions))
+    logps, _, _ = sequence_logps(model, prompts, completions, share=share)  # (B, T)
+    weights = torch.tensor([rows.weights[i] for g in groups for i in g], device=logps.device)  # (B,)
+    return -(logps.sum(dim=1) * weights).sum()
+
+
+def micro_batches(groups: list[list[int]], rows: Rows, config: Config) -> list[list[list[int]]]:
     """The groups of one rank's step, packed into micro-batches."""
-    sequences = [[prompts[i] + completions[i] for i in group] for group in groups]
+    sequences = [[rows.prompts[i] + rows.completions[i] for i in group] for group in groups]
     plan = plan_micro_batches(sequences, config.micro_batch_tokens, config.prefix_sharing)
     return [[groups[g] for g in batch] for batch in plan]
 
 
 @torch.no_grad()
-def evaluation_loss(accelerator, model, prompts, completions, premise_ids: list[str], config: Config) -> float:
-    """Mean negative log-likelihood over all completion tokens of the rows, computed on all ranks."""
+def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], config: Config) -> float:
+    """Mean negative log-likelihood over all completion tokens of the rows, weighted as in training, on all ranks."""
     model.eval()
-    groups = epoch_batches(premise_ids, config.seed, 0, config.claims_per_prefix, len(prompts))[0]
+    groups = premise_groups(premise_ids, config.claims_per_prefix)
     mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes)
     sums = {"loss": 0.0, "tokens": 0.0}
-    for batch in micro_batches(mine, prompts, completions, config):
-        sums["loss"] += float(loss_sum(model, prompts, completions, batch, config.prefix_sharing))
-        sums["tokens"] += sum(len(completions[i]) for group in batch for i in group)
+    for batch in micro_batches(mine, rows, config):
+        sums["loss"] += float(loss_sum(model, rows, batch, config.prefix_sharing))
+        sums["tokens"] += rows.weighted_tokens(batch)
     model.train()
     sums = reduce(accelerator, sums)
     return sums["loss"] / sums["tokens"]
@@ -140,8 +158,10 @@ def main() -> None:
     validation = load_split(config.dataset, "validation")
     validation = validation.select(range(min(len(validation), config.eval_rows)))
     tokenizer = load_tokenizer(config.model, config.revision)
-    prompts, completions = encode_rows(tokenizer, train)
-    eval_prompts, eval_completions = encode_rows(tokenizer, validation)
+    rows, eval_rows = (
+        Rows(*encode_rows(tokenizer, split), [config.class_weights[label] for label in split["label"]])
+        for split in (train, validation)
+    )
     steps = plan_steps(train["premise_id"], config)
 
     # --- model
@@ -162,17 +182,17 @@ def main() -> None:
         revision=config.revision,
         seed=config.seed,
     )
-    check_context(model, max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True)))
+    check_context(model, max(len(p) + len(c) for p, c in zip(rows.prompts, rows.completions, strict=True)))
     stop_ids = stop_token_ids(tokenizer, model)
-    probe = loss_sum(model, prompts, completions, steps[0][:1], config.prefix_sharing)
-    check_gradient_flow(model, probe / sum(len(completions[i]) for i in steps[0][0]))
-    motion = AdapterMotion(model)
+    probe = loss_sum(model, rows, steps[0][:1], config.prefix_sharing)
+    check_gradient_flow(model, probe / rows.weighted_tokens(steps[0][:1]))
     engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
     policy = accelerator.unwrap_model(engine)
+    motion = AdapterMotion(policy)
 
     writer = SummaryWriter(config.logging_dir) if main_process else None
     if main_process:
-        write_config(config, output_dir / "config.json")
+        write_config(config, output_dir / "training_config.json")
         trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
         print(
             f"SFT: {len(train)} rows, {len(steps)} steps of {config.batch_size} rows on {world_size} processes, "
@@ -181,15 +201,15 @@ def main() -> None:
         )
 
     def evaluate(step_number: int) -> None:
-        loss = evaluation_loss(accelerator, policy, eval_prompts, eval_completions, validation["premise_id"], config)
-        rows = predict(
+        loss = evaluation_loss(accelerator, policy, eval_rows, validation["premise_id"], config)
+        answers = predict(
             accelerator, policy, tokenizer, validation,
-            stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, token_budget=config.micro_batch_tokens,
+            stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
         )  # fmt: skip
         if not main_process:
             return
-        scores = classification_metrics([r["label"] for r in rows], [r["prediction"] for r in rows])
-        always_yes = baselines([r["label"] for r in rows])["always_yes"]["f1"]
+        scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
+        always_yes = baselines(validation["label"])["always_yes"]["f1"]
         writer.add_scalar("eval/loss", loss, step_number)
         for name in ("f1", "accuracy", "balanced_accuracy", "mcc", "unanswered_rate", "predicted_yes_rate"):
             writer.add_scalar(f"eval/{name}", scores[name], step_number)
@@ -201,27 +221,28 @@ def main() -> None:
     # --- train
     engine.train()
     bar = tqdm(total=len(steps), disable=not main_process, desc="SFT", mininterval=2, dynamic_ncols=True)
-    window = {"loss": 0.0, "tokens": 0.0, "rows": 0.0}
+    window = dict.fromkeys(("loss", "tokens", "rows", "sequence_tokens"), 0.0)
     window_start = time.perf_counter()
     for number, groups in enumerate(steps):
-        step_tokens = sum(len(completions[i]) for group in groups for i in group)
+        step_tokens = rows.weighted_tokens(groups)
         set_learning_rate(optimizer, learning_rate(number, len(steps), config))
 
         # forward and backward: every rank equally often, since ZeRO-2 reduces gradients in each backward
         mine = share_of_rank(groups, accelerator.process_index, world_size)
-        batches = micro_batches(mine, prompts, completions, config)
+        batches = micro_batches(mine, rows, config)
         count = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
         for k in range(count):
             batch, weight = (batches[k], 1.0) if k < len(batches) else (groups[:1], 0.0)
-            loss = loss_sum(engine, prompts, completions, batch, config.prefix_sharing)
+            loss = loss_sum(engine, rows, batch, config.prefix_sharing)
             # DeepSpeed averages over ranks: times world_size, it is the mean over the whole step's tokens.
             backward(accelerator, weight * loss * world_size / step_tokens, last=k == count - 1)
             window["loss"] += weight * loss.item()
         grad_norm, stepped = step(accelerator, engine, optimizer, config.max_grad_norm)
 
         # log
-        window["tokens"] += sum(len(completions[i]) for group in mine for i in group)
+        window["tokens"] += rows.weighted_tokens(mine)
         window["rows"] += sum(map(len, mine))
+        window["sequence_tokens"] += sum(len(rows.prompts[i]) + len(rows.completions[i]) for group in mine for i in group)
         bar.update()
         if (number + 1) % config.logging_steps == 0 or number + 1 == len(steps):
             total = reduce(accelerator, window)
@@ -234,11 +255,11 @@ def main() -> None:
                     "health/step_skipped": float(not stepped),
                     "health/weight_change": motion.change(policy),
                     "perf/rows_per_second": total["rows"] / seconds,
-                    "perf/completion_tokens_per_second": total["tokens"] / seconds,
+                    "perf/tokens_per_second": total["sequence_tokens"] / seconds,
                 }
                 for name, value in values.items():
                     writer.add_scalar(name, value, number + 1)
-                bar.set_postfix(loss=f"{values['train/loss']:.3f}", tokens_s=f"{total['tokens'] / seconds:.0f}")
+                bar.set_postfix(loss=f"{values['train/loss']:.3f}", tokens_s=f"{values['perf/tokens_per_second']:.0f}")
             motion.assert_moved(policy, number + 1, signal=True)
             window = dict.fromkeys(window, 0.0)
             window_start = time.perf_counter()

@@ -13,8 +13,8 @@ import corr2cause as c
 
 LETTERS = "ABCDEF"
 GOOD = (
-    "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 variables "
-    "are as follows: A correlates with C. B correlates with C. However, A is independent of B."
+    "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
+    "variables are as follows: A correlates with C. B correlates with C. However, A is independent of B."
 )
 
 
@@ -130,8 +130,16 @@ def test_relabelled_classes_sum_to_the_published_labelled_counts(n, expected):
 
 @pytest.mark.slow
 def test_six_variables_sum_to_the_published_labelled_counts():
+    classes = dags = 0
+    for dag in c.generate_premises(6):
+        premise = c.premise_of(dag)
+        directed, undirected = c.cpdag(premise)
+        edges = [*directed, *undirected, *(edge[::-1] for edge in undirected)]
+        versions = {frozenset((p[u], p[v]) for u, v in edges) for p in permutations(range(6))}
+        classes += len(versions)
+        dags += len(versions) * len(c.markov_equivalence_class(premise))
     assert len(list(c.unlabelled_dags(6))) == 5984
-    assert labelled_counts(6) == (1067825, 3781503)
+    assert (classes, dags) == (1067825, 3781503)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -207,6 +215,17 @@ def test_labels_and_structure_do_not_depend_on_the_letters():
             assert c.exact_label(renamed_members, c.Claim(claim.relation, i, j)) == c.exact_label(members, claim)
 
 
+def test_fourth_meek_rule_orients_what_the_first_three_leave():
+    """a - b with a - d -> c -> b and a - c, b and d apart: b -> a would force d's arrows into a cycle or a collider."""
+    a, b, mid, d = 0, 1, 2, 3
+    out = [0] * 4
+    for u, v in [(a, b), (b, a), (a, mid), (mid, a), (a, d), (d, a), (d, mid), (mid, b)]:
+        out[u] |= 1 << v
+    expected = [*out]
+    expected[b] = 0
+    assert c._meek(out) == tuple(expected)
+
+
 @pytest.mark.parametrize(
     "independences",
     [
@@ -255,10 +274,7 @@ def test_rows_have_the_columns_and_templates_of_the_release():
         if row["template"] not in ("non-parent ancestor", "non-child descendant"):
             assert (first < last) == (row["template"] != "child")
         assert set(row["edges"]) == {"directed", "undirected"}
-    wordings = {
-        (row["template"], row["hypothesis"][0] < row["hypothesis"].rstrip(".").split("B")[0][:1]) for row in rows(4)
-    }
-    assert {template for template, _ in wordings} == set(c.TEMPLATES)
+    assert {row["template"] for row in rows(4)} == set(c.TEMPLATES)
     assert len({row["structure_id"] for row in rows(4)}) == len({row["premise_id"] for row in rows(4)}) == 20
 
 
@@ -318,9 +334,9 @@ def test_wording_is_the_released_one():
     assert c.write_premise(c.premise_of((0, 0, 3))) == GOOD
     chain = c.write_premise(c.premise_of((0, 1, 2, 4)))
     assert chain.endswith(
-        "However, A and C are independent given B. A and C are independent given B and D. A and D are independent given B. "
-        "A and D are independent given B and C. A and D are independent given C. B and D are independent given A and C. "
-        "B and D are independent given C."
+        "However, A and C are independent given B. A and C are independent given B and D. "
+        "A and D are independent given B. A and D are independent given B and C. A and D are independent given C. "
+        "B and D are independent given A and C. B and D are independent given C."
     )
     assert "follows: A is independent of B." in c.write_premise(c.premise_of((0, 0)))
     assert c.write_premise(c.premise_of((0, 1))).endswith("follows: A correlates with B.")
@@ -513,6 +529,24 @@ def test_traces_are_true_statements_that_end_in_the_exact_label(n):
             assert not any(nx_holds(graph, claim) for graph in graphs)
 
 
+@pytest.mark.parametrize("n", [3, 4])
+def test_candidates_are_what_possible_edges_reach_without_the_other_variable(n):
+    for row in rows(n):
+        premise, claim = parsed(row)
+        if claim.relation == "direct":
+            continue
+        possible = nx.compose_all(brute_force_classes(n)[premise.independences])
+        without_j = possible.subgraph(set(possible) - {claim.j})
+        without_i = possible.subgraph(set(possible) - {claim.i})
+        first = (nx.ancestors if claim.relation == "confounder" else nx.descendants)(without_j, claim.i)
+        second = (nx.descendants if claim.relation == "collider" else nx.ancestors)(without_i, claim.j)
+        stated = re.search(
+            r"^(?:From|Into) \w: (.+?)\. (?:From|Into) \w: (.+?)\. Shared: (.+?)\.$", c.trace(premise, claim), re.M
+        )
+        for text, expected in zip(stated.groups(), (first, second, first & second), strict=True):
+            assert text == (" ".join(LETTERS[v] for v in sorted(expected)) or "none")
+
+
 def test_traces_are_short_and_every_variable_follows_a_space():
     for row in rows(4):
         text = c.trace(*parsed(row))
@@ -528,7 +562,7 @@ def test_answers_of_larger_traces_equal_the_label():
 
 
 def test_a_claim_that_holds_by_turns_names_every_alternative():
-    """A - B - C with B and C both into D is not one path: A causes D through B or through C, depending on the member."""
+    """B - A - C is open, B and C cause D: A causes D through B or through C, depending on the member."""
     dag = (0, 1, 1, 6)  # A -> B, A -> C, B -> D, C -> D
     premise = c.premise_of(dag)
     assert len(c.markov_equivalence_class(premise)) == 3

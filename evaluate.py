@@ -1,0 +1,379 @@
+"""Greedy answers of a model to a split, their scores with intervals, and paired comparisons of models.
+
+    python evaluate.py --model models/tiny_sft_model --dataset data/tiny --split test
+    accelerate launch --config_file accelerate_configs/zero2_2xl4.yaml evaluate.py --model models/phi3_grpo_model \\
+        --dataset data/phi3 --quantization nf4 --output_dir evaluation_results/phi3_grpo_model
+    python evaluate.py --compare evaluation_results/phi3_sft_model evaluation_results/phi3_grpo_model
+    python evaluate.py --curves logs/sft logs/grpo
+
+The first two write metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to `output_dir`.
+`--compare` reads such directories and writes comparison.json and comparison.png; `--curves` reads TensorBoard
+directories and writes learning_curves.png. Neither needs a model.
+
+Most rows are No, so an accuracy says little: every table starts with the two answers that need no model. Rows of a
+premise are right or wrong together, so the intervals resample premises (metrics.py).
+"""
+
+import json
+import os
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import metrics
+from arguments import arg, check, check_choice, parse_config, run_script
+from checkpoints import claim_output_dir, list_checkpoints
+from data import load_split
+from distributed import start
+from generation import predict
+from models import TINY, adapter_base, check_context, encode, load_for_inference, load_tokenizer, stop_token_ids
+
+RESULTS = "evaluation_results"
+RECORDED = ("model", "revision", "quantization", "dataset", "split", "max_rows", "max_new_tokens", "seed")
+SCORE_NAMES = {"f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "mcc": "MCC"}
+BASELINE_NAMES = {"majority": "majority answer", "always_yes": "always Yes"}
+BASELINE_STYLES = {"majority": ("black", ":"), "always_yes": ("#D55E00", "--")}
+CURVES = {
+    "eval/f1": "F1 on validation rows",
+    "eval/balanced_accuracy": "balanced accuracy on validation rows",
+    "train/loss": "training loss (nats per token)",
+    "reward/mean": "mean reward (−1 to 1)",
+    "policy/kl": "KL from the reference (nats per token)",
+}
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")  # Okabe and Ito: safe for colour blindness
+LINES = ("-", "--", "-.", ":")
+LEGEND = {"loc": "outside lower center", "ncols": 3, "frameon": False}  # below the panels, where it hides nothing
+MARKERS = ("o", "s", "^", "D", "v")  # 6, 4 and 5 of a kind: no two of 60 runs look alike
+
+
+@dataclass
+class Config:
+    model: str = arg("", "hub name, directory of a model or of a LoRA adapter, or tiny (embedded, random weights)")
+    revision: str | None = arg(None, "hub revision of the model")
+    quantization: str = arg("none", "nf4 | none: precision of the weights, or of an adapter's base")
+    dtype: str = arg("auto", "auto | float32 | bfloat16 | float16; auto: what the GPU computes in, float32 without one")
+    name: str = arg("", "label in tables and figures; empty: the model's directory")
+    dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
+    split: str = arg("test", "train | validation | test")
+    max_rows: int = arg(0, "rows to evaluate, a random choice that seed fixes; 0: all")
+    max_new_tokens: int = arg(16, "tokens of a completion, at most: 16 for an answer, 512 for reasoning")
+    cache_tokens: int = arg(8192, "tokens in the key-value cache of one process: prompts and longest completions")
+    cluster: str = arg("premise_id", "premise_id | structure_id: what the intervals resample")
+    num_resamples: int = arg(2000, "resamples of the intervals")
+    seed: int = arg(0, "seed of the resamples and of the choice of max_rows")
+    compare: list[str] = arg([], "instead of a model: output directories of earlier runs, the baseline first")
+    curves: list[str] = arg([], "instead of a model: TensorBoard directories of runs")
+    output_dir: str = arg("", f"where results go; empty: {RESULTS}/ and the model's name, comparison or curves")
+    overwrite: bool = arg(False, "use an output_dir that is not empty")
+
+    def __post_init__(self):
+        for name in ("max_new_tokens", "cache_tokens", "num_resamples"):
+            check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
+        check(self.max_rows >= 0, f"max_rows: must be at least 0 (all rows), got {self.max_rows}")
+        check_choice("cluster", self.cluster, ("premise_id", "structure_id"))
+        check_choice("quantization", self.quantization, ("nf4", "none"))
+        check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        reads_only = bool(self.compare or self.curves)
+        check(not (reads_only and self.model), "model: compare and curves run no model; leave one of them out")
+        check(reads_only or self.model != "", "model: name a directory or a hub model (or directories to compare)")
+        check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
+
+
+def claim_results_dir(directory: str, overwrite: bool) -> Path:
+    """Create the output directory. One with checkpoints is a model's: `overwrite` would delete them."""
+    check(not list_checkpoints(Path(directory)), f"output_dir {directory}: holds a model's checkpoints; name another")
+    return claim_output_dir(directory, overwrite)
+
+
+# ---------------------------------------------------------------- model and predictions
+
+
+def check_model(name: str) -> None:
+    """Refuse a local model without weights at once: the libraries would look for it on the hub, again and again."""
+    path = Path(name)
+    is_local = path.exists() or path.parts[0] == "models" or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
+    if name == TINY or not is_local:
+        return
+    check(path.is_dir(), f"model {name}: no such directory; train it first, or name another")
+    saved = list_checkpoints(path)
+    remedy = f"name its checkpoint {saved[-1]}" if saved else "name one that train_sft.py or train_grpo.py wrote"
+    check(any(path.glob("*.safetensors")) or any(path.glob("*.bin")), f"model {name}: no weights in it; {remedy}")
+    base = adapter_base(name)
+    if base is not None:
+        check_model(base)
+
+
+def default_name(model: str) -> str:
+    """`models/sft` -> `sft`, `models/sft/checkpoint-20` -> `sft-checkpoint-20`."""
+    path = Path(model)
+    return f"{path.parent.name}-{path.name}".lstrip("-") if path.name.startswith("checkpoint-") else path.name
+
+
+def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtype:
+    """The dtype to compute in on a GPU of this compute capability (None: no GPU)."""
+    has_bf16 = capability is None or capability >= (8, 0)  # older ones emulate it
+    check(name != "bfloat16" or has_bf16, f"dtype bfloat16: this GPU ({capability}) only emulates it; use float16")
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.float32 if capability is None else torch.bfloat16 if has_bf16 else torch.float16
+
+
+def choose_rows(num_rows: int, max_rows: int, seed: int) -> list[int]:
+    """Indices of the rows to evaluate, in order. The first rows would be the claims of a few premises only."""
+    chosen = random.Random(seed).sample(range(num_rows), min(max_rows or num_rows, num_rows))
+    return sorted(chosen)
+
+
+def evaluate(config: Config) -> None:
+    """Run the model on the split, on all processes; rank 0 writes the results and prints the table."""
+    name = config.name or default_name(config.model)
+    check_model(config.model)
+    data = load_split(config.dataset, config.split)
+    data = data.select(choose_rows(len(data), config.max_rows, config.seed))
+    output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/{name}", config.overwrite)
+    tokenizer = load_tokenizer(config.model, config.revision)
+
+    accelerator = start(config.seed)
+    device = accelerator.device
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    dtype = inference_dtype(config.dtype, capability)
+    model = load_for_inference(config.model, config.quantization, dtype, device, config.revision)
+    check_context(model, max(len(encode(tokenizer, text)) for text in data["prompt"]) + config.max_new_tokens)
+    accelerator.print(f"{name}: {len(data):,} rows on {accelerator.num_processes} x {device.type}, {dtype}", flush=True)
+
+    started = time.perf_counter()
+    rows = predict(
+        accelerator, model, tokenizer, data, stop_ids=stop_token_ids(tokenizer, model),
+        max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    if accelerator.is_main_process:
+        results = {
+            "name": name,
+            **{key: getattr(config, key) for key in RECORDED},
+            "dtype": str(dtype).removeprefix("torch."),
+            "num_processes": accelerator.num_processes,
+            "seconds": seconds,
+            "truncated_rate": sum(not row["stopped"] for row in rows) / len(rows),
+            **metrics.report(rows, config.cluster, config.num_resamples, config.seed),
+        }
+        write_results(rows, results, output_dir)
+        print_results(results)
+        print(f"{len(rows)} rows in {seconds:.1f} s; results: {output_dir}")
+    accelerator.end_training()
+
+
+def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
+    """predictions.jsonl, metrics.json and the two figures of one model."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (output_dir / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json(results, output_dir / "metrics.json")
+    confusion_figure(rows, results["name"]).savefig(output_dir / "confusion_matrix.png", dpi=150)
+    figure = score_figure(grouped_summaries(results), results["confidence"], results["name"])
+    figure.savefig(output_dir / "scores.png", dpi=150)
+
+
+def print_table(constants: dict[str, dict], entries: list[tuple[str, dict]]) -> None:
+    print(metrics.format_table([*((BASELINE_NAMES[key], scores) for key, scores in constants.items()), *entries]))
+
+
+def print_results(results: dict) -> None:
+    _, *groups = grouped_summaries(results).items()
+    indented = [(f"  {label}", summary) for label, summary in groups]
+    print_table(results["baselines"], [(results["name"], results["overall"]), *indented])
+    print(f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})")
+    if results["truncated_rate"] > 0:
+        cut, tokens = results["truncated_rate"], results["max_new_tokens"]
+        print(f"{cut:.1%} of the completions were cut at max_new_tokens {tokens}: raise it if they lack answers")
+
+
+def grouped_summaries(results: dict) -> dict[str, dict]:
+    """metrics.report's summaries of all rows, of every number of variables N and of every relation, by label."""
+    sizes = {f"N = {size}": summary for size, summary in results["by_num_variables"].items()}
+    groups = {"all": results["overall"], **sizes, **results["by_relation"]}
+    return {f"{label} ({summary['n']:,} rows)": summary for label, summary in groups.items()}
+
+
+def write_json(content: dict, path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------- comparison
+
+
+def read_results(directory: str) -> tuple[str, list[dict]]:
+    """(name, prediction rows) of a directory that `evaluate` wrote; ValueError naming what is missing or broken."""
+    remedy = f"write it with python evaluate.py --model MODEL --dataset DATASET --output_dir {directory}"
+    texts = {}
+    for file in ("metrics.json", "predictions.jsonl"):
+        check((Path(directory) / file).is_file(), f"compare: {directory} has no {file}; {remedy}")
+        texts[file] = (Path(directory) / file).read_text(encoding="utf-8", errors="replace")
+    try:
+        name = json.loads(texts["metrics.json"])["name"]
+        rows = [json.loads(line) for line in texts["predictions.jsonl"].split("\n") if line]
+        inputs = [row["input"] for row in rows if row["label"] in (0, 1) and row["prediction"] in (0, 1, None)]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"compare: {directory} is damaged ({error!r}); {remedy} --overwrite true") from None
+    check(len(inputs) == len(rows) > 0, f"compare: {directory} has rows without a label; {remedy} --overwrite true")
+    return name, rows
+
+
+def distinct(names: list[str], directories: list[str]) -> list[str]:
+    """The names, with their directories where a name occurs more than once."""
+    count = Counter(names)
+    return [f"{n} ({d})" if count[n] > 1 else n for n, d in zip(names, directories, strict=True)]
+
+
+def compare_results(directories: list[str], **resampling) -> dict:
+    """Scores with intervals of every directory, and metrics.compare of each with the first and the one before it.
+
+    `resampling`: `cluster`, `num_resamples` and `seed` of metrics.py. Raises ValueError if the rows are not the same.
+    """
+    names, rows = zip(*map(read_results, directories), strict=True)
+    names = distinct(names, directories)
+    models = [
+        {"name": name, "directory": directory, **metrics.report(part, **resampling)["overall"]}
+        for name, directory, part in zip(names, directories, rows, strict=True)
+    ]
+    pairs = []
+    for a, b in [(0, k) for k in range(1, len(names))] + [(k - 1, k) for k in range(2, len(names))]:
+        try:
+            pairs.append({"names": [names[a], names[b]], **metrics.compare(rows[a], rows[b], **resampling)})
+        except ValueError as error:
+            raise ValueError(f"compare: {directories[a]} and {directories[b]}: {error}") from None
+    constants = metrics.baselines([row["label"] for row in rows[0]])
+    shared = {key: pairs[0][key] for key in ("num_rows", "num_clusters", "confidence")}
+    return {**resampling, **shared, "baselines": constants, "models": models, "pairs": pairs}
+
+
+def print_comparison(comparison: dict) -> None:
+    print_table(comparison["baselines"], [(model["name"], model) for model in comparison["models"]])
+    lines = [["difference", *(SCORE_NAMES[score] for score in metrics.COMPARED_SCORES), "McNemar p"]]
+    for pair in comparison["pairs"]:
+        values = [(pair["difference"][score], *pair["intervals"][score]) for score in metrics.COMPARED_SCORES]
+        cells = [f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" for value, low, high in values]
+        lines.append([" − ".join(pair["names"][::-1]), *cells, f"{pair['mcnemar']['p_value']:.2g}"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print("\n" + "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+    print(
+        f"intervals: {comparison['confidence']:.0%}, paired, from {comparison['num_clusters']} clusters "
+        f"({comparison['cluster']}); McNemar's exact test takes rows as independent: trust the intervals"
+    )
+
+
+# ---------------------------------------------------------------- figures
+
+
+def confusion_figure(rows: list[dict], title: str) -> Figure:
+    """Rows by label (down) and answer (across): counts, and shares of each label's rows."""
+    count = Counter((row["label"], row["prediction"]) for row in rows)
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    ax = figure.subplots()
+    for label in (0, 1):
+        total = max(1, sum(count[label, answer] for answer in (0, 1, None)))
+        for x, answer in enumerate((0, 1, None)):
+            share = count[label, answer] / total
+            ax.add_patch(Rectangle((x - 0.5, label - 0.5), 1, 1, facecolor=str(1 - 0.6 * share), edgecolor="white"))
+            ax.text(x, label, f"{count[label, answer]:,}\n{share:.1%} of label", ha="center", va="center")
+    ax.set(xticks=range(3), xticklabels=("No", "Yes", "no answer"), xlabel="prediction", xlim=(-0.5, 2.5))
+    ax.set(yticks=range(2), yticklabels=("No", "Yes"), ylabel="label", ylim=(1.5, -0.5), title=title)
+    return figure
+
+
+def score_figure(summaries: dict[str, dict], confidence: float, title: str) -> Figure:
+    """F1 and balanced accuracy with intervals, a line a summary, beside what constant answers score on its rows."""
+    figure = Figure(figsize=(9, 1.9 + 0.38 * len(summaries)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for ax, score in zip(panels, ("f1", "balanced_accuracy"), strict=True):
+        for y, summary in enumerate(summaries.values()):
+            (tn, fp), (fn, tp) = summary["confusion_matrix"]
+            for key, constant in metrics.baselines([0] * (tn + fp) + [1] * (fn + tp)).items():
+                label = BASELINE_NAMES[key] if y == 0 else None
+                ax.vlines(constant[score], y - 0.5, y + 0.5, *BASELINE_STYLES[key], label=label, linewidth=1.8)
+            ax.plot(summary["intervals"][score], [y, y], "-|", color=COLOURS[0], markersize=9, linewidth=1.6)
+            label = f"model, {confidence:.0%} interval" if y == 0 else None
+            ax.plot(summary[score], y, "o", color=COLOURS[0], label=label)
+        ax.set(xlim=(-0.03, 1.03), xlabel=f"{SCORE_NAMES[score]} (0 to 1)", yticks=range(len(summaries)))
+        ax.grid(axis="x", color="0.9")
+    panels[0].set(yticklabels=list(summaries), ylim=(len(summaries) - 0.5, -0.5))
+    figure.suptitle(title)
+    figure.legend(*panels[0].get_legend_handles_labels(), **LEGEND)
+    return figure
+
+
+def read_curves(directory: str) -> dict[str, dict[int, float]]:
+    """{tag: {step: value}} of the CURVES that a TensorBoard directory holds; a repeated step keeps its last value."""
+    remedy = "name the logging_dir of a run of train_sft.py or train_grpo.py"
+    has_events = any(Path(directory).glob("events.out.tfevents.*"))
+    check(has_events, f"curves: {directory} has no TensorBoard events; {remedy}")
+    events = EventAccumulator(directory, size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
+    check(len(tags) > 0, f"curves: {directory} has none of {', '.join(CURVES)}; {remedy}")
+    curves = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
+    return {tag: dict(sorted(values.items())) for tag, values in curves.items()}
+
+
+def curves_figure(runs: dict[str, dict[str, dict[int, float]]]) -> Figure:
+    """A panel for each tag that some run has, a line for each run."""
+    tags = [tag for tag in CURVES if any(tag in run for run in runs.values())]
+    columns = min(3, len(tags))
+    rows = -(-len(tags) // columns)
+    figure = Figure(figsize=(1.2 + 4.2 * columns, 0.9 + 3.0 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    handles = {}
+    for ax, tag in zip(panels, tags, strict=False):
+        for k, (name, run) in enumerate(runs.items()):
+            if tag in run:
+                style = {"color": COLOURS[k % 6], "linestyle": LINES[k % 4], "marker": MARKERS[k % 5]}
+                steps, values = zip(*run[tag].items(), strict=True)
+                every = max(1, len(steps) // 10)
+                (handles[name],) = ax.plot(steps, values, markevery=every, markersize=4, linewidth=1.4, **style)
+        if tag == "eval/balanced_accuracy":
+            handles["a constant answer"] = ax.axhline(0.5, color="0.5", linewidth=1)
+        ax.set(xlabel="optimizer step", ylabel=CURVES[tag], title=tag)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(color="0.9")
+    for ax in panels[len(tags) :]:
+        ax.remove()
+    figure.legend(handles.values(), handles.keys(), **LEGEND)
+    return figure
+
+
+def read_and_draw(config: Config) -> None:
+    """`--compare` and `--curves`: everything is read before anything is written."""
+    single = os.environ.get("WORLD_SIZE", "1") == "1"
+    check(single, "compare, curves: start them with python evaluate.py, not with accelerate launch")
+    labels = distinct([Path(directory).resolve().name for directory in config.curves], config.curves)
+    runs = {label: read_curves(directory) for label, directory in zip(labels, config.curves, strict=True)}
+    resampling = {key: getattr(config, key) for key in ("cluster", "num_resamples", "seed")}
+    comparison = compare_results(config.compare, **resampling) if config.compare else None
+    default = "comparison" if config.compare else "curves"
+    output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/{default}", config.overwrite)
+    if comparison is not None:
+        write_json(comparison, output_dir / "comparison.json")
+        models = {model["name"]: model for model in comparison["models"]}
+        figure = score_figure(models, comparison["confidence"], f"the same {comparison['num_rows']:,} rows")
+        figure.savefig(output_dir / "comparison.png", dpi=150)
+        print_comparison(comparison)
+    if runs:
+        curves_figure(runs).savefig(output_dir / "learning_curves.png", dpi=150)
+    print(f"results: {output_dir}")
+
+
+def main() -> None:
+    config = parse_config(Config)
+    if config.compare or config.curves:
+        read_and_draw(config)
+    else:
+        evaluate(config)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,103 @@
+"""Small models and token sequences that the tests share."""
+
+import os
+import random
+
+# Before transformers is imported: a test must not wait for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
+from transformers import Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+
+from models import tiny_tokenizer  # noqa: E402
+
+VOCABULARY = 61
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "initializer_range": 0.25,  # far from uniform predictions
+}
+LORA_TARGETS = {
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "qwen2": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+
+
+def build_model(family: str, lora: bool = False, seed: int = 0, vocab_size: int = VOCABULARY) -> torch.nn.Module:
+    """A Phi-3 (tied embeddings) or a Qwen2 (grouped attention) in eval mode; its LoRA has a B that is not zero."""
+    torch.manual_seed(seed)
+    if family == "phi3":
+        config = Phi3Config(**SMALL, vocab_size=vocab_size, num_key_value_heads=4, tie_word_embeddings=True)
+        model = Phi3ForCausalLM(config)
+    else:
+        config = Qwen2Config(**SMALL, vocab_size=vocab_size, num_key_value_heads=2, tie_word_embeddings=False)
+        model = Qwen2ForCausalLM(config)
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=LORA_TARGETS[family], task_type="CAUSAL_LM"))
+        randomize_lora_b(model)
+    return model.eval()
+
+
+def randomize_lora_b(model: torch.nn.Module, std: float = 0.1) -> None:
+    """Make an adapter that does something, as after training."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, std)
+
+
+def random_groups(seed: int, num_groups: int = 4) -> tuple[list, list]:
+    """Prompts and completions of groups, of few distinct tokens so that sequences collide.
+
+    Each group has a duplicate sequence, and a sequence that is a prefix of another.
+    """
+    rng = random.Random(seed)
+    prompts, completions = [], []
+    for _ in range(num_groups):
+        premise = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 6))]
+        group_prompts, group_completions = [], []
+        for _ in range(rng.randint(1, 4)):
+            group_prompts.append(premise + [rng.randrange(1, 4) for _ in range(rng.randint(0, 3))])
+            group_completions.append([rng.randrange(1, 4) for _ in range(rng.randint(1, 5))])
+        k = rng.randrange(len(group_prompts))
+        group_prompts += [group_prompts[k], group_prompts[k]]
+        group_completions += [group_completions[k], group_completions[k] + [rng.randrange(VOCABULARY)]]
+        prompts.append(group_prompts)
+        completions.append(group_completions)
+    return prompts, completions
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of every trainable tensor's gradient; the model's are cleared."""
+    copies = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad(set_to_none=True)
+    return copies
+
+
+def assert_same_gradients(got: dict, expected: dict, relative: float = 1e-4) -> None:
+    """Every tensor's gradient within `relative` of the expected one's norm."""
+    assert got.keys() == expected.keys()
+    scale = max(g.norm() for g in expected.values())
+    assert scale > 0
+    for name, gradient in expected.items():
+        error = (got[name] - gradient).norm()
+        assert error <= relative * gradient.norm() + 1e-7 * scale, f"{name}: off by {error} of {gradient.norm()}"
+
+
+@pytest.fixture(params=["phi3", "qwen2"])
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_tokenizer()

@@ -1,0 +1,211 @@
+"""Sampling against a loop that runs the full model on one sequence at a time, and against the softmax itself."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import VOCABULARY, build_model
+from datasets import Dataset
+from scipy.stats import chisquare
+
+import corr2cause
+from generation import generate, generate_groups, predict
+from models import encode
+from prefix_sharing import padded_logps, sequence_logps
+from rewards import extract_answer
+
+STOPS = set(range(0, VOCABULARY, 9))
+
+
+def random_prompts(seed: int = 0, count: int = 7) -> list[list[int]]:
+    """Prompts of different lengths, two of them equal and one the beginning of another."""
+    rng = random.Random(seed)
+    shared = [rng.randrange(VOCABULARY) for _ in range(4)]
+    prompts = [shared + [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 6))] for _ in range(count)]
+    return [*prompts, prompts[0], shared, [3]]
+
+
+def naive_greedy(model, prompt: list[int], stop_ids: set[int], max_new_tokens: int) -> list[int]:
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_new_tokens:
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] in stop_ids:
+            break
+    return tokens[len(prompt) :]
+
+
+def seeds_of(prompts: list) -> list[tuple[int, ...]]:
+    return [(11, b) for b in range(len(prompts))]
+
+
+@torch.no_grad()
+def test_greedy_equals_a_naive_loop(family):
+    lengths = []
+    for seed in range(3):
+        model, prompts = build_model(family, lora=seed == 2, seed=seed), random_prompts(seed)
+        got = generate(model, prompts, stop_ids=STOPS, max_new_tokens=12)
+        expected = [naive_greedy(model, prompt, STOPS, 12) for prompt in prompts]
+        assert [completion.tokens for completion in got] == expected
+        lengths += map(len, expected)
+    assert min(lengths) < 12 and len(set(lengths)) > 2, "no test of sequences that stop at different times"
+
+
+@torch.no_grad()
+def test_a_completion_ends_at_its_first_stop_token_or_at_the_limit(family):
+    model, prompts = build_model(family), random_prompts()
+    completions = generate(
+        model, prompts, stop_ids=STOPS, max_new_tokens=9, temperature=1.5, seeds=seeds_of(prompts)
+    )
+    assert {c.stopped for c in completions} == {True, False}
+    for completion in completions:
+        assert not STOPS.intersection(completion.tokens[:-1])
+        assert completion.stopped == (completion.tokens[-1] in STOPS)
+        assert completion.stopped or len(completion.tokens) == 9
+        assert len(completion.logps) == len(completion.tokens)
+
+
+@torch.no_grad()
+def test_samples_do_not_depend_on_the_batch_or_its_order(family):
+    model, prompts = build_model(family), random_prompts()
+    options = {"stop_ids": STOPS, "max_new_tokens": 10, "temperature": 1.2}
+    seeds = seeds_of(prompts)
+    together = [c.tokens for c in generate(model, prompts, seeds=seeds, **options)]
+    alone = [generate(model, [p], seeds=[s], **options)[0].tokens for p, s in zip(prompts, seeds, strict=True)]
+    order = random.Random(1).sample(range(len(prompts)), len(prompts))
+    shuffled = generate(model, [prompts[b] for b in order], seeds=[seeds[b] for b in order], **options)
+    assert together == alone
+    assert [completion.tokens for completion in shuffled] == [together[b] for b in order]
+    other = [c.tokens for c in generate(model, prompts, seeds=[(12, b) for b in range(len(prompts))], **options)]
+    assert other != together
+
+
+@torch.no_grad()
+def test_a_longer_limit_continues_the_same_samples():
+    model, prompts = build_model("phi3"), random_prompts()
+    options = {"stop_ids": STOPS, "temperature": 1.0, "seeds": seeds_of(prompts)}
+    short = generate(model, prompts, max_new_tokens=4, **options)
+    long = generate(model, prompts, max_new_tokens=12, **options)
+    assert [c.tokens for c in short] == [c.tokens[:4] for c in long]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.4])
+def test_logps_are_those_of_scoring(family, temperature):
+    model, prompts = build_model(family, lora=True), random_prompts()
+    completions = generate(
+        model, prompts, stop_ids=STOPS, max_new_tokens=8, temperature=temperature, seeds=seeds_of(prompts)
+    )
+    tokens = [completion.tokens for completion in completions]
+    packed, _, _ = sequence_logps(model, [prompts], [tokens], temperature or 1.0)
+    padded, _ = padded_logps(model, prompts, tokens, temperature or 1.0)
+    for b, completion in enumerate(completions):
+        sampled = torch.tensor(completion.logps)
+        for scored in (packed, padded):
+            torch.testing.assert_close(sampled, scored[b, : len(sampled)], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.8, 2.0])
+def test_frequencies_are_the_softmax(family, temperature):
+    model, prompt, count = build_model(family), [5, 9, 2], 3000
+    completions = generate(
+        model, [prompt] * count, stop_ids=set(), max_new_tokens=1, temperature=temperature,
+        seeds=[(0, b) for b in range(count)],
+    )  # fmt: skip
+    observed = np.bincount([c.tokens[0] for c in completions], minlength=VOCABULARY)
+    expected = count * (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1).numpy()
+    rare = expected < 5
+    assert (~rare).sum() >= 3
+    pooled = [np.append(counts[~rare], counts[rare].sum() + 1e-9) for counts in (observed, expected)]
+    pooled[1] *= pooled[0].sum() / pooled[1].sum()
+    assert chisquare(*pooled).pvalue > 1e-3
+
+
+@torch.no_grad()
+def test_later_tokens_are_drawn_from_their_own_context():
+    """P(second token) summed over first tokens, which a reused random number would bend."""
+    model, prompt, count = build_model("qwen2"), [5, 9, 2], 1500
+    completions = generate(
+        model, [prompt] * count, stop_ids=set(), max_new_tokens=2, temperature=2.0, seeds=[(1, b) for b in range(count)]
+    )
+    observed = np.bincount([c.tokens[1] for c in completions], minlength=VOCABULARY)
+    first = (model(torch.tensor([prompt])).logits[0, -1].double() / 2.0).softmax(-1)
+    contexts = torch.tensor([[*prompt, v] for v in range(VOCABULARY)])
+    second = (model(contexts).logits[:, -1].double() / 2.0).softmax(-1)
+    expected = count * (first @ second).numpy()
+    rare = expected < 5
+    pooled = [np.append(counts[~rare], counts[rare].sum()) for counts in (observed, expected)]
+    assert chisquare(pooled[0], pooled[1] * pooled[0].sum() / pooled[1].sum()).pvalue > 1e-3
+
+
+def test_sampling_in_train_mode_is_refused():
+    model = build_model("phi3").train()
+    with pytest.raises(AssertionError, match="eval mode"):
+        generate(model, [[1, 2]], stop_ids=set(), max_new_tokens=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("token_budget", [1, 25, 10_000])
+def test_groups_keep_their_order_at_any_budget(token_budget):
+    model, prompts = build_model("phi3"), random_prompts()
+    groups = [prompts[:1] * 3, prompts[1:5], prompts[5:]]
+    seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
+    options = {"stop_ids": STOPS, "max_new_tokens": 6, "temperature": 1.0}
+    got = generate_groups(model, groups, token_budget=token_budget, seeds=seeds, **options)
+    for group, group_seeds, completions in zip(groups, seeds, got, strict=True):
+        alone = [generate(model, [p], seeds=[s], **options)[0] for p, s in zip(group, group_seeds, strict=True)]
+        assert [c.tokens for c in completions] == [c.tokens for c in alone]
+
+
+# --- predictions
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    """A few rows of several premises, mixed so that grouping by premise reorders them."""
+    rows = corr2cause.generate_rows(3)[::7]
+    rows = random.Random(0).sample(list(rows), 10)
+    prompts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": row["input"]}], tokenize=False, add_generation_prompt=True)
+        for row in rows
+    ]
+    columns = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
+    return Dataset.from_list([{k: r[k] for k in columns} | {"prompt": p} for r, p in zip(rows, prompts, strict=True)])
+
+
+@torch.no_grad()
+def test_predictions_are_in_the_order_of_the_rows(tokenizer, rows):
+    model = build_model("phi3", vocab_size=len(tokenizer))
+    model.config.max_position_embeddings = 512
+    stop_ids = set(range(0, len(tokenizer), 13))
+    got = predict(
+        Accelerator(cpu=True), model.train(), tokenizer, rows, stop_ids=stop_ids, max_new_tokens=6, token_budget=150
+    )
+    assert model.training, "training goes on in the mode it was in"
+    model.eval()
+    for row, result in zip(rows, got, strict=True):
+        tokens = naive_greedy(model, encode(tokenizer, row["prompt"]), stop_ids, 6)
+        assert result["completion"] == tokenizer.decode(tokens, skip_special_tokens=True)
+        assert result["stopped"] == (tokens[-1] in stop_ids)
+        assert {k: result[k] for k in ("input", "label", "premise_id")} == {
+            k: row[k] for k in ("input", "label", "premise_id")
+        }
+
+
+@torch.no_grad()
+def test_predictions_read_the_answer(tokenizer, rows):
+    """A model that always continues with one token, decoded as an answer, a wrong answer or none."""
+    model = build_model("phi3", vocab_size=len(tokenizer))
+    answer = {"text": ""}
+    stub = SimpleNamespace(decode=lambda *_, **__: answer["text"])
+    caller = type("Reader", (), {"__call__": lambda _, text, **options: tokenizer(text, **options), "decode": stub.decode})
+    for text, prediction in (("Answer: Yes", 1), ("Answer: No", 0), ("Perhaps.", None)):
+        answer["text"] = text
+        got = predict(
+            Accelerator(cpu=True), model, caller(), rows, stop_ids={0}, max_new_tokens=1, token_budget=10_000
+        )
+        assert [result["prediction"] for result in got] == [prediction] * len(rows)
+        assert extract_answer(text) == {1: True, 0: False, None: None}[prediction]
