@@ -2,11 +2,11 @@
 # make test: every default test. Both install what they need into .venv and reuse it.
 PYTHON ?= python3
 SEED ?= 0
-DEMO ?= demo
+DEMO := demo/seed-$(SEED)
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,18 @@ LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch
 	$(BIN)/pip install --quiet $$(grep '^torch==' requirements.txt)
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
+
+demo: .venv/installed
+	rm -rf $(DEMO)
+	$(BIN)/python preprocess.py --config configs/data_tiny.yaml --seed $(SEED) --output_dir $(DEMO)/data
+	$(LAUNCH) train_sft.py --config configs/sft_tiny.yaml --seed $(SEED) --dataset $(DEMO)/data \
+		--output_dir $(DEMO)/sft_model --logging_dir $(DEMO)/logs/SFT
+	$(LAUNCH) train_grpo.py --config configs/grpo_tiny.yaml --seed $(SEED) --dataset $(DEMO)/data \
+		--model $(DEMO)/sft_model --output_dir $(DEMO)/grpo_model --logging_dir $(DEMO)/logs/GRPO
+	$(LAUNCH) evaluate.py --name SFT --model $(DEMO)/sft_model --dataset $(DEMO)/data --output_dir $(DEMO)/evaluation/SFT
+	$(LAUNCH) evaluate.py --name GRPO --model $(DEMO)/grpo_model --dataset $(DEMO)/data --output_dir $(DEMO)/evaluation/GRPO
+	$(BIN)/python evaluate.py --curves $(DEMO)/logs/SFT $(DEMO)/logs/GRPO --output_dir $(DEMO)/evaluation/curves
+	$(BIN)/python evaluate.py --compare $(DEMO)/evaluation/SFT $(DEMO)/evaluation/GRPO --output_dir $(DEMO)/evaluation/comparison
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q

@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import json
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 def arg(default: Any, help: str) -> Any:
     """A dataclass field with a default and the help text (with its unit) that `--help` prints."""
-    text = f"{help} (default: {default})".replace("%", "%%")
+    text = help.replace("%", "%%")
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
     return dataclasses.field(default=default, metadata={"help": text})
@@ -37,11 +38,11 @@ def parse_config(cls: type[T], argv: list[str] | None = None) -> T:
     Raises ValueError, naming the nearest field, for an unknown key or option, and for a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    known = {field.name: field.type for field in dataclasses.fields(cls)}  # HfArgumentParser rewrites the types
+    known = typing.get_type_hints(cls)  # not dataclasses.fields: HfArgumentParser rewrites their types
     parser = HfArgumentParser(cls, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of the fields below; options given here override it")
     parser.error = _raise
-    for option in (a[2:].split("=")[0] for a in argv if a.startswith("--")):
+    for option in (a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")):
         if option not in known and option not in ("config", "help"):
             raise ValueError(f"unknown option --{option}{_nearest(option, known)}")
     path = parser.parse_known_args(argv)[0].config if "--help" not in argv else None

@@ -17,7 +17,10 @@ def load_split(directory: str, split: str) -> Dataset:
     check(split in dataset, f"split {split}: dataset {directory} has {', '.join(dataset)}")
     rows = dataset[split]
     check(len(rows) > 0, f"split {split} of dataset {directory} is empty")
-    check("prompt" in rows.column_names, f"dataset {directory} was written with raw true: run preprocess.py with a tokenizer")
+    check(
+        "prompt" in rows.column_names,
+        f"dataset {directory} was written with raw true: run preprocess.py with a tokenizer",
+    )
     return rows
 
 

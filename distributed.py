@@ -29,7 +29,9 @@ def start(seed: int) -> Accelerator:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = Accelerator(kwargs_handlers=handlers)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    assert accelerator.num_processes == world_size, f"{accelerator.num_processes} processes joined of {world_size} launched"
+    assert accelerator.num_processes == world_size, (
+        f"{accelerator.num_processes} processes joined of {world_size} launched"
+    )
     check(
         accelerator.num_processes == 1 or accelerator.distributed_type == DistributedType.DEEPSPEED,
         "several processes need DeepSpeed: launch with --config_file accelerate_configs/zero2_*.yaml",
@@ -48,7 +50,9 @@ def prepare(
     if plugin is not None:
         # DeepSpeed clips by its own configuration and ignores every other request, so the one setting is handed to it.
         plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
-        assert plugin.deepspeed_config.get("gradient_accumulation_steps", 1) in (1, "auto"), "the loops accumulate themselves"
+        assert plugin.deepspeed_config.get("gradient_accumulation_steps", 1) in (1, "auto"), (
+            "the loops accumulate themselves"
+        )
     engine, optimizer = accelerator.prepare(model, optimizer)
     held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert held * max(1, accelerator.num_processes) >= sum(p.numel() for p in trainable), (

@@ -22,6 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -39,13 +40,13 @@ RESULTS = "evaluation_results"
 RECORDED = ("model", "revision", "quantization", "dataset", "split", "max_rows", "max_new_tokens", "seed")
 SCORE_NAMES = {"f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "mcc": "MCC"}
 BASELINE_NAMES = {"majority": "majority answer", "always_yes": "always Yes"}
-BASELINE_STYLES = {"majority": ("black", ":"), "always_yes": ("#D55E00", "--")}
+BASELINE_STYLES = {"always_yes": ("#D55E00", "--", 3), "majority": ("black", ":", 1.5)}  # colour, line, width (points)
 CURVES = {
-    "eval/f1": "F1 on validation rows",
-    "eval/balanced_accuracy": "balanced accuracy on validation rows",
-    "train/loss": "training loss (nats per token)",
-    "reward/mean": "mean reward (−1 to 1)",
-    "policy/kl": "KL from the reference (nats per token)",
+    "eval/f1": "F1",
+    "eval/balanced_accuracy": "balanced accuracy",
+    "train/loss": "loss (nats per token)",
+    "reward/mean": "reward",
+    "policy/kl": "KL (nats per token)",
 }
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")  # Okabe and Ito: safe for colour blindness
 LINES = ("-", "--", "-.", ":")
@@ -78,7 +79,6 @@ class Config:
             check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
         check(self.max_rows >= 0, f"max_rows: must be at least 0 (all rows), got {self.max_rows}")
         check_choice("cluster", self.cluster, ("premise_id", "structure_id"))
-        check_choice("quantization", self.quantization, ("nf4", "none"))
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         reads_only = bool(self.compare or self.curves)
         check(not (reads_only and self.model), "model: compare and curves run no model; leave one of them out")
@@ -92,9 +92,6 @@ def claim_results_dir(directory: str, overwrite: bool) -> Path:
     return claim_output_dir(directory, overwrite)
 
 
-# ---------------------------------------------------------------- model and predictions
-
-
 def check_model(name: str) -> None:
     """Refuse a local model without weights at once: the libraries would look for it on the hub, again and again."""
     path = Path(name)
@@ -105,15 +102,14 @@ def check_model(name: str) -> None:
     saved = list_checkpoints(path)
     remedy = f"name its checkpoint {saved[-1]}" if saved else "name one that train_sft.py or train_grpo.py wrote"
     check(any(path.glob("*.safetensors")) or any(path.glob("*.bin")), f"model {name}: no weights in it; {remedy}")
-    base = adapter_base(name)
-    if base is not None:
+    if base := adapter_base(name):
         check_model(base)
 
 
 def default_name(model: str) -> str:
     """`models/sft` -> `sft`, `models/sft/checkpoint-20` -> `sft-checkpoint-20`."""
-    path = Path(model)
-    return f"{path.parent.name}-{path.name}".lstrip("-") if path.name.startswith("checkpoint-") else path.name
+    path = Path(model).resolve()
+    return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") else path.name
 
 
 def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtype:
@@ -125,18 +121,13 @@ def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtyp
     return torch.float32 if capability is None else torch.bfloat16 if has_bf16 else torch.float16
 
 
-def choose_rows(num_rows: int, max_rows: int, seed: int) -> list[int]:
-    """Indices of the rows to evaluate, in order. The first rows would be the claims of a few premises only."""
-    chosen = random.Random(seed).sample(range(num_rows), min(max_rows or num_rows, num_rows))
-    return sorted(chosen)
-
-
 def evaluate(config: Config) -> None:
     """Run the model on the split, on all processes; rank 0 writes the results and prints the table."""
     name = config.name or default_name(config.model)
     check_model(config.model)
     data = load_split(config.dataset, config.split)
-    data = data.select(choose_rows(len(data), config.max_rows, config.seed))
+    size = min(config.max_rows or len(data), len(data))  # not the first ones: they are the claims of a few premises
+    data = data.select(sorted(random.Random(config.seed).sample(range(len(data)), size)))
     output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/{name}", config.overwrite)
     tokenizer = load_tokenizer(config.model, config.revision)
 
@@ -147,13 +138,12 @@ def evaluate(config: Config) -> None:
     model = load_for_inference(config.model, config.quantization, dtype, device, config.revision)
     check_context(model, max(len(encode(tokenizer, text)) for text in data["prompt"]) + config.max_new_tokens)
     accelerator.print(f"{name}: {len(data):,} rows on {accelerator.num_processes} x {device.type}, {dtype}", flush=True)
-
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     rows = predict(
         accelerator, model, tokenizer, data, stop_ids=stop_token_ids(tokenizer, model),
         max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
     )  # fmt: skip
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start_time
     if accelerator.is_main_process:
         results = {
             "name": name,
@@ -174,7 +164,7 @@ def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
     """predictions.jsonl, metrics.json and the two figures of one model."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (output_dir / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(results, output_dir / "metrics.json")
+    (output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     confusion_figure(rows, results["name"]).savefig(output_dir / "confusion_matrix.png", dpi=150)
     figure = score_figure(grouped_summaries(results), results["confidence"], results["name"])
     figure.savefig(output_dir / "scores.png", dpi=150)
@@ -185,13 +175,11 @@ def print_table(constants: dict[str, dict], entries: list[tuple[str, dict]]) -> 
 
 
 def print_results(results: dict) -> None:
-    _, *groups = grouped_summaries(results).items()
-    indented = [(f"  {label}", summary) for label, summary in groups]
-    print_table(results["baselines"], [(results["name"], results["overall"]), *indented])
+    groups = [(f"  {label}", summary) for label, summary in grouped_summaries(results).items()]
+    print_table(results["baselines"], [(results["name"], results["overall"]), *groups[1:]])
     print(f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})")
     if results["truncated_rate"] > 0:
-        cut, tokens = results["truncated_rate"], results["max_new_tokens"]
-        print(f"{cut:.1%} of the completions were cut at max_new_tokens {tokens}: raise it if they lack answers")
+        print(f"{results['truncated_rate']:.1%} of the completions were cut at max_new_tokens; raise it if many are")
 
 
 def grouped_summaries(results: dict) -> dict[str, dict]:
@@ -199,13 +187,6 @@ def grouped_summaries(results: dict) -> dict[str, dict]:
     sizes = {f"N = {size}": summary for size, summary in results["by_num_variables"].items()}
     groups = {"all": results["overall"], **sizes, **results["by_relation"]}
     return {f"{label} ({summary['n']:,} rows)": summary for label, summary in groups.items()}
-
-
-def write_json(content: dict, path: Path) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-# ---------------------------------------------------------------- comparison
 
 
 def read_results(directory: str) -> tuple[str, list[dict]]:
@@ -255,9 +236,9 @@ def compare_results(directories: list[str], **resampling) -> dict:
 
 def print_comparison(comparison: dict) -> None:
     print_table(comparison["baselines"], [(model["name"], model) for model in comparison["models"]])
-    lines = [["difference", *(SCORE_NAMES[score] for score in metrics.COMPARED_SCORES), "McNemar p"]]
+    lines = [["difference", *SCORE_NAMES.values(), "McNemar p"]]
     for pair in comparison["pairs"]:
-        values = [(pair["difference"][score], *pair["intervals"][score]) for score in metrics.COMPARED_SCORES]
+        values = [(pair["difference"][score], *pair["intervals"][score]) for score in SCORE_NAMES]
         cells = [f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" for value, low, high in values]
         lines.append([" − ".join(pair["names"][::-1]), *cells, f"{pair['mcnemar']['p_value']:.2g}"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -266,9 +247,6 @@ def print_comparison(comparison: dict) -> None:
         f"intervals: {comparison['confidence']:.0%}, paired, from {comparison['num_clusters']} clusters "
         f"({comparison['cluster']}); McNemar's exact test takes rows as independent: trust the intervals"
     )
-
-
-# ---------------------------------------------------------------- figures
 
 
 def confusion_figure(rows: list[dict], title: str) -> Figure:
@@ -289,20 +267,22 @@ def confusion_figure(rows: list[dict], title: str) -> Figure:
 
 def score_figure(summaries: dict[str, dict], confidence: float, title: str) -> Figure:
     """F1 and balanced accuracy with intervals, a line a summary, beside what constant answers score on its rows."""
+    ys = np.arange(len(summaries))
+    matrices = [summary["confusion_matrix"] for summary in summaries.values()]
+    constants = [metrics.baselines([0] * sum(negative) + [1] * sum(positive)) for negative, positive in matrices]
     figure = Figure(figsize=(9, 1.9 + 0.38 * len(summaries)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for ax, score in zip(panels, ("f1", "balanced_accuracy"), strict=True):
-        for y, summary in enumerate(summaries.values()):
-            (tn, fp), (fn, tp) = summary["confusion_matrix"]
-            for key, constant in metrics.baselines([0] * (tn + fp) + [1] * (fn + tp)).items():
-                label = BASELINE_NAMES[key] if y == 0 else None
-                ax.vlines(constant[score], y - 0.5, y + 0.5, *BASELINE_STYLES[key], label=label, linewidth=1.8)
-            ax.plot(summary["intervals"][score], [y, y], "-|", color=COLOURS[0], markersize=9, linewidth=1.6)
-            label = f"model, {confidence:.0%} interval" if y == 0 else None
-            ax.plot(summary[score], y, "o", color=COLOURS[0], label=label)
-        ax.set(xlim=(-0.03, 1.03), xlabel=f"{SCORE_NAMES[score]} (0 to 1)", yticks=range(len(summaries)))
+        for key, (colour, line, width) in BASELINE_STYLES.items():
+            values = [scores[key][score] for scores in constants]
+            ax.vlines(values, ys - 0.5, ys + 0.5, colour, line, label=BASELINE_NAMES[key], linewidth=width)
+        for y, summary in zip(ys, summaries.values(), strict=True):
+            ax.plot(summary["intervals"][score], [y, y], "-|", color=COLOURS[0], markersize=9)
+        values = [summary[score] for summary in summaries.values()]
+        ax.plot(values, ys, "o", color=COLOURS[0], label=f"model, {confidence:.0%} interval")
+        ax.set(xlim=(-0.03, 1.03), xlabel=f"{SCORE_NAMES[score]} (0 to 1)")
         ax.grid(axis="x", color="0.9")
-    panels[0].set(yticklabels=list(summaries), ylim=(len(summaries) - 0.5, -0.5))
+    panels[0].set(yticks=ys, yticklabels=list(summaries), ylim=(len(ys) - 0.5, -0.5))
     figure.suptitle(title)
     figure.legend(*panels[0].get_legend_handles_labels(), **LEGEND)
     return figure
@@ -311,13 +291,11 @@ def score_figure(summaries: dict[str, dict], confidence: float, title: str) -> F
 def read_curves(directory: str) -> dict[str, dict[int, float]]:
     """{tag: {step: value}} of the CURVES that a TensorBoard directory holds; a repeated step keeps its last value."""
     remedy = "name the logging_dir of a run of train_sft.py or train_grpo.py"
-    has_events = any(Path(directory).glob("events.out.tfevents.*"))
-    check(has_events, f"curves: {directory} has no TensorBoard events; {remedy}")
+    check(any(Path(directory).glob("*tfevents*")), f"curves: {directory} has no TensorBoard events; {remedy}")
     events = EventAccumulator(directory, size_guidance={"scalars": 0}).Reload()
     tags = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
     check(len(tags) > 0, f"curves: {directory} has none of {', '.join(CURVES)}; {remedy}")
-    curves = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
-    return {tag: dict(sorted(values.items())) for tag, values in curves.items()}
+    return {tag: dict(sorted({event.step: event.value for event in events.Scalars(tag)}.items())) for tag in tags}
 
 
 def curves_figure(runs: dict[str, dict[str, dict[int, float]]]) -> Figure:
@@ -326,30 +304,26 @@ def curves_figure(runs: dict[str, dict[str, dict[int, float]]]) -> Figure:
     columns = min(3, len(tags))
     rows = -(-len(tags) // columns)
     figure = Figure(figsize=(1.2 + 4.2 * columns, 0.9 + 3.0 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # inches
     handles = {}
-    for ax, tag in zip(panels, tags, strict=False):
+    for position, tag in enumerate(tags, 1):
+        ax = figure.add_subplot(rows, columns, position)
         for k, (name, run) in enumerate(runs.items()):
             if tag in run:
+                steps, values = list(run[tag]), list(run[tag].values())
                 style = {"color": COLOURS[k % 6], "linestyle": LINES[k % 4], "marker": MARKERS[k % 5]}
-                steps, values = zip(*run[tag].items(), strict=True)
-                every = max(1, len(steps) // 10)
-                (handles[name],) = ax.plot(steps, values, markevery=every, markersize=4, linewidth=1.4, **style)
-        if tag == "eval/balanced_accuracy":
-            handles["a constant answer"] = ax.axhline(0.5, color="0.5", linewidth=1)
-        ax.set(xlabel="optimizer step", ylabel=CURVES[tag], title=tag)
+                (handles[name],) = ax.plot(steps, values, markevery=-(-len(steps) // 10), markersize=4, **style)
+        limits = (-0.02, 1.02) if tag.startswith("eval/") else None
+        ax.set(xlabel="optimizer step", ylabel=CURVES[tag], ylim=limits, title=tag)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(color="0.9")
-    for ax in panels[len(tags) :]:
-        ax.remove()
     figure.legend(handles.values(), handles.keys(), **LEGEND)
     return figure
 
 
 def read_and_draw(config: Config) -> None:
     """`--compare` and `--curves`: everything is read before anything is written."""
-    single = os.environ.get("WORLD_SIZE", "1") == "1"
-    check(single, "compare, curves: start them with python evaluate.py, not with accelerate launch")
+    check(os.environ.get("WORLD_SIZE", "1") == "1", "compare, curves: run python evaluate.py, not accelerate launch")
     labels = distinct([Path(directory).resolve().name for directory in config.curves], config.curves)
     runs = {label: read_curves(directory) for label, directory in zip(labels, config.curves, strict=True)}
     resampling = {key: getattr(config, key) for key in ("cluster", "num_resamples", "seed")}
@@ -357,7 +331,7 @@ def read_and_draw(config: Config) -> None:
     default = "comparison" if config.compare else "curves"
     output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/{default}", config.overwrite)
     if comparison is not None:
-        write_json(comparison, output_dir / "comparison.json")
+        (output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
         models = {model["name"]: model for model in comparison["models"]}
         figure = score_figure(models, comparison["confidence"], f"the same {comparison['num_rows']:,} rows")
         figure.savefig(output_dir / "comparison.png", dpi=150)
@@ -369,10 +343,7 @@ def read_and_draw(config: Config) -> None:
 
 def main() -> None:
     config = parse_config(Config)
-    if config.compare or config.curves:
-        read_and_draw(config)
-    else:
-        evaluate(config)
+    (read_and_draw if config.compare or config.curves else evaluate)(config)
 
 
 if __name__ == "__main__":

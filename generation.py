@@ -155,5 +155,7 @@ def predict(
     for index, text, stopped in sorted(gather(accelerator, texts)):
         answer = extract_answer(text)
         row = {name: rows[index][name] for name in columns}
-        results.append({**row, "prediction": None if answer is None else int(answer), "completion": text, "stopped": stopped})
+        results.append(
+            {**row, "prediction": None if answer is None else int(answer), "completion": text, "stopped": stopped}
+        )
     return results

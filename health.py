@@ -2,6 +2,12 @@
 
 import torch
 from peft.tuners.lora import LoraLayer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from metrics import baselines
+
+EVAL_SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "unanswered_rate", "predicted_yes_rate")
 
 
 def _zero_by_construction(model: torch.nn.Module) -> set[str]:
@@ -30,9 +36,15 @@ def check_gradient_flow(model: torch.nn.Module, loss: torch.Tensor) -> None:
     zero = [n for n, p in trainable.items() if p.grad is not None and not p.grad.any() and n not in expected_zero]
     not_finite = [name for name, p in trainable.items() if p.grad is not None and not p.grad.isfinite().all()]
     model.zero_grad(set_to_none=True)
-    for what, names in (("no gradient", missing), ("a zero gradient", zero), ("a NaN or infinite gradient", not_finite)):
+    for what, names in (
+        ("no gradient", missing),
+        ("a zero gradient", zero),
+        ("a NaN or infinite gradient", not_finite),
+    ):
         if names:
-            raise RuntimeError(f"broken graph: {what} in {len(names)} of {len(trainable)} trainable tensors: {names[:4]}")
+            raise RuntimeError(
+                f"broken graph: {what} in {len(names)} of {len(trainable)} trainable tensors: {names[:4]}"
+            )
 
 
 class AdapterMotion:
@@ -59,3 +71,14 @@ class AdapterMotion:
                 f"not training: after {step} steps with a training signal no trainable weight has changed; "
                 "the optimizer does not hold the live parameters, or every step was skipped"
             )
+
+
+def report_scores(writer: SummaryWriter, scores: dict, labels: list[int], step: int, prefix: str = "") -> None:
+    """Write an evaluation's scores to TensorBoard and, in one line, to the console."""
+    for name in EVAL_SCORES:
+        writer.add_scalar(f"eval/{name}", scores[name], step)
+    always_yes = baselines(labels)["always_yes"]["f1"]
+    tqdm.write(
+        f"step {step}: {prefix}F1 {scores['f1']:.3f} (always Yes {always_yes:.3f}), "
+        f"balanced accuracy {scores['balanced_accuracy']:.3f}, {scores['n']} rows"
+    )

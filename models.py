@@ -46,6 +46,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None):
     if name_or_path == TINY:
         return tiny_tokenizer()
     base = adapter_base(name_or_path)
+    check(base != "", f"model {name_or_path}: adapter_config.json names no base_model_name_or_path")
     if base is not None and not (Path(name_or_path) / "tokenizer_config.json").is_file():
         name_or_path = base
     return _from_hub_or_disk(AutoTokenizer, name_or_path, revision=revision)
@@ -72,7 +73,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     backend.train_from_iterator(corpus, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+        tokenizer_object=backend,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = PHI3_CHAT_TEMPLATE
     return tokenizer
@@ -123,7 +127,7 @@ def check_bf16(capability: tuple[int, int], name: str) -> None:
 def adapter_base(path: str) -> str | None:
     """The base model's name if `path` is a directory of a LoRA adapter, else None."""
     config = Path(path) / "adapter_config.json"
-    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
+    return (json.loads(config.read_text())["base_model_name_or_path"] or "") if config.is_file() else None
 
 
 def load_policy(
@@ -147,9 +151,17 @@ def load_policy(
     """
     check_choice("adaptation", adaptation, ("lora", "full"))
     check_choice("quantization", quantization, ("nf4", "none"))
-    check(adaptation == "lora" or quantization == "none", "quantization nf4 cannot be trained in full: set adaptation lora")
+    check(
+        adaptation == "lora" or quantization == "none",
+        "quantization nf4 cannot be trained in full: set adaptation lora",
+    )
+    check(
+        model != TINY or adaptation == "full", "model tiny has random weights: train it in full first (adaptation full)"
+    )
     base = adapter_base(model)
-    check(adaptation == "lora" or base is None, f"model {model} is an adapter: set adaptation lora, or name a full model")
+    check(
+        adaptation == "lora" or base is None, f"model {model} is an adapter: set adaptation lora, or name a full model"
+    )
     policy = load_base(base or model, quantization, dtype, device, revision, seed)
     if adaptation == "lora":
         policy.requires_grad_(False)
@@ -226,8 +238,8 @@ def tiny_model(seed: int) -> Phi3ForCausalLM:
             hidden_size=128,
             intermediate_size=384,
             num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            num_attention_heads=8,
+            num_key_value_heads=8,
             max_position_embeddings=4096,
             original_max_position_embeddings=4096,
             tie_word_embeddings=True,
@@ -255,14 +267,20 @@ def check_context(model: torch.nn.Module, tokens: int) -> None:
     if rope.get("rope_type") == "longrope":
         # Past this length the whole batch is rotated by other factors than the tokens already cached.
         limit = getattr(config, "original_max_position_embeddings", None) or rope["original_max_position_embeddings"]
-    check(tokens <= limit, f"sequences of up to {tokens} tokens: the model takes {limit}; shorten the prompts or completions")
+    check(
+        tokens <= limit,
+        f"sequences of up to {tokens} tokens: the model takes {limit}; shorten the prompts or completions",
+    )
 
 
 def _lora_targets(model: torch.nn.Module, names: str) -> list[str]:
     linear = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
     targets = [name.strip() for name in names.split(",") if name.strip()] or sorted(linear)
     missing = [name for name in targets if name not in linear]
-    check(not missing, f"lora_target_modules: the model has no {', '.join(missing)}; its own are {','.join(sorted(linear))}")
+    check(
+        not missing,
+        f"lora_target_modules: the model has no {', '.join(missing)}; its own are {','.join(sorted(linear))}",
+    )
     return targets
 
 

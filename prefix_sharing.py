@@ -109,7 +109,9 @@ def sequence_logps(
     B running over the groups in order. `entropies` carries no gradient.
     """
     device = next(model.parameters()).device
-    tree = pack([[p + c for p, c in zip(*group, strict=True)] for group in zip(prompts, completions, strict=True)], share)
+    tree = pack(
+        [[p + c for p, c in zip(*group, strict=True)] for group in zip(prompts, completions, strict=True)], share
+    )
     lengths = [len(completion) for group in completions for completion in group]
     shape = (len(lengths), max(lengths))
     nodes = torch.zeros(shape, dtype=torch.long)  # (B, T) packed index of each completion token

@@ -10,8 +10,7 @@ Every row is parsed, and its label recomputed from the premise's Markov equivale
     prompt    the chat template's text up to where the assistant begins
     response  the assistant's text, up to and including the end-of-turn token
 
-so that training reads tokenize(prompt) + tokenize(response), both with add_special_tokens=False. Nothing is cut: a row
-over `max_length` is left out, and the report names it.
+which are tokenized apart, both with add_special_tokens=False. Rows over `max_length` are left out and named, never cut.
 """
 
 import csv
@@ -47,11 +46,9 @@ COLUMNS = {
 CHAT_COLUMNS = {"prompt": Value("string"), "response": Value("string")}
 ANSWERS = ("Answer: No", "Answer: Yes")  # by label
 QUESTION = "Decide whether the hypothesis follows from the premise. "
-INSTRUCTIONS = {
-    "answer": QUESTION + "Reply with one line, 'Answer: Yes' or 'Answer: No'.",
-    "trace": QUESTION + "Reason step by step. End with a line 'Answer: Yes' or 'Answer: No'.",
-}
-INSTRUCTIONS["teacher"] = INSTRUCTIONS["trace"]
+REASONING = QUESTION + "Reason step by step. End with a line 'Answer: Yes' or 'Answer: No'."
+ANSWER_ALONE = QUESTION + "Reply with one line, 'Answer: Yes' or 'Answer: No'."
+INSTRUCTIONS = {"answer": ANSWER_ALONE, "trace": REASONING, "teacher": REASONING}  # by target
 OVER_LONG_SHARE = 0.05  # beyond it, what is left out changes what the dataset measures
 
 
@@ -95,8 +92,8 @@ def check_config(config: DataConfig) -> None:
     for name in ("relabelings", "max_length", *(f"max_{split}_samples" for split in SPLITS)):
         value, least = getattr(config, name), int(name != "relabelings")
         check(value is None or value >= least, f"{name}: {value} is too small; use {least} or more")
-    teacher = config.target == "teacher"
-    check(teacher == (config.teacher_file is not None), "target teacher needs teacher_file, and no other target has it")
+    has_file = config.teacher_file is not None
+    check((config.target == "teacher") == has_file, "target teacher needs teacher_file, and no other target has it")
     check(config.target != "trace" or config.labels == "exact", "target trace ends in the exact answer: labels exact")
     check(not config.raw or config.target == "answer", f"raw writes no response: leave out target {config.target}")
 
@@ -283,8 +280,7 @@ def add_teacher(rows: list[dict], path: Path, special: set[str]) -> tuple[list[d
         fates[fate] += 1
         if fate == "kept":
             kept[text] = completion
-    found = ", ".join(f"{fate.replace('_', ' ')} {count}" for fate, count in fates.items())
-    check(len(kept) > 0, f"teacher_file: {path}: no finished, right completion of a row of train ({found or 'empty'})")
+    check(len(kept) > 0, f"teacher_file: {path}: no finished, right completion of a row of train: {dict(fates)}")
     return [row | {"completion": kept[text]} for row in rows if (text := row["input"].strip()) in kept], fates
 
 
@@ -378,9 +374,8 @@ def token_figures(rows: list[dict]) -> dict[str, dict[str, int]]:
 
 def dataset_hash(splits: dict[str, list[dict]], columns: dict) -> str:
     digest = hashlib.sha256()
-    for name, rows in splits.items():
-        for row in rows:
-            digest.update(json.dumps([name, *(row[column] for column in columns)], sort_keys=True).encode())
+    for name, row in ((name, row) for name, rows in splits.items() for row in rows):
+        digest.update(json.dumps([name, *(row[column] for column in columns)], sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -407,11 +402,9 @@ def make_report(splits: dict, columns: dict, config: DataConfig, source_rows: li
 
 def summary(report: dict) -> str:
     """The report as the console shows it."""
-    wrong = report["given_label_not_exact"]["rows"]
-    lines = [
-        f"source {report['source']}: {report['source_rows']:,} rows; seed {report['seed']}",
-        f"labels {report['config']['labels']}; {wrong:,} rows were given a label that is not the exact one",
-    ]
+    wrong, labels = report["given_label_not_exact"]["rows"], report["config"]["labels"]
+    lines = [f"source {report['source']}: {report['source_rows']:,} rows; seed {report['seed']}"]
+    lines.append(f"labels {labels}; {wrong:,} rows were given a label that is not the exact one")
     if report["unparsable"]:
         lines.append(f"left out: {len(report['unparsable']):,} rows that cannot be read (report.json names them)")
     if "teacher" in report:
@@ -421,8 +414,8 @@ def summary(report: dict) -> str:
     for name, split in report["splits"].items():
         sizes = ", ".join(f"N={n}: {rows:,}" for n, rows in split["num_variables"].items())
         share = f"{split['label_1'] / split['rows']:.1%}"
-        groups = f"{split['premises']:>10,}{split['structures']:>12,}"
-        lines.append(f"{name:<11}{split['rows']:>9,}{share:>9}{groups}   {sizes}")
+        numbers = f"{split['rows']:>9,}{share:>9}{split['premises']:>10,}{split['structures']:>12,}"
+        lines.append(f"{name:<11}{numbers}   {sizes}")
     shared = "; ".join(f"{pair} {n['premises']:,}, {n['structures']:,}" for pair, n in report["overlap"].items())
     lines.append(f"premises, structures in two splits: {shared or 'there is only one split'}")
     return "\n".join(lines + (chat_summary(report) if "tokens" in report else []))
@@ -449,11 +442,12 @@ def check_output(path: Path, overwrite: bool) -> None:
     """Refuses a folder with anything in it; with `overwrite`, one with anything that this script has not written."""
     check(path.is_dir() or not path.exists(), f"output_dir: {path} is a file")
     found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    if not found:
-        return
-    check(overwrite, f"output_dir: {path} is not empty; name another, or replace a dataset with --overwrite true")
+    check(
+        overwrite or not found,
+        f"output_dir: {path} is not empty; name another, or replace a dataset with --overwrite true",
+    )
     written = {"dataset_dict.json", "report.json"}
-    ours = written <= found <= written | set(SPLITS)
+    ours = not found or written <= found <= written | set(SPLITS)
     check(ours, f"output_dir: {path} is not (only) a dataset of this script, so it is not overwritten; name another")
 
 
@@ -476,7 +470,7 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     """({split: rows}, columns, report), nothing written."""
     check_config(config)
     tokenizer = None if config.raw else load_tokenizer(config.tokenizer, config.revision)
-    has_template = tokenizer is None or getattr(tokenizer, "chat_template", None) is not None
+    has_template = config.raw or tokenizer.chat_template is not None
     check(has_template, f"tokenizer: {config.tokenizer} has no chat template; use an instruction-tuned model's")
     source_rows, unparsable = label_rows(read_source(config), config)
     splits, left_out = split_rows(source_rows, config), {"unparsable": unparsable}
@@ -499,8 +493,7 @@ def main() -> None:
     check_output(output_dir, config.overwrite)
     splits, columns, report = build(config)
     write_dataset(splits, columns, report, output_dir)
-    print(summary(report))
-    print(f"\nwrote {output_dir} (sha256 {report['dataset_hash'][:12]})")
+    print(summary(report), f"wrote {output_dir} (sha256 {report['dataset_hash'][:12]})", sep="\n\n")
 
 
 if __name__ == "__main__":

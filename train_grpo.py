@@ -24,10 +24,10 @@ from tqdm import tqdm
 from arguments import arg, check, check_choice, parse_config, run_script, write_config
 from checkpoints import claim_output_dir, save_checkpoint
 from data import epoch_batches, load_split, share_of_rank
-from distributed import backward, gather, on_main, prepare, reduce, set_learning_rate, start, step
+from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
 from generation import Completion, generate_groups, predict
-from health import AdapterMotion, check_gradient_flow
-from metrics import baselines, classification_metrics
+from health import AdapterMotion, check_gradient_flow, report_scores
+from metrics import classification_metrics
 from models import (
     add_reference,
     check_context,
@@ -63,12 +63,18 @@ class Config:
     num_generations: int = arg(8, "samples G of a prompt")
     temperature: float = arg(1.0, "sampling temperature; log-probabilities are taken at the same one")
     max_new_tokens: int = arg(16, "tokens of a completion, at most")
-    cache_tokens: int = arg(8192, "tokens in the key-value cache of a rollout on one process: prompts and longest completions")
+    cache_tokens: int = arg(
+        8192, "tokens in the key-value cache of a rollout on one process: prompts and longest completions"
+    )
     claims_per_prefix: int = arg(4, "prompts of one premise that share its tokens")
     # the objective
-    loss_type: str = arg("grpo", "grpo (mean over each sequence) | dapo (mean over the step's tokens) | dr_grpo (constant)")
+    loss_type: str = arg(
+        "grpo", "grpo (mean over each sequence) | dapo (mean over the step's tokens) | dr_grpo (constant)"
+    )
     scale_rewards: str = arg("group", "divide advantages by the std of the group | batch | none")
-    class_weights: list[float] = arg([1.0, 1.0], "reward scale of rows whose label is No and Yes; cancels in group scaling")
+    class_weights: list[float] = arg(
+        [1.0, 1.0], "reward scale of rows whose label is No and Yes; cancels in group scaling"
+    )
     num_iterations: int = arg(1, "optimizer steps a rollout")
     eps_low: float = arg(0.2, "lower clip of the probability ratio")
     eps_high: float = arg(0.2, "upper clip of the probability ratio")
@@ -86,7 +92,8 @@ class Config:
     logging_steps: int = arg(5, "rollouts between logged values")
     eval_steps: int = arg(50, "rollouts between evaluations; 0: at the end only")
     eval_rows: int = arg(256, "validation rows of an evaluation, at most")
-    save_steps: int = arg(50, "rollouts between checkpoints; 0: the final adapter only")
+    keep_best: bool = arg(True, "output_dir gets the adapter of the evaluation with the best F1; false: the last one")
+    save_steps: int = arg(50, "rollouts between checkpoints; 0: none")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
     num_logged_completions: int = arg(4, "sampled completions written to TensorBoard at each evaluation")
 
@@ -180,7 +187,9 @@ class Rollout:
         return [completion.tokens for completion in self.completions[g]]
 
 
-def sample(model, tokenizer, prompts, labels, groups: list[list[int]], stop_ids, rollout_step: int, config: Config) -> Rollout:
+def sample(
+    model, tokenizer, prompts, labels, groups: list[list[int]], stop_ids, rollout_step: int, config: Config
+) -> Rollout:
     """G completions of every prompt in `groups`, scored."""
     rows = [[row for row in group for _ in range(config.num_generations)] for group in groups]
     tokens = [[prompts[row] for row in group] for group in rows]
@@ -204,7 +213,11 @@ def sample(model, tokenizer, prompts, labels, groups: list[list[int]], stop_ids,
 
 def reward_std(accelerator, rewards: torch.Tensor) -> float:
     """Population standard deviation of the rewards of all ranks."""
-    sums = {"n": rewards.numel(), "sum": float(rewards.double().sum()), "square": float(rewards.double().square().sum())}
+    sums = {
+        "n": rewards.numel(),
+        "sum": float(rewards.double().sum()),
+        "square": float(rewards.double().square().sum()),
+    }
     sums = reduce(accelerator, sums)
     return max(0.0, sums["square"] / sums["n"] - (sums["sum"] / sums["n"]) ** 2) ** 0.5
 
@@ -215,7 +228,9 @@ def rollout_statistics(rollout: Rollout, labels) -> dict[str, float]:
             for row, c, t in zip(rollout.rows[g], rollout.completions[g], rollout.texts[g], strict=True)]  # fmt: skip
     answers = [extract_answer(text) for _, _, text in flat]
     dead = (rollout.rewards == rollout.rewards[:, :1]).all(dim=1)
-    right = [answer is not None and int(answer) == labels[row] for answer, (row, _, _) in zip(answers, flat, strict=True)]
+    right = [
+        answer is not None and int(answer) == labels[row] for answer, (row, _, _) in zip(answers, flat, strict=True)
+    ]
     return {
         "sequences": len(flat),
         "groups": len(rollout.rewards),
@@ -285,13 +300,19 @@ def main() -> None:
     accelerator = start(config.seed)
     main_process = accelerator.is_main_process
     rank, world_size = accelerator.process_index, accelerator.num_processes
+    output_dir = Path(config.output_dir)
+    on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
 
     # --- data
     train = load_split(config.dataset, "train")
     validation = load_split(config.dataset, "validation")
     validation = validation.select(range(min(len(validation), config.eval_rows)))
     tokenizer = load_tokenizer(config.model, config.revision)
-    prompts, labels, premise_ids = [encode(tokenizer, text) for text in train["prompt"]], train["label"], train["premise_id"]
+    prompts, labels, premise_ids = (
+        [encode(tokenizer, text) for text in train["prompt"]],
+        train["label"],
+        train["premise_id"],
+    )
     check(
         config.prompts_per_step <= len(train),
         f"prompts_per_step: {config.prompts_per_step} is more than the {len(train)} training rows",
@@ -300,8 +321,6 @@ def main() -> None:
 
     # --- policy and reference
     dtype = training_dtype(accelerator)
-    output_dir = Path(config.output_dir)
-    on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
     model = load_policy(
         config.model,
         adaptation="lora",
@@ -335,23 +354,21 @@ def main() -> None:
             flush=True,
         )
 
+    best = {"f1": -1.0, "step": 0}
+
     def evaluate(step_number: int, rollout: Rollout | None = None) -> None:
-        rows = predict(
+        answers = predict(
             accelerator, policy, tokenizer, validation,
             stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
         )  # fmt: skip
-        if not main_process:
-            return
-        row_labels = [row["label"] for row in rows]
-        scores = classification_metrics(row_labels, [row["prediction"] for row in rows])
-        for name in ("f1", "accuracy", "balanced_accuracy", "mcc", "unanswered_rate", "predicted_yes_rate"):
-            writer.add_scalar(f"eval/{name}", scores[name], step_number)
-        if rollout is not None:
-            writer.add_text("rollout/completions", completion_table(rollout, train, config), step_number)
-        tqdm.write(
-            f"step {step_number}: F1 {scores['f1']:.3f} (always Yes {baselines(row_labels)['always_yes']['f1']:.3f}), "
-            f"balanced accuracy {scores['balanced_accuracy']:.3f}, {scores['n']} rows"
-        )
+        scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
+        if config.keep_best and scores["f1"] > best["f1"]:
+            best.update(f1=scores["f1"], step=step_number)
+            on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
+        if main_process:
+            report_scores(writer, scores, validation["label"], step_number)
+            if rollout is not None:
+                writer.add_text("rollout/completions", completion_table(rollout, train, config), step_number)
 
     evaluate(0)
     epoch, queue = 0, []
@@ -377,7 +394,9 @@ def main() -> None:
 
         # ------------------------------------------------------------ reference log-probabilities
         clock = time.perf_counter()
-        sequences = [[p + c for p, c in zip(rollout.prompts[g], rollout.tokens(g), strict=True)] for g in range(len(groups))]
+        sequences = [
+            [p + c for p, c in zip(rollout.prompts[g], rollout.tokens(g), strict=True)] for g in range(len(groups))
+        ]
         batches = plan_micro_batches(sequences, config.micro_batch_tokens, config.prefix_sharing)
         # ZeRO-2 reduces gradients in each backward: every rank does equally many, the extra ones with weight 0.
         num_batches = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
@@ -432,7 +451,9 @@ def main() -> None:
                 for name, value in values.items():
                     writer.add_scalar(name, value, number + 1)
                 bar.set_postfix(
-                    reward=f"{values['reward/mean']:.2f}", kl=f"{values['policy/kl']:.3f}", dead=f"{values['reward/frac_zero_std']:.2f}"
+                    reward=f"{values['reward/mean']:.2f}",
+                    kl=f"{values['policy/kl']:.3f}",
+                    dead=f"{values['reward/frac_zero_std']:.2f}",
                 )
                 if window["abs_advantage"] == 0:
                     tqdm.write(
@@ -450,10 +471,12 @@ def main() -> None:
                 output_dir, number + 1, config.save_total_limit, lambda path: save_model(policy, tokenizer, path)
             ))  # fmt: skip
     bar.close()
-    on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
+    if not config.keep_best:
+        on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
     if main_process:
         writer.close()
-        print(f"adapter: {output_dir}\ncurves: tensorboard --logdir {config.logging_dir}")
+        print(f"adapter: {output_dir} (step {best['step'] if config.keep_best else config.max_steps})")
+        print(f"curves: tensorboard --logdir {config.logging_dir}")
     accelerator.end_training()
 
 

@@ -24,8 +24,8 @@ from checkpoints import claim_output_dir, save_checkpoint
 from data import encode_rows, epoch_batches, load_split, premise_groups, share_of_rank
 from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
 from generation import predict
-from health import AdapterMotion, check_gradient_flow
-from metrics import baselines, classification_metrics
+from health import AdapterMotion, check_gradient_flow, report_scores
+from metrics import classification_metrics
 from models import check_context, load_policy, load_tokenizer, save_model, stop_token_ids, training_dtype
 from prefix_sharing import plan_micro_batches, sequence_logps
 
@@ -53,6 +53,9 @@ class Config:
     micro_batch_tokens: int = arg(2048, "packed tokens a forward pass on one process; lower it if memory runs out")
     claims_per_prefix: int = arg(16, "rows of one premise that share its tokens")
     class_weights: list[float] = arg([1.0, 1.0], "loss weight of rows whose label is No and Yes")
+    prompt_loss_weight: float = arg(
+        0.0, "loss weight of a prompt token; above 0 helps a model that starts from random weights"
+    )
     prefix_sharing: bool = arg(True, "compute shared prefixes once; false computes every row by itself")
     learning_rate: float = arg(2e-4, "peak learning rate")
     warmup_ratio: float = arg(0.05, "share of the steps in which the rate rises from 0")
@@ -66,7 +69,8 @@ class Config:
     eval_rows: int = arg(256, "validation rows of an evaluation, at most")
     max_new_tokens: int = arg(16, "tokens that an evaluation lets the model generate")
     cache_tokens: int = arg(8192, "tokens in the key-value cache of an evaluation on one process")
-    save_steps: int = arg(100, "optimizer steps between checkpoints; 0: the final model only")
+    keep_best: bool = arg(True, "output_dir gets the model of the evaluation with the best F1; false: the last one")
+    save_steps: int = arg(100, "optimizer steps between checkpoints; 0: none")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
 
     def __post_init__(self):
@@ -107,27 +111,38 @@ def plan_steps(premise_ids: list[str], config: Config) -> list[list[list[int]]]:
 
 @dataclass
 class Rows:
-    """Tokenized rows and the loss weight of each one's tokens."""
+    """Tokenized rows, each cut into context and targets, and the loss weight of every target token."""
 
-    prompts: list[list[int]]
-    completions: list[list[int]]
-    weights: list[float]
+    contexts: list[list[int]]
+    targets: list[list[int]]
+    weights: list[list[float]]
 
-    def weighted_tokens(self, groups: list[list[int]]) -> float:
-        return sum(self.weights[i] * len(self.completions[i]) for group in groups for i in group)
+    def total_weight(self, groups: list[list[int]]) -> float:
+        return sum(sum(self.weights[i]) for group in groups for i in group)
+
+
+def make_rows(prompts, completions, labels, class_weights: list[float], prompt_loss_weight: float = 0.0) -> Rows:
+    """Targets are the completion's tokens, weighted by class; with a prompt weight, the prompt's tokens but the first too."""
+    rows = Rows([], [], [])
+    for prompt, completion, label in zip(prompts, completions, labels, strict=True):
+        cut = len(prompt) if prompt_loss_weight == 0 else 1
+        rows.contexts.append(prompt[:cut])
+        rows.targets.append(prompt[cut:] + completion)
+        rows.weights.append([prompt_loss_weight] * (len(prompt) - cut) + [class_weights[label]] * len(completion))
+    return rows
 
 
 def loss_sum(model, rows: Rows, groups: list[list[int]], share: bool) -> torch.Tensor:
-    """Negative log-likelihood of the completions, a weighted sum over the tokens of the rows in `groups`."""
-    prompts, completions = ([[column[i] for i in g] for g in groups] for column in (rows.prompts, rows.completions))
-    logps, _, _ = sequence_logps(model, prompts, completions, share=share)  # (B, T)
-    weights = torch.tensor([rows.weights[i] for g in groups for i in g], device=logps.device)  # (B,)
-    return -(logps.sum(dim=1) * weights).sum()
+    """Negative log-likelihood of the target tokens of the rows in `groups`: a weighted sum."""
+    contexts, targets = ([[column[i] for i in g] for g in groups] for column in (rows.contexts, rows.targets))
+    logps, _, _ = sequence_logps(model, contexts, targets, share=share)  # (B, T)
+    weights = [torch.tensor(rows.weights[i]) for g in groups for i in g]
+    return -(logps * torch.nn.utils.rnn.pad_sequence(weights, batch_first=True).to(logps.device)).sum()
 
 
 def micro_batches(groups: list[list[int]], rows: Rows, config: Config) -> list[list[list[int]]]:
     """The groups of one rank's step, packed into micro-batches."""
-    sequences = [[rows.prompts[i] + rows.completions[i] for i in group] for group in groups]
+    sequences = [[rows.contexts[i] + rows.targets[i] for i in group] for group in groups]
     plan = plan_micro_batches(sequences, config.micro_batch_tokens, config.prefix_sharing)
     return [[groups[g] for g in batch] for batch in plan]
 
@@ -138,13 +153,13 @@ def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], conf
     model.eval()
     groups = premise_groups(premise_ids, config.claims_per_prefix)
     mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes)
-    sums = {"loss": 0.0, "tokens": 0.0}
+    sums = {"loss": 0.0, "weight": 0.0}
     for batch in micro_batches(mine, rows, config):
         sums["loss"] += float(loss_sum(model, rows, batch, config.prefix_sharing))
-        sums["tokens"] += rows.weighted_tokens(batch)
+        sums["weight"] += rows.total_weight(batch)
     model.train()
     sums = reduce(accelerator, sums)
-    return sums["loss"] / sums["tokens"]
+    return sums["loss"] / sums["weight"]
 
 
 def main() -> None:
@@ -152,22 +167,20 @@ def main() -> None:
     accelerator = start(config.seed)
     main_process = accelerator.is_main_process
     device, world_size = accelerator.device, accelerator.num_processes
+    output_dir = Path(config.output_dir)
+    on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
 
     # --- data
     train = load_split(config.dataset, "train")
     validation = load_split(config.dataset, "validation")
     validation = validation.select(range(min(len(validation), config.eval_rows)))
     tokenizer = load_tokenizer(config.model, config.revision)
-    rows, eval_rows = (
-        Rows(*encode_rows(tokenizer, split), [config.class_weights[label] for label in split["label"]])
-        for split in (train, validation)
-    )
+    rows = make_rows(*encode_rows(tokenizer, train), train["label"], config.class_weights, config.prompt_loss_weight)
+    eval_rows = make_rows(*encode_rows(tokenizer, validation), validation["label"], config.class_weights)
     steps = plan_steps(train["premise_id"], config)
 
     # --- model
     dtype = training_dtype(accelerator)
-    output_dir = Path(config.output_dir)
-    on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
     model = load_policy(
         config.model,
         adaptation=config.adaptation,
@@ -182,10 +195,10 @@ def main() -> None:
         revision=config.revision,
         seed=config.seed,
     )
-    check_context(model, max(len(p) + len(c) for p, c in zip(rows.prompts, rows.completions, strict=True)))
+    check_context(model, max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True)))
     stop_ids = stop_token_ids(tokenizer, model)
     probe = loss_sum(model, rows, steps[0][:1], config.prefix_sharing)
-    check_gradient_flow(model, probe / rows.weighted_tokens(steps[0][:1]))
+    check_gradient_flow(model, probe / rows.total_weight(steps[0][:1]))
     engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
     policy = accelerator.unwrap_model(engine)
     motion = AdapterMotion(policy)
@@ -200,31 +213,29 @@ def main() -> None:
             flush=True,
         )
 
+    best = {"f1": -1.0, "step": 0}
+
     def evaluate(step_number: int) -> None:
         loss = evaluation_loss(accelerator, policy, eval_rows, validation["premise_id"], config)
         answers = predict(
             accelerator, policy, tokenizer, validation,
             stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
         )  # fmt: skip
-        if not main_process:
-            return
         scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
-        always_yes = baselines(validation["label"])["always_yes"]["f1"]
-        writer.add_scalar("eval/loss", loss, step_number)
-        for name in ("f1", "accuracy", "balanced_accuracy", "mcc", "unanswered_rate", "predicted_yes_rate"):
-            writer.add_scalar(f"eval/{name}", scores[name], step_number)
-        tqdm.write(
-            f"step {step_number}: eval loss {loss:.4f}, F1 {scores['f1']:.3f} (always Yes {always_yes:.3f}), "
-            f"balanced accuracy {scores['balanced_accuracy']:.3f}, {scores['n']} rows"
-        )
+        if config.keep_best and scores["f1"] > best["f1"]:
+            best.update(f1=scores["f1"], step=step_number)
+            on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
+        if main_process:
+            writer.add_scalar("eval/loss", loss, step_number)
+            report_scores(writer, scores, validation["label"], step_number, f"eval loss {loss:.4f}, ")
 
     # --- train
     engine.train()
     bar = tqdm(total=len(steps), disable=not main_process, desc="SFT", mininterval=2, dynamic_ncols=True)
-    window = dict.fromkeys(("loss", "tokens", "rows", "sequence_tokens"), 0.0)
+    window = dict.fromkeys(("loss", "weight", "rows", "tokens"), 0.0)
     window_start = time.perf_counter()
     for number, groups in enumerate(steps):
-        step_tokens = rows.weighted_tokens(groups)
+        step_weight = rows.total_weight(groups)
         set_learning_rate(optimizer, learning_rate(number, len(steps), config))
 
         # forward and backward: every rank equally often, since ZeRO-2 reduces gradients in each backward
@@ -234,28 +245,28 @@ def main() -> None:
         for k in range(count):
             batch, weight = (batches[k], 1.0) if k < len(batches) else (groups[:1], 0.0)
             loss = loss_sum(engine, rows, batch, config.prefix_sharing)
-            # DeepSpeed averages over ranks: times world_size, it is the mean over the whole step's tokens.
-            backward(accelerator, weight * loss * world_size / step_tokens, last=k == count - 1)
+            # DeepSpeed averages over ranks: times world_size, it is the weighted mean over the whole step's tokens.
+            backward(accelerator, weight * loss * world_size / step_weight, last=k == count - 1)
             window["loss"] += weight * loss.item()
         grad_norm, stepped = step(accelerator, engine, optimizer, config.max_grad_norm)
 
         # log
-        window["tokens"] += rows.weighted_tokens(mine)
+        window["weight"] += rows.total_weight(mine)
         window["rows"] += sum(map(len, mine))
-        window["sequence_tokens"] += sum(len(rows.prompts[i]) + len(rows.completions[i]) for group in mine for i in group)
+        window["tokens"] += sum(len(rows.contexts[i]) + len(rows.targets[i]) for group in mine for i in group)
         bar.update()
         if (number + 1) % config.logging_steps == 0 or number + 1 == len(steps):
             total = reduce(accelerator, window)
             seconds = time.perf_counter() - window_start
             if main_process:
                 values = {
-                    "train/loss": total["loss"] / total["tokens"],
+                    "train/loss": total["loss"] / total["weight"],
                     "train/learning_rate": learning_rate(number, len(steps), config),
                     "train/grad_norm": grad_norm,
                     "health/step_skipped": float(not stepped),
                     "health/weight_change": motion.change(policy),
                     "perf/rows_per_second": total["rows"] / seconds,
-                    "perf/tokens_per_second": total["sequence_tokens"] / seconds,
+                    "perf/tokens_per_second": total["tokens"] / seconds,
                 }
                 for name, value in values.items():
                     writer.add_scalar(name, value, number + 1)
@@ -273,10 +284,12 @@ def main() -> None:
                 output_dir, number + 1, config.save_total_limit, lambda path: save_model(policy, tokenizer, path)
             ))  # fmt: skip
     bar.close()
-    on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
+    if not config.keep_best:
+        on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
     if main_process:
         writer.close()
-        print(f"model: {output_dir}\ncurves: tensorboard --logdir {config.logging_dir}")
+        print(f"model: {output_dir} (step {best['step'] if config.keep_best else len(steps)})")
+        print(f"curves: tensorboard --logdir {config.logging_dir}")
     accelerator.end_training()
 
 

@@ -1,7 +1,6 @@
 """Sampling against a loop that runs the full model on one sequence at a time, and against the softmax itself."""
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ import corr2cause
 from generation import generate, generate_groups, predict
 from models import encode
 from prefix_sharing import padded_logps, sequence_logps
-from rewards import extract_answer
 
 STOPS = set(range(0, VOCABULARY, 9))
 
@@ -39,6 +37,17 @@ def naive_greedy(model, prompt: list[int], stop_ids: set[int], max_new_tokens: i
 
 def seeds_of(prompts: list) -> list[tuple[int, ...]]:
     return [(11, b) for b in range(len(prompts))]
+
+
+def assert_drawn_from(observed: np.ndarray, expected: np.ndarray) -> None:
+    """Chi-square test of counts, tokens that are expected fewer than 5 times pooled into one."""
+    frequent = expected >= 5
+    assert frequent.sum() >= 4, "the distribution is too peaked to test"
+    if expected[~frequent].sum() >= 1:
+        observed, expected = (np.append(c[frequent], c[~frequent].sum()) for c in (observed, expected))
+    else:
+        observed, expected = observed[frequent], expected[frequent]
+    assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
 
 
 @torch.no_grad()
@@ -117,11 +126,7 @@ def test_frequencies_are_the_softmax(family, temperature):
     )  # fmt: skip
     observed = np.bincount([c.tokens[0] for c in completions], minlength=VOCABULARY)
     expected = count * (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1).numpy()
-    rare = expected < 5
-    assert (~rare).sum() >= 3
-    pooled = [np.append(counts[~rare], counts[rare].sum() + 1e-9) for counts in (observed, expected)]
-    pooled[1] *= pooled[0].sum() / pooled[1].sum()
-    assert chisquare(*pooled).pvalue > 1e-3
+    assert_drawn_from(observed, expected)
 
 
 @torch.no_grad()
@@ -136,9 +141,7 @@ def test_later_tokens_are_drawn_from_their_own_context():
     contexts = torch.tensor([[*prompt, v] for v in range(VOCABULARY)])
     second = (model(contexts).logits[:, -1].double() / 2.0).softmax(-1)
     expected = count * (first @ second).numpy()
-    rare = expected < 5
-    pooled = [np.append(counts[~rare], counts[rare].sum()) for counts in (observed, expected)]
-    assert chisquare(pooled[0], pooled[1] * pooled[0].sum() / pooled[1].sum()).pvalue > 1e-3
+    assert_drawn_from(observed, expected)
 
 
 def test_sampling_in_train_mode_is_refused():
@@ -148,13 +151,13 @@ def test_sampling_in_train_mode_is_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("token_budget", [1, 25, 10_000])
-def test_groups_keep_their_order_at_any_budget(token_budget):
+@pytest.mark.parametrize("cache_tokens", [1, 60, 10_000])
+def test_groups_keep_their_order_at_any_budget(cache_tokens):
     model, prompts = build_model("phi3"), random_prompts()
     groups = [prompts[:1] * 3, prompts[1:5], prompts[5:]]
     seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
     options = {"stop_ids": STOPS, "max_new_tokens": 6, "temperature": 1.0}
-    got = generate_groups(model, groups, token_budget=token_budget, seeds=seeds, **options)
+    got = generate_groups(model, groups, cache_tokens=cache_tokens, seeds=seeds, **options)
     for group, group_seeds, completions in zip(groups, seeds, got, strict=True):
         alone = [generate(model, [p], seeds=[s], **options)[0] for p, s in zip(group, group_seeds, strict=True)]
         assert [c.tokens for c in completions] == [c.tokens for c in alone]
@@ -166,8 +169,7 @@ def test_groups_keep_their_order_at_any_budget(token_budget):
 @pytest.fixture(scope="module")
 def rows(tokenizer):
     """A few rows of several premises, mixed so that grouping by premise reorders them."""
-    rows = corr2cause.generate_rows(3)[::7]
-    rows = random.Random(0).sample(list(rows), 10)
+    rows = random.Random(0).sample(list(corr2cause.generate_rows(3)), 10)
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": row["input"]}], tokenize=False, add_generation_prompt=True)
         for row in rows
@@ -182,7 +184,7 @@ def test_predictions_are_in_the_order_of_the_rows(tokenizer, rows):
     model.config.max_position_embeddings = 512
     stop_ids = set(range(0, len(tokenizer), 13))
     got = predict(
-        Accelerator(cpu=True), model.train(), tokenizer, rows, stop_ids=stop_ids, max_new_tokens=6, token_budget=150
+        Accelerator(cpu=True), model.train(), tokenizer, rows, stop_ids=stop_ids, max_new_tokens=6, cache_tokens=150
     )
     assert model.training, "training goes on in the mode it was in"
     model.eval()
@@ -197,15 +199,22 @@ def test_predictions_are_in_the_order_of_the_rows(tokenizer, rows):
 
 @torch.no_grad()
 def test_predictions_read_the_answer(tokenizer, rows):
-    """A model that always continues with one token, decoded as an answer, a wrong answer or none."""
     model = build_model("phi3", vocab_size=len(tokenizer))
-    answer = {"text": ""}
-    stub = SimpleNamespace(decode=lambda *_, **__: answer["text"])
-    caller = type("Reader", (), {"__call__": lambda _, text, **options: tokenizer(text, **options), "decode": stub.decode})
+
+    class Decoder:
+        """The tokenizer, except that whatever the model writes reads as `text`."""
+
+        def __init__(self, text):
+            self.text = text
+
+        def __call__(self, text, **options):
+            return tokenizer(text, **options)
+
+        def decode(self, tokens, **options):
+            return self.text
+
     for text, prediction in (("Answer: Yes", 1), ("Answer: No", 0), ("Perhaps.", None)):
-        answer["text"] = text
         got = predict(
-            Accelerator(cpu=True), model, caller(), rows, stop_ids={0}, max_new_tokens=1, token_budget=10_000
+            Accelerator(cpu=True), model, Decoder(text), rows, stop_ids={0}, max_new_tokens=1, cache_tokens=10_000
         )
         assert [result["prediction"] for result in got] == [prediction] * len(rows)
-        assert extract_answer(text) == {1: True, 0: False, None: None}[prediction]

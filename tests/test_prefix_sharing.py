@@ -53,6 +53,13 @@ def test_plan_holds_every_group_once_within_the_budget(groups, budget, share):
     assert largest == len(pack([groups[plan[0][0]]], share)), "the largest group comes first"
 
 
+def test_plan_leaves_room_for_new_tokens():
+    groups = [[[1, 2], [1, 3]], [[4]], [[5, 6, 7]]]  # 3, 1 and 3 packed tokens, and 2, 1 and 1 sequences that grow
+    assert plan_micro_batches(groups, 12, new_tokens=2) == [[0, 2], [1]]
+    assert plan_micro_batches(groups, 15, new_tokens=2) == [[0, 2, 1]]
+    assert plan_micro_batches(groups, 12) == [[0, 2, 1]]
+
+
 # --- numbers
 
 

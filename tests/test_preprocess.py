@@ -23,16 +23,10 @@ CHATML = (
 )
 
 
-@pytest.fixture(scope="session")
-def tiny():
-    return load_tokenizer("tiny")
-
-
 @pytest.fixture(autouse=True)
-def tokenizer(monkeypatch, tiny):
-    """What `load_tokenizer` returns in a test: made once, since the tiny one is trained each time."""
-    monkeypatch.setattr(preprocess, "load_tokenizer", lambda name, revision=None: tiny)
-    return tiny
+def one_tokenizer(monkeypatch, tokenizer):
+    """`load_tokenizer` returns the tests' shared tiny tokenizer, which takes a second to make."""
+    monkeypatch.setattr(preprocess, "load_tokenizer", lambda name, revision: tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -206,8 +200,8 @@ def test_settings_that_make_no_sense(settings, message):
         build(DataConfig(**{"num_variables": [3], "validation_fraction": 0.2, "test_fraction": 0.2} | settings))
 
 
-def test_no_chat_template(monkeypatch, tiny):
-    monkeypatch.setattr(tiny, "chat_template", None)
+def test_no_chat_template(monkeypatch, tokenizer):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(ValueError, match="tokenizer: tiny has no chat template; use an instruction-tuned"):
         build(DataConfig())
 
@@ -354,6 +348,8 @@ def test_caps_choose_a_random_part(source):
     splits, _, _ = build(DataConfig(source=source, balance="classes", **caps))
     assert {name: len(part) for name, part in splits.items()} == {"train": 8, "validation": 4, "test": 5}
     assert Counter(row["label"] for row in splits["train"]) == {0: 4, 1: 4}
+    chosen = {s: preprocess.subsample(list(range(100)), 10, False, s) for s in ("0", "1")}
+    assert all(rows == sorted(set(rows)) and rows[-1] > 20 for rows in chosen.values()) and chosen["0"] != chosen["1"]
     with pytest.raises(ValueError, match="max_train_samples: balance classes needs 2 or more"):
         build(DataConfig(source=source, balance="classes", max_train_samples=1))
 
@@ -403,15 +399,15 @@ def test_claims_of_one_premise_share_the_prompt_up_to_the_hypothesis(source):
         ("{% for m in messages %}{{ m['content'] | upper }}<|end|>{% endfor %}", "rewrites a turn's text"),
     ],
 )
-def test_chat_templates_that_could_not_be_trained_on(monkeypatch, tiny, template, message):
-    monkeypatch.setattr(tiny, "chat_template", template)
+def test_chat_templates_that_could_not_be_trained_on(monkeypatch, tokenizer, template, message):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(ValueError, match=message):
         build(DataConfig(num_variables=[4]))
 
 
-def test_over_long_rows_are_left_out_counted_and_named(source, tiny):
+def test_over_long_rows_are_left_out_counted_and_named(source, tokenizer):
     whole, _, report = build(DataConfig(source=source))
-    lengths = {row["row"]: len(encode(tiny, row["prompt"] + row["response"])) for row in all_rows(whole)}
+    lengths = {row["row"]: len(encode(tokenizer, row["prompt"] + row["response"])) for row in all_rows(whole)}
     assert report["over_long"] == []
     limit = sorted(lengths.values())[len(lengths) // 2]
     splits, _, report = build(DataConfig(source=source, max_length=limit))
@@ -425,7 +421,7 @@ def test_over_long_rows_are_left_out_counted_and_named(source, tiny):
         build(DataConfig(source=source, max_length=10))
 
 
-def test_a_few_over_long_rows_give_no_warning(source, tiny):
+def test_a_few_over_long_rows_give_no_warning(source, tokenizer):
     longest = build(DataConfig(source=source))[2]["tokens"]["train"]["total"]["p99"]
     report = build(DataConfig(source=source, max_length=longest))[2]
     assert len(report["over_long"]) < 0.05 * 198 and "warning" not in preprocess.summary(report)
@@ -470,7 +466,7 @@ def test_teacher_file_without_use(tmp_path, source):
         path = write_jsonl(tmp_path / "teacher.jsonl", records)
         build(DataConfig(source=source, target="teacher", teacher_file=path))
 
-    with pytest.raises(ValueError, match="no finished, right completion of a row of train .not in train 1"):
+    with pytest.raises(ValueError, match="no finished, right completion of a row of train: .'not_in_train': 1"):
         attempt([{"input": "?", "completion": "Answer: No", "finish_reason": "stop"}])
     with pytest.raises(ValueError, match="completion 0 has no text in finish_reason"):
         attempt([{"input": "?", "completion": "Answer: No"}])
@@ -481,7 +477,7 @@ def test_teacher_file_without_use(tmp_path, source):
 # ---------------------------------------------------------------- report and output
 
 
-def test_report_figures_recomputed_from_the_written_dataset(monkeypatch, tmp_path, source, tiny, capsys):
+def test_report_figures_recomputed_from_the_written_dataset(monkeypatch, tmp_path, source, tokenizer, capsys):
     out = tmp_path / "out"
     run_main(monkeypatch, "--source", source, "--target", "trace", "--output_dir", out)
     dataset, report = load_from_disk(out), json.loads((out / "report.json").read_text())
@@ -493,12 +489,12 @@ def test_report_figures_recomputed_from_the_written_dataset(monkeypatch, tmp_pat
         assert figures["premises"] == frame.premise.nunique() and figures["structures"] == frame.structure_id.nunique()
         assert figures["template"] == frame.template.value_counts().to_dict()
         for column, key in (("prompt", "prompt"), ("response", "response")):
-            lengths = sorted(len(encode(tiny, text)) for text in part[column])
+            lengths = sorted(len(encode(tokenizer, text)) for text in part[column])
             points = report["tokens"][name][key]
             assert points["max"] == lengths[-1]
             below = np.mean([length < points["p90"] for length in lengths])
             assert below <= 0.9 <= np.mean([length <= points["p90"] for length in lengths])
-        totals = [len(encode(tiny, p + r)) for p, r in zip(part["prompt"], part["response"], strict=True)]
+        totals = [len(encode(tokenizer, p + r)) for p, r in zip(part["prompt"], part["response"], strict=True)]
         assert report["tokens"][name]["total"]["max"] == max(totals)
     first = dataset["train"][0]
     assert (

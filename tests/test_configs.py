@@ -1,0 +1,109 @@
+"""Every file of settings in the repository parses, names files that exist, and agrees with the others."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+import evaluate
+import preprocess
+import train_grpo
+import train_sft
+from arguments import parse_config
+
+ROOT = Path(__file__).parents[1]
+CONFIG_OF = {
+    "data": preprocess.DataConfig,
+    "sft": train_sft.Config,
+    "grpo": train_grpo.Config,
+    "eval": evaluate.Config,
+}
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+LAUNCHES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+DEEPSPEED = sorted((ROOT / "ds_configs").glob("*.json"))
+
+
+def name_of(path: Path) -> str:
+    return path.name
+
+
+def parse(path: Path):
+    return parse_config(CONFIG_OF[path.name.split("_")[0]], ["--config", str(path)])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_parses(path):
+    config = parse(path)
+    if path.name.startswith("data_"):
+        preprocess.check_config(config)
+    given = yaml.safe_load(path.read_text())
+    for name, value in given.items():
+        assert getattr(config, name) == (float(value) if isinstance(getattr(config, name), float) else value)
+
+
+def test_there_is_a_recipe_of_every_stage_for_every_model():
+    names = {path.stem for path in RECIPES}
+    for model in ("phi3", "qwen", "tiny"):
+        assert {f"{stage}_{model}" for stage in ("data", "sft", "grpo")} <= names
+
+
+def test_recipes_write_to_places_of_their_own():
+    for field in ("output_dir", "logging_dir"):
+        places = [getattr(config, field) for config in map(parse, RECIPES) if hasattr(config, field)]
+        assert len(places) == len(set(places)), field
+
+
+def test_every_training_recipe_reads_a_dataset_and_model_that_another_recipe_writes():
+    configs = {path.stem: parse(path) for path in RECIPES}
+    datasets = {c.output_dir for name, c in configs.items() if name.startswith("data_")}
+    models = {c.output_dir for name, c in configs.items() if name.startswith("sft_")}
+    for name, config in configs.items():
+        if name.startswith(("sft_", "grpo_")):
+            assert config.dataset in datasets, name
+        if name.startswith("grpo_"):
+            assert config.model in models, name
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=name_of)
+def test_launch_config_is_accelerates_and_thin(path):
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    deepspeed = config.deepspeed_config
+    assert config.distributed_type == "DEEPSPEED"
+    assert (ROOT / deepspeed["deepspeed_config_file"]).is_file()
+    beside = {"gradient_accumulation_steps", "gradient_clipping", "zero_stage", "offload_optimizer_device"}
+    assert not beside & deepspeed.keys(), "next to deepspeed_config_file accelerate refuses these"
+    assert "mixed_precision" not in yaml.safe_load(path.read_text())
+    assert config.use_cpu is False, "true would switch DeepSpeed off"
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=name_of)
+def test_launch_config_is_what_its_name_says(path):
+    config = load_config_from_file(str(path))
+    precision = {"l4": "bf16", "2080ti": "fp16", "cpu": "fp32", "single_gpu": "bf16", "multi_node": "bf16"}
+    expected = next(value for key, value in precision.items() if key in path.stem)
+    assert config.deepspeed_config["deepspeed_config_file"].endswith(f"_{expected}.json")
+    count = re.search(r"_(\d+)x", path.stem)
+    assert config.num_processes == (int(count[1]) if count else {"single_gpu": 1, "multi_node": 4}[path.stem])
+
+
+@pytest.mark.parametrize("path", DEEPSPEED, ids=name_of)
+def test_deepspeed_config(path):
+    config = json.loads(path.read_text())
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["gradient_accumulation_steps"] == 1, "the loops accumulate themselves"
+    assert isinstance(config["train_micro_batch_size_per_gpu"], int), "no dataloader is prepared that could fill in auto"
+    assert config["zero_optimization"]["reduce_bucket_size"] <= 5e7, "the default of 5e8 is up to 2 GB"
+    enabled = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
+    assert enabled == ([] if "fp32" in path.stem else [path.stem.split("_")[-1]])
+    if enabled:
+        assert config["data_types"]["grad_accum_dtype"] == config["communication_data_type"] == "fp32"
+
+
+def test_every_config_that_the_documentation_names_exists():
+    texts = [ROOT / "README.md", *ROOT.glob("*.py"), *(ROOT / "configs").glob("*.yaml")]
+    for path in texts:
+        for name in re.findall(r"\b(?:configs|accelerate_configs|ds_configs)/\w+\.(?:yaml|json)", path.read_text()):
+            assert (ROOT / name).is_file(), f"{path.name} names {name}"

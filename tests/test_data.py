@@ -1,0 +1,113 @@
+"""Batches by premise: every row once, a function of (seed, epoch), fair shares; and datasets that are not there."""
+
+import random
+from collections import Counter
+
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import encode_rows, epoch_batches, load_split, premise_groups, share_of_rank
+
+premise_lists = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=60)
+group_lists = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+def numbered(sizes: list[int]) -> list[list[int]]:
+    """Groups of those sizes that hold 0, 1, 2, ..."""
+    rows = iter(range(sum(sizes)))
+    return [[next(rows) for _ in range(size)] for size in sizes]
+
+
+def flat(groups) -> list[int]:
+    return [row for group in groups for row in group]
+
+
+@settings(max_examples=100, deadline=None)
+@given(premise_lists, st.integers(1, 8), st.booleans())
+def test_groups_hold_one_premise_and_every_row_once(premises, size, shuffled):
+    groups = premise_groups(premises, size, random.Random(0) if shuffled else None)
+    assert sorted(flat(groups)) == list(range(len(premises)))
+    for group in groups:
+        assert 1 <= len(group) <= size and len({premises[row] for row in group}) == 1
+        assert shuffled or group == sorted(group)
+    of = Counter(premises[group[0]] for group in groups)
+    assert all(of[p] == -(-count // size) for p, count in Counter(premises).items()), "as few groups as fit"
+
+
+@settings(max_examples=100, deadline=None)
+@given(premise_lists, st.integers(1, 8), st.integers(1, 20), st.integers(0, 3))
+def test_epochs_hold_every_row_once_in_full_steps(premises, size, batch_size, seed):
+    steps = epoch_batches(premises, seed, 0, size, batch_size)
+    assert sorted(row for step in steps for row in flat(step)) == list(range(len(premises)))
+    lengths = [len(flat(step)) for step in steps]
+    assert all(length == batch_size for length in lengths[:-1]) and 1 <= lengths[-1] <= batch_size
+    for group in (group for step in steps for group in step):
+        assert 1 <= len(group) <= size and len({premises[row] for row in group}) == 1
+    assert steps == epoch_batches(premises, seed, 0, size, batch_size)
+
+
+def test_order_depends_on_seed_and_epoch():
+    premises = [f"p{i // 6}" for i in range(60)]
+    orders = {str(epoch_batches(premises, seed, epoch, 4, 8)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+def test_a_premise_is_not_always_cut_at_the_same_rows():
+    premises = ["p"] * 8
+    assert len({str(sorted(map(sorted, epoch_batches(premises, 0, e, 4, 8)[0]))) for e in range(5)}) > 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(group_lists, st.integers(1, 6))
+def test_every_row_is_on_one_rank_and_shares_are_fair(sizes, world_size):
+    groups = numbered(sizes)
+    shares = [share_of_rank(groups, rank, world_size) for rank in range(world_size)]
+    assert sorted(row for share in shares for row in flat(share)) == list(range(sum(sizes)))
+    whole = {row: g for g, group in enumerate(groups) for row in group}
+    for group in (group for share in shares for group in share):
+        assert len({whole[row] for row in group}) == 1, "groups are split, never merged"
+    counts = [len(flat(share)) for share in shares]
+    assert max(counts) - min(counts) <= max(sizes)
+    assert min(counts) >= 1 or sum(sizes) < world_size
+    assert groups == numbered(sizes), "the caller's groups stay as they are"
+
+
+def test_nothing_to_share_for_more_ranks_than_rows():
+    shares = [share_of_rank([[5, 6]], rank, 4) for rank in range(4)]
+    assert sorted(map(len, shares)) == [0, 0, 1, 1] and sorted(row for share in shares for row in flat(share)) == [5, 6]
+
+
+def test_prompts_and_responses_are_encoded_apart(tokenizer):
+    rows = Dataset.from_list([{"prompt": "<|user|>\nA<|end|>\n<|assistant|>\n", "response": "Answer: No<|end|>"}])
+    (prompt,), (response,) = encode_rows(tokenizer, rows)
+    assert tokenizer.decode(prompt) == rows[0]["prompt"] and tokenizer.decode(response) == rows[0]["response"]
+
+
+# --- datasets on disk
+
+
+def save(path, **splits) -> str:
+    DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(path)
+    return str(path)
+
+
+def test_load_split(tmp_path):
+    directory = save(tmp_path / "d", train=[{"prompt": "a", "label": 1}], test=[{"prompt": "b", "label": 0}])
+    assert load_split(directory, "test")["prompt"][0] == "b"
+    with pytest.raises(ValueError, match="split validation: .* has train, test"):
+        load_split(directory, "validation")
+
+
+def test_a_dataset_that_cannot_be_used_is_one_line(tmp_path):
+    for directory in (tmp_path / "missing", tmp_path):
+        with pytest.raises(ValueError, match="not a dataset of preprocess.py"):
+            load_split(str(directory), "train")
+    raw = save(tmp_path / "raw", train=[{"input": "a", "label": 1}])
+    with pytest.raises(ValueError, match="raw"):
+        load_split(raw, "train")
+    empty = DatasetDict({"train": Dataset.from_dict({"prompt": []})})
+    empty.save_to_disk(tmp_path / "empty")
+    with pytest.raises(ValueError, match="train .*is empty"):
+        load_split(str(tmp_path / "empty"), "train")

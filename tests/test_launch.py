@@ -1,0 +1,244 @@
+"""The launch commands as a user types them, on one and on two CPU processes under ZeRO-2: six launches, shared by all tests.
+
+One process, two processes and a loop in plain PyTorch must give the same weights: an uneven number of rows and prompts makes
+the ranks' shares, and their numbers of micro-batches, differ.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomize_lora_b
+from datasets import load_from_disk
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from models import encode, save_model, tiny_model
+from prefix_sharing import padded_logps, sequence_logps
+from train_sft import Config as SftConfig
+from train_sft import learning_rate, plan_steps
+
+ROOT = Path(__file__).parents[1]
+SFT = {"max_steps": 3, "batch_size": 15, "claims_per_prefix": 4, "micro_batch_tokens": 260, "learning_rate": 1e-3}
+GRPO = {
+    "max_steps": 2,
+    "prompts_per_step": 5,
+    "num_generations": 6,
+    "num_iterations": 2,
+    "claims_per_prefix": 2,
+    "micro_batch_tokens": 260,
+    "max_new_tokens": 6,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "loss_type": "dapo",
+    "beta": 0.1,
+}
+OFTEN = {"logging_steps": 1, "eval_rows": 10, "save_steps": 1}
+
+
+def run(*command) -> str:
+    """Run a command in the project's root; its output, which is shown where it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def launch(processes: int, script: str, **options) -> str:
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2_2xcpu.yaml"]
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return run(*accelerate, "--num_processes", processes, script, *arguments)
+
+
+def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard scalars: per name, (step, value)."""
+    events = EventAccumulator(str(directory)).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_all_finite(curves: dict) -> None:
+    for name, points in curves.items():
+        assert all(torch.isfinite(torch.tensor(value)) for _, value in points), name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("launch")
+
+
+@pytest.fixture(scope="module")
+def dataset(folder) -> Path:
+    options = ("--num_variables", 3, "--relabelings", 3, "--instruction", "", "--split", "premise")
+    run(sys.executable, "preprocess.py", *options, "--output_dir", folder / "data")
+    return folder / "data"
+
+
+def launch_sft(folder: Path, dataset: Path, processes: int) -> Path:
+    output = folder / f"sft_{processes}"
+    places = {"dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / output.name}
+    launch(processes, "train_sft.py", model="tiny", **places, **SFT, **OFTEN)
+    return output
+
+
+@pytest.fixture(scope="module")
+def sft_two(folder, dataset):
+    return launch_sft(folder, dataset, 2)
+
+
+@pytest.fixture(scope="module")
+def sft_one(folder, dataset):
+    return launch_sft(folder, dataset, 1)
+
+
+@pytest.fixture(scope="module")
+def start_adapter(folder, dataset, tokenizer) -> Path:
+    """An adapter that answers Yes or No about equally often, so that groups have different rewards."""
+    rows = load_from_disk(dataset)["train"]
+    prompts = [encode(tokenizer, text) for text in rows["prompt"][:24]]
+    answers = [encode(tokenizer, f"Answer: {answer}<|end|>") for answer in ("Yes", "No")]
+    model = tiny_model(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(30):
+        batch = prompts[step % 4 :: 4]
+        logps, _, _ = sequence_logps(model, [[p, p] for p in batch], [answers for _ in batch])
+        (-logps.mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save_model(model, tokenizer, folder / "base")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    policy = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    randomize_lora_b(policy, std=0.02)
+    save_model(policy, tokenizer, folder / "adapter")
+    return folder / "adapter"
+
+
+def launch_grpo(folder: Path, dataset: Path, adapter: Path, processes: int) -> Path:
+    output = folder / f"grpo_{processes}"
+    places = {"dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / output.name}
+    launch(processes, "train_grpo.py", model=adapter, **places, **GRPO, **OFTEN)
+    return output
+
+
+@pytest.fixture(scope="module")
+def grpo_two(folder, dataset, start_adapter):
+    return launch_grpo(folder, dataset, start_adapter, 2)
+
+
+@pytest.fixture(scope="module")
+def grpo_one(folder, dataset, start_adapter):
+    return launch_grpo(folder, dataset, start_adapter, 1)
+
+
+def assert_same_weights(a: Path, b: Path, file: str) -> None:
+    first, second = load_file(a / file), load_file(b / file)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def assert_same_curves(a: Path, b: Path, rel: float = 1e-4) -> None:
+    """Everything that is logged but speeds."""
+    first, second = curves(a), curves(b)
+    assert first.keys() == second.keys()
+    for name, points in first.items():
+        if not name.startswith(("perf/", "health/sampling_logp_gap")):
+            assert [s for s, _ in points] == [s for s, _ in second[name]], name
+            assert [v for _, v in points] == pytest.approx([v for _, v in second[name]], rel=rel, abs=1e-5), name
+
+
+# --- supervised
+
+
+def test_sft_writes_a_model_its_checkpoints_and_its_configuration(sft_two, folder, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(sft_two)
+    start = dict(tiny_model(0).named_parameters())
+    assert all(not torch.equal(p, start[name]) for name, p in model.named_parameters())
+    assert {p.name for p in sft_two.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    config = json.loads((sft_two / "training_config.json").read_text())
+    assert {name: config[name] for name in SFT} == SFT
+    logged = curves(folder / "logs" / "sft_2")
+    assert_all_finite(logged)
+    losses = [value for _, value in logged["train/loss"]]
+    assert [step for step, _ in logged["train/loss"]] == [1, 2, 3] and losses[-1] < losses[0]
+    assert [value for _, value in logged["health/step_skipped"]] == [0, 0, 0]
+
+
+def test_sft_on_two_processes_equals_one(sft_two, sft_one, folder):
+    assert_same_weights(sft_two, sft_one, "model.safetensors")
+    assert_same_curves(folder / "logs" / "sft_2", folder / "logs" / "sft_1")
+
+
+def test_sft_equals_a_loop_in_plain_pytorch(sft_two, dataset, folder, tokenizer):
+    """Row by row, AdamW and clipping by torch: no packing, no micro-batches, no DeepSpeed."""
+    rows, config = load_from_disk(dataset)["train"], SftConfig(**SFT)
+    prompts, completions = ([encode(tokenizer, text) for text in rows[name]] for name in ("prompt", "response"))
+    model = tiny_model(0)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    steps, losses, norms = plan_steps(rows["premise_id"], config), [], []
+    for number, groups in enumerate(steps):
+        chosen = [i for group in groups for i in group]
+        logps, mask = padded_logps(model, [prompts[i] for i in chosen], [completions[i] for i in chosen])
+        loss = -logps.sum() / mask.sum()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(number, len(steps), config)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    logged = curves(folder / "logs" / "sft_2")
+    assert [value for _, value in logged["train/loss"]] == pytest.approx(losses, rel=1e-4)
+    assert [value for _, value in logged["train/grad_norm"]] == pytest.approx(norms, rel=1e-3)
+    assert max(norms) > config.max_grad_norm, "a run without clipping tests no clipping"
+    save_model(model, tokenizer, folder / "plain")
+    assert_same_weights(sft_two, folder / "plain", "model.safetensors")
+
+
+# --- GRPO
+
+
+def test_grpo_writes_an_adapter_and_its_checkpoints(grpo_two, start_adapter, folder):
+    assert {p.name for p in grpo_two.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (start_adapter, grpo_two))
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert json.loads((grpo_two / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder / "base")
+    config = json.loads((grpo_two / "training_config.json").read_text())
+    assert {name: config[name] for name in GRPO} == GRPO
+
+
+def test_grpo_logs_what_must_hold(grpo_two, folder):
+    logged = {name: [v for _, v in points] for name, points in curves(folder / "logs" / "grpo_2").items()}
+    assert_all_finite(curves(folder / "logs" / "grpo_2"))
+    assert all(value > 0 for value in logged["reward/group_std"]), "no reward differs: nothing was tested"
+    assert logged["health/first_ratio_deviation"] == [0, 0], "the first pass is on policy"
+    assert max(logged["health/sampling_logp_gap"]) < 1e-3, "sampling and scoring see the same policy"
+    assert 0 < logged["policy/kl"][0] < logged["policy/kl"][1], "the policy leaves its reference"
+    assert logged["health/weight_change"][1] > 0 and logged["health/step_skipped"] == [0, 0]
+
+
+def test_grpo_on_two_processes_equals_one(grpo_two, grpo_one, folder):
+    assert_same_curves(folder / "logs" / "grpo_2", folder / "logs" / "grpo_1", rel=1e-3)
+    assert_same_weights(grpo_two, grpo_one, "adapter_model.safetensors")
+
+
+# --- evaluation
+
+
+def test_evaluate_scores_the_adapter(grpo_two, dataset, folder):
+    output = folder / "evaluation"
+    options = ("--model", grpo_two, "--dataset", dataset, "--split", "test", "--output_dir", output)
+    run(sys.executable, "evaluate.py", *options, "--num_resamples", 50)
+    predictions = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    rows = load_from_disk(dataset)["test"]
+    assert [p["input"] for p in predictions] == rows["input"] and [p["label"] for p in predictions] == rows["label"]
+    assert {p["prediction"] for p in predictions} <= {0, 1, None}
+    assert json.loads((output / "metrics.json").read_text())
