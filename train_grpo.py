@@ -362,7 +362,7 @@ def main() -> None:
             stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
         )  # fmt: skip
         scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
-        if config.keep_best and scores["f1"] > best["f1"]:
+        if config.keep_best and scores["f1"] >= best["f1"]:
             best.update(f1=scores["f1"], step=step_number)
             on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
         if main_process:

@@ -16,7 +16,7 @@ class Config:
     steps: int = arg(5, "a count")
     name: str = arg("tiny", "a name")
     flag: bool = arg(False, "a switch")
-    on: bool = arg(True, "a switch that is on")
+    strict: bool = arg(True, "a switch that is on")
     cap: int | None = arg(None, "a count or nothing")
     ratio: float | None = arg(None, "a number or nothing")
     path: str | None = arg(None, "a name or nothing")
@@ -63,8 +63,8 @@ def test_whole_numbers_are_numbers(tmp_path):
 
 
 def test_switches(tmp_path):
-    assert parse_config(Config, ["--flag", "true", "--on", "false"]) == Config(flag=True, on=False)
-    assert parse_config(Config, yaml_file(tmp_path, "flag: true\non: no")) == Config(flag=True, on=False)
+    assert parse_config(Config, ["--flag", "true", "--strict", "false"]) == Config(flag=True, strict=False)
+    assert parse_config(Config, yaml_file(tmp_path, "flag: true\nstrict: no")) == Config(flag=True, strict=False)
     assert parse_config(Config, [*yaml_file(tmp_path, "flag: true"), "--flag", "false"]).flag is False
 
 
@@ -75,6 +75,7 @@ def test_nothing_and_something(tmp_path):
 
 
 def test_lists(tmp_path):
+    assert parse_config(Config, yaml_file(tmp_path, "weights: [1e-1, 2]")).weights == [0.1, 2.0]
     assert parse_config(Config, ["--sizes", "2", "5", "--words", "a", "b"]) == Config(sizes=[2, 5], words=["a", "b"])
     argv = yaml_file(tmp_path, "sizes: [6]\nweights: [0.5, 2.0]\nwords: [x]")
     assert parse_config(Config, argv) == Config(sizes=[6], weights=[0.5, 2.0], words=["x"])
@@ -199,4 +200,5 @@ def test_help_of_a_script_in_a_shell():
     text = " ".join(done.stdout.split())
     assert done.returncode == 0 and "a rate, 100% of it (default: 0.001)" in text and "--sizes" in text
     done = subprocess.run([*shell, "--steps", "x"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")

@@ -94,7 +94,7 @@ def test_deepspeed_config(path):
     config = json.loads(path.read_text())
     assert config["zero_optimization"]["stage"] == 2
     assert config["gradient_accumulation_steps"] == 1, "the loops accumulate themselves"
-    assert isinstance(config["train_micro_batch_size_per_gpu"], int), "no dataloader is prepared that could fill in auto"
+    assert isinstance(config["train_micro_batch_size_per_gpu"], int), "no dataloader could fill in auto"
     assert config["zero_optimization"]["reduce_bucket_size"] <= 5e7, "the default of 5e8 is up to 2 GB"
     enabled = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
     assert enabled == ([] if "fp32" in path.stem else [path.stem.split("_")[-1]])

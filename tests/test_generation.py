@@ -65,9 +65,7 @@ def test_greedy_equals_a_naive_loop(family):
 @torch.no_grad()
 def test_a_completion_ends_at_its_first_stop_token_or_at_the_limit(family):
     model, prompts = build_model(family), random_prompts()
-    completions = generate(
-        model, prompts, stop_ids=STOPS, max_new_tokens=9, temperature=1.5, seeds=seeds_of(prompts)
-    )
+    completions = generate(model, prompts, stop_ids=STOPS, max_new_tokens=9, temperature=1.5, seeds=seeds_of(prompts))
     assert {c.stopped for c in completions} == {True, False}
     for completion in completions:
         assert not STOPS.intersection(completion.tokens[:-1])
@@ -171,7 +169,9 @@ def rows(tokenizer):
     """A few rows of several premises, mixed so that grouping by premise reorders them."""
     rows = random.Random(0).sample(list(corr2cause.generate_rows(3)), 10)
     prompts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": row["input"]}], tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["input"]}], tokenize=False, add_generation_prompt=True
+        )
         for row in rows
     ]
     columns = ("input", "label", "premise_id", "structure_id", "num_variables", "template")

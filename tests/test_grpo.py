@@ -123,7 +123,7 @@ def test_clipping_by_hand(ratio, advantage, gradient):
 
 
 def make_rollout(seed: int, groups: int = 8, samples: int = 4) -> Rollout:
-    """Groups of one or two prompts with a common beginning; each prompt has `samples` completions, some of them equal."""
+    """Groups of one or two prompts with a common beginning; each prompt has `samples` completions, some equal."""
     rng = random.Random(seed)
     rows, prompts, completions = [], [], []
     for g in range(groups):

@@ -1,7 +1,7 @@
-"""The launch commands as a user types them, on one and on two CPU processes under ZeRO-2: six launches, shared by all tests.
+"""The launch commands as a user types them, on one and on two CPU processes under ZeRO-2; all tests share six launches.
 
-One process, two processes and a loop in plain PyTorch must give the same weights: an uneven number of rows and prompts makes
-the ranks' shares, and their numbers of micro-batches, differ.
+One process, two processes and a loop in plain PyTorch must give the same weights: an uneven number of rows and prompts
+makes the ranks' shares, and their numbers of micro-batches, differ.
 """
 
 import json
@@ -39,23 +39,24 @@ GRPO = {
     "loss_type": "dapo",
     "beta": 0.1,
 }
-OFTEN = {"logging_steps": 1, "eval_rows": 10, "save_steps": 1}
+ADAPTER = "adapter_model.safetensors"
+OFTEN = {"logging_steps": 1, "eval_rows": 10, "save_steps": 1, "eval_steps": 1}
 
 
 def run(*command) -> str:
     """Run a command in the project's root; its output, which is shown where it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, text=True, **streams)
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 
 
 def launch(processes: int, script: str, **options) -> str:
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2_2xcpu.yaml"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    configured = ["--config_file", "accelerate_configs/zero2_2xcpu.yaml", "--num_processes", processes]
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return run(*accelerate, "--num_processes", processes, script, *arguments)
+    return run(*accelerate, *configured, script, *arguments)
 
 
 def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
@@ -84,7 +85,7 @@ def dataset(folder) -> Path:
 def launch_sft(folder: Path, dataset: Path, processes: int) -> Path:
     output = folder / f"sft_{processes}"
     places = {"dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / output.name}
-    launch(processes, "train_sft.py", model="tiny", **places, **SFT, **OFTEN)
+    launch(processes, "train_sft.py", model="tiny", **places, **SFT, **OFTEN, keep_best=False)
     return output
 
 
@@ -145,7 +146,7 @@ def assert_same_weights(a: Path, b: Path, file: str) -> None:
 
 
 def assert_same_curves(a: Path, b: Path, rel: float = 1e-4) -> None:
-    """Everything that is logged but speeds."""
+    """Everything that is logged, except speeds and rounding."""
     first, second = curves(a), curves(b)
     assert first.keys() == second.keys()
     for name, points in first.items():
@@ -207,7 +208,7 @@ def test_sft_equals_a_loop_in_plain_pytorch(sft_two, dataset, folder, tokenizer)
 
 def test_grpo_writes_an_adapter_and_its_checkpoints(grpo_two, start_adapter, folder):
     assert {p.name for p in grpo_two.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
-    before, after = (load_file(path / "adapter_model.safetensors") for path in (start_adapter, grpo_two))
+    before, after = (load_file(path / ADAPTER) for path in (start_adapter, grpo_two / "checkpoint-2"))
     assert before.keys() == after.keys()
     assert all(not torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert json.loads((grpo_two / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder / "base")
@@ -221,13 +222,25 @@ def test_grpo_logs_what_must_hold(grpo_two, folder):
     assert all(value > 0 for value in logged["reward/group_std"]), "no reward differs: nothing was tested"
     assert logged["health/first_ratio_deviation"] == [0, 0], "the first pass is on policy"
     assert max(logged["health/sampling_logp_gap"]) < 1e-3, "sampling and scoring see the same policy"
-    assert 0 < logged["policy/kl"][0] < logged["policy/kl"][1], "the policy leaves its reference"
+    assert min(logged["policy/kl"]) > 0, "the second pass of each rollout has left the reference"
     assert logged["health/weight_change"][1] > 0 and logged["health/step_skipped"] == [0, 0]
 
 
 def test_grpo_on_two_processes_equals_one(grpo_two, grpo_one, folder):
     assert_same_curves(folder / "logs" / "grpo_2", folder / "logs" / "grpo_1", rel=1e-3)
-    assert_same_weights(grpo_two, grpo_one, "adapter_model.safetensors")
+    for checkpoint in ("checkpoint-1", "checkpoint-2"):
+        assert_same_weights(grpo_two / checkpoint, grpo_one / checkpoint, ADAPTER)
+
+
+def test_grpo_keeps_the_adapter_of_the_best_evaluation(grpo_two, start_adapter, folder):
+    """Among equals, any."""
+    evaluations = curves(folder / "logs" / "grpo_2")["eval/f1"]
+    assert [step for step, _ in evaluations] == [0, 1, 2]
+    best = max(value for _, value in evaluations)
+    kept = load_file(grpo_two / ADAPTER)
+    after = [start_adapter, grpo_two / "checkpoint-1", grpo_two / "checkpoint-2"]
+    weights = [load_file(after[step] / ADAPTER) for step, f1 in evaluations if f1 == best]
+    assert any(all(torch.equal(tensor, w[name]) for name, tensor in kept.items()) for w in weights)
 
 
 # --- evaluation

@@ -17,6 +17,7 @@ from health import check_gradient_flow
 from models import (
     PHI3_SPECIAL,
     adapter_base,
+    add_reference,
     check_bf16,
     check_context,
     encode,
@@ -190,8 +191,6 @@ def test_full_model_round_trip(family, full_dir, tokenizer, tmp_path):
 
 def test_adapter_round_trip_through_plain_peft(family, full_dir, tokenizer, tmp_path):
     """What is on disk is an ordinary adapter: peft alone loads and merges it."""
-    from models import add_reference
-
     policy = load_policy(full_dir, **PLAIN, lora_r=4)
     randomize_lora_b(policy)
     add_reference(policy)  # is not saved
