@@ -1,4 +1,4 @@
-"""Configuration of every script: one dataclass, filled from `--config FILE.yaml` and then from `--field value` overrides.
+"""Configuration of every script: a dataclass, filled from `--config FILE.yaml`, then from `--field value` options.
 
     @dataclass
     class Config:
@@ -16,7 +16,7 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -80,6 +80,8 @@ def _read_yaml(path: str, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_number(value: Any, kind: Any) -> Any:
+    if kind == list[float] and isinstance(value, list):
+        return [_as_number(element, float) for element in value]
     # YAML 1.1 reads 1e-5 (no dot) as text.
     if kind in (float, float | None) and isinstance(value, str | int) and not isinstance(value, bool):
         try:
@@ -90,7 +92,11 @@ def _as_number(value: Any, kind: Any) -> Any:
 
 
 def _check_type(name: str, value: Any, kind: Any) -> None:
-    kind = {list[int]: list, list[str]: list, list[float]: list}.get(kind, kind)
+    if get_origin(kind) is list and isinstance(value, list):
+        for element in value:
+            _check_type(name, element, get_args(kind)[0])
+        return
+    kind = get_origin(kind) if get_origin(kind) is list else kind
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return
     wrong_bool = isinstance(value, bool) and kind in (int, float, str, int | None)

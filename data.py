@@ -16,7 +16,6 @@ def load_split(directory: str, split: str) -> Dataset:
     dataset: DatasetDict = load_from_disk(directory)
     check(split in dataset, f"split {split}: dataset {directory} has {', '.join(dataset)}")
     rows = dataset[split]
-    check(len(rows) > 0, f"split {split} of dataset {directory} is empty")
     check(
         "prompt" in rows.column_names,
         f"dataset {directory} was written with raw true: run preprocess.py with a tokenizer",
@@ -25,7 +24,7 @@ def load_split(directory: str, split: str) -> Dataset:
 
 
 def encode_rows(tokenizer, rows: Dataset) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of every row's prompt and of its target completion, encoded apart so that sampling sees the same prompt."""
+    """Token ids of every row's prompt and target, encoded apart so that sampling sees the same prompt."""
     return [encode(tokenizer, text) for text in rows["prompt"]], [encode(tokenizer, text) for text in rows["response"]]
 
 
@@ -47,8 +46,8 @@ def epoch_batches(
 ) -> list[list[list[int]]]:
     """The optimizer steps of an epoch, each a list of premise groups of row indices with `batch_size` rows together.
 
-    A function of its arguments alone, so that a position in the data is just (epoch, step). A last step with fewer rows is
-    kept: losses are normalised by what a step holds. A group is cut where a step is full.
+    A function of its arguments alone, so that a position in the data is just (epoch, step). A last step with fewer
+    rows is kept: losses are normalised by what a step holds. A group is cut where a step is full.
     """
     rng = random.Random(f"{seed}-{epoch}")
     groups = premise_groups(premise_ids, claims_per_prefix, rng)

@@ -1,4 +1,4 @@
-"""Starting, stepping and gathering under `accelerate launch`: DeepSpeed ZeRO-2 on any number of processes, or one process.
+"""Starting, stepping and gathering under `accelerate launch`: ZeRO-2 on any number of processes, or one process.
 
 Scripts normalise their losses by counts of the whole optimizer step over all ranks, so gradient accumulation is only a
 matter of when to step: `backward(..., last=True)` steps, every other backward accumulates.
@@ -72,7 +72,7 @@ def backward(accelerator: Accelerator, loss: torch.Tensor, last: bool) -> None:
 
 
 def step(accelerator: Accelerator, engine: torch.nn.Module, optimizer: Any, max_grad_norm: float) -> tuple[float, bool]:
-    """Finish the optimizer step after the last `backward`; returns the gradient norm before clipping and whether it stepped."""
+    """Finish the step after the last `backward`; returns the gradient norm before clipping and whether it stepped."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return float(engine.get_global_grad_norm() or 0.0), bool(engine.was_step_applied())
     norm = float(accelerator.clip_grad_norm_([p for p in engine.parameters() if p.requires_grad], max_grad_norm))

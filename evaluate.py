@@ -34,7 +34,7 @@ from checkpoints import claim_output_dir, list_checkpoints
 from data import load_split
 from distributed import start
 from generation import predict
-from models import TINY, adapter_base, check_context, encode, load_for_inference, load_tokenizer, stop_token_ids
+from models import check_context, check_model, encode, load_for_inference, load_tokenizer, stop_token_ids
 
 RESULTS = "evaluation_results"
 RECORDED = ("model", "revision", "quantization", "dataset", "split", "max_rows", "max_new_tokens", "seed")
@@ -90,20 +90,6 @@ def claim_results_dir(directory: str, overwrite: bool) -> Path:
     """Create the output directory. One with checkpoints is a model's: `overwrite` would delete them."""
     check(not list_checkpoints(Path(directory)), f"output_dir {directory}: holds a model's checkpoints; name another")
     return claim_output_dir(directory, overwrite)
-
-
-def check_model(name: str) -> None:
-    """Refuse a local model without weights at once: the libraries would look for it on the hub, again and again."""
-    path = Path(name)
-    is_local = path.exists() or path.parts[0] == "models" or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
-    if name == TINY or not is_local:
-        return
-    check(path.is_dir(), f"model {name}: no such directory; train it first, or name another")
-    saved = list_checkpoints(path)
-    remedy = f"name its checkpoint {saved[-1]}" if saved else "name one that train_sft.py or train_grpo.py wrote"
-    check(any(path.glob("*.safetensors")) or any(path.glob("*.bin")), f"model {name}: no weights in it; {remedy}")
-    if base := adapter_base(name):
-        check_model(base)
 
 
 def default_name(model: str) -> str:

@@ -1,8 +1,8 @@
 """Sampling by hand: every prompt's prefix computed once, every sequence with random numbers of its own.
 
-The prompts are packed as a prefix tree (prefix_sharing.py) and run once; after that each step runs one new token for every
-sequence that has not stopped, all in one row, each seeing its own prompt and its own tokens. Nothing is padded, the key-value
-cache of a prompt exists once for all of its samples, and sequences that have stopped cost nothing.
+The prompts are packed as a prefix tree (prefix_sharing.py) and run once; after that each step runs one new token for
+every sequence that has not stopped, all in one row, each seeing its own prompt and its own tokens. Nothing is padded,
+the key-value cache of a prompt exists once for all of its samples, and sequences that have stopped cost nothing.
 
 Dimensions: B sequences, L packed prompt tokens, S live sequences, T new tokens, V vocabulary.
 """
@@ -43,9 +43,9 @@ def generate(
 ) -> list[Completion]:
     """One completion for each prompt; repeat a prompt to get several samples of it, at the price of one prefill.
 
-    `temperature` 0 is greedy. Otherwise sequence b draws from softmax(logits / temperature), all of it (top_p 1, top_k off),
-    with the random stream that `seeds[b]` names: what is sampled does not depend on the batch it is sampled in.
-    The model must be in eval mode: dropout or gradient checkpointing would change what is sampled.
+    `temperature` 0 is greedy. Otherwise sequence b draws from softmax(logits / temperature), all of it (top_p 1,
+    top_k off), with the random stream that `seeds[b]` names: what is sampled does not depend on the batch it is
+    sampled in. The model must be in eval mode: dropout or gradient checkpointing would change what is sampled.
     """
     assert not model.training, "sample in eval mode: dropout would make the sampled policy another one"
     assert temperature == 0 or seeds is not None, "sampling needs one seed a sequence"
@@ -105,7 +105,7 @@ def generate_groups(
     seeds: list[list[tuple]] | None = None,
     **options,
 ) -> list[list[Completion]]:
-    """`generate` for groups of prompts that share a prefix, with at most `cache_tokens` tokens in the key-value cache."""
+    """`generate` for groups that share a prefix, with at most `cache_tokens` tokens in the key-value cache."""
     results: list[list[Completion]] = [[] for _ in groups]
     for batch in plan_micro_batches(groups, cache_tokens, new_tokens=max_new_tokens):
         flat = [prompt for g in batch for prompt in groups[g]]

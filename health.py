@@ -22,7 +22,7 @@ def _zero_by_construction(model: torch.nn.Module) -> set[str]:
 
 
 def check_gradient_flow(model: torch.nn.Module, loss: torch.Tensor) -> None:
-    """A probe backward before training, which proves that the loss reaches every trainable tensor; gradients are cleared.
+    """A probe backward before training: proves that the loss reaches every trainable tensor, and clears the gradients.
 
     Raises RuntimeError naming the tensors with no gradient, or a zero or non-finite one. A zero gradient of lora_A is
     expected while lora_B is zero.
@@ -64,7 +64,7 @@ class AdapterMotion:
         return sum(squares) ** 0.5
 
     def assert_moved(self, model: torch.nn.Module, step: int, signal: bool) -> None:
-        """RuntimeError if there has been a training signal by `step` (an advantage that is not zero) and nothing has moved."""
+        """RuntimeError if there has been a signal by `step` (an advantage that is not zero) and nothing has moved."""
         self.signal_seen |= signal
         if self.signal_seen and self.change(model) == 0.0:
             raise RuntimeError(

@@ -1,12 +1,12 @@
 """Tokenizers and models: the embedded tiny Phi-3, hub or local models, nf4 bases, LoRA policies and their references.
 
-`model` is a hub name, a local directory of a full model, a local directory of a LoRA adapter, or `tiny`: a small Phi-3 with
-random weights and a tokenizer made from the task's own text, so that everything runs without a hub and without a GPU.
+`model` is a hub name, a local directory of a full model, a local directory of a LoRA adapter, or `tiny`: a small
+Phi-3 with random weights and a tokenizer made from the task's own text, so that everything runs without a hub and
+without a GPU.
 """
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,6 +26,7 @@ from transformers import (
 
 import corr2cause
 from arguments import check, check_choice
+from checkpoints import list_checkpoints
 
 TINY = "tiny"
 POLICY, REFERENCE = "default", "reference"  # adapter names
@@ -42,7 +43,7 @@ PHI3_STOPS = ("<|end|>", "<|assistant|>", "<|endoftext|>")
 
 
 def load_tokenizer(name_or_path: str, revision: str | None = None):
-    """The tokenizer of a model, of an adapter (its base's where the adapter has none), or of the embedded tiny model."""
+    """The tokenizer of a model, of an adapter (or its base's, if it has none), or of the embedded tiny model."""
     if name_or_path == TINY:
         return tiny_tokenizer()
     base = adapter_base(name_or_path)
@@ -53,17 +54,23 @@ def load_tokenizer(name_or_path: str, revision: str | None = None):
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the task's own text, with Phi-3.5's special tokens and chat format. Lossless on any text."""
-    corpus = []
+    """Byte-level BPE over the task's own text, with Phi-3.5's special tokens and chat format. Lossless on any text.
+
+    A variable, a comma, a full stop and "and" are always tokens of their own; between them whole phrases become tokens.
+    """
+    corpus = [f" {letter}" for letter in "ABCDEFGHSTUVWXYZ"] + ["Answer: Yes", "Answer: No"]
     for n in (2, 3, 4):
         for row in corr2cause.generate_rows(n):
             premise = corr2cause.parse_premise(row["premise"])
             claim = corr2cause.parse_hypothesis(row["hypothesis"], premise.variables)
             corpus += [row["input"], corr2cause.trace(premise, claim)]
-    corpus += [f" {letter}\n {digit}\nAnswer: {answer}" for letter in "ABCDEFGHZYXWVUTS" for digit in range(10)
-               for answer in ("Yes", "No")]  # fmt: skip
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" [A-Z]\b|\.|,| and"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=768,
@@ -100,7 +107,7 @@ def stop_token_ids(tokenizer, model) -> set[int]:
 
 
 def training_dtype(accelerator: Accelerator) -> torch.dtype:
-    """The dtype that the DeepSpeed (or accelerate) configuration trains in; refuses bf16 where the GPU only emulates it."""
+    """The dtype that the launch configuration trains in; refuses bf16 where the GPU only emulates it."""
     precision = accelerator.mixed_precision
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
@@ -113,7 +120,7 @@ def training_dtype(accelerator: Accelerator) -> torch.dtype:
 
 
 def check_bf16(capability: tuple[int, int], name: str) -> None:
-    """Raise ValueError, naming the configuration to use, unless the GPU computes bf16 (Ampere, capability 8.0, or later)."""
+    """Raise ValueError, naming the configuration to use, unless the GPU computes bf16 (capability 8.0 or later)."""
     check(
         capability >= (8, 0),
         f"bf16 needs compute capability 8.0 or later; {name} has {capability[0]}.{capability[1]}: "
@@ -128,6 +135,20 @@ def adapter_base(path: str) -> str | None:
     """The base model's name if `path` is a directory of a LoRA adapter, else None."""
     config = Path(path) / "adapter_config.json"
     return (json.loads(config.read_text())["base_model_name_or_path"] or "") if config.is_file() else None
+
+
+def check_model(name: str) -> None:
+    """Refuse a local model without weights at once: the libraries would look for it on the hub, again and again."""
+    path = Path(name)
+    is_local = path.exists() or path.parts[0] == "models" or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
+    if name == TINY or not is_local:
+        return
+    check(path.is_dir(), f"model {name}: no such directory; train it first, or name another")
+    saved = list_checkpoints(path)
+    remedy = f"name its checkpoint {saved[-1]}" if saved else "name one that train_sft.py or train_grpo.py wrote"
+    check(any(path.glob("*.safetensors")), f"model {name}: no safetensors weights in it; {remedy}")
+    if base := adapter_base(name):
+        check_model(base)
 
 
 def load_policy(
@@ -207,7 +228,7 @@ def load_base(
     if name == TINY:
         check(quantization == "none", "model tiny has random weights: train it before quantizing it")
         return tiny_model(seed).to(device=device, dtype=dtype)
-    options = {"dtype": dtype, "attn_implementation": "sdpa", "revision": revision}
+    options = {"dtype": dtype, "attn_implementation": "sdpa", "revision": revision, "use_safetensors": True}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -221,14 +242,14 @@ def load_base(
     if quantization == "none":
         model = model.to(device)
     for module in model.modules():
-        # On CPUs with AVX512-BF16 an eval() forward would repack the weights for a kernel without a gradient to its input.
+        # With AVX512-BF16 an eval() forward would repack the weights for a kernel without a gradient to its input.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 def tiny_model(seed: int) -> Phi3ForCausalLM:
-    """A Phi-3 of about a million parameters with random weights that `seed` determines."""
+    """A Phi-3 of about 0.7 million parameters with random weights that `seed` determines."""
     tokenizer = tiny_tokenizer()
     ids = [tokenizer.convert_tokens_to_ids(token) for token in PHI3_STOPS]
     torch.manual_seed(seed)
@@ -237,9 +258,9 @@ def tiny_model(seed: int) -> Phi3ForCausalLM:
             vocab_size=len(tokenizer),
             hidden_size=128,
             intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=8,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
             max_position_embeddings=4096,
             original_max_position_embeddings=4096,
             tie_word_embeddings=True,
@@ -285,12 +306,10 @@ def _lora_targets(model: torch.nn.Module, names: str) -> list[str]:
 
 
 def _from_hub_or_disk(cls, name: str, **options):
-    if (name.startswith((".", "/", "~")) or os.sep in name) and not Path(name).exists() and name.count("/") != 1:
-        raise ValueError(f"model {name}: no such directory")
     try:
         return cls.from_pretrained(name, **options)
-    except (OSError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, ImportError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"model {name}: cannot be loaded ({reason}); give a local directory or a hub name") from error
 
 
@@ -314,8 +333,8 @@ def add_reference(policy: PeftModel) -> None:
 def use_reference(policy: torch.nn.Module) -> Iterator[None]:
     """Run the reference adapter inside the block.
 
-    peft's `set_adapter` would also toggle requires_grad, and with it the gradient hooks that DeepSpeed has placed on the
-    policy's parameters; only the layers' choice of adapter changes here.
+    peft's `set_adapter` would also toggle requires_grad, and with it the gradient hooks that DeepSpeed has placed on
+    the policy's parameters; only the layers' choice of adapter changes here.
     """
     layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
     assert layers and REFERENCE in layers[0].lora_A, "no reference adapter: call add_reference first"

@@ -3,8 +3,8 @@
 Token sequences are merged into a prefix tree and the tree is laid out depth first in one row. G completions of a prompt
 share the prompt; the claims of one premise share the premise; completions that begin alike, or are equal, share their
 tokens: one mechanism, whatever is nested in what. In depth-first order the descendants of node j are exactly the nodes
-j+1 … end[j]-1, so node i sees node j iff j <= i < end[j]: that is the whole attention mask. Positions are depths, so each
-sequence gets the numbers that it would get alone. A node is predicted by its parent's hidden state.
+j+1 … end[j]-1, so node i sees node j iff j <= i < end[j]: that is the whole attention mask. Positions are depths, so
+each sequence gets the numbers that it would get alone. A node is predicted by its parent's hidden state.
 
 Dimensions: B sequences, T completion length, L packed length, H distinct predicting nodes, V vocabulary.
 """
@@ -78,8 +78,9 @@ def plan_micro_batches(
 ) -> list[list[int]]:
     """Split groups into micro-batches of at most `token_budget` packed tokens; a larger group stands alone.
 
-    `new_tokens` is room that each sequence needs besides, to grow. Returns lists of group indices. Whole groups stay together, and groups of like size meet, longest first, so that an
-    out-of-memory error comes in the first step or not at all.
+    `new_tokens` is room that each sequence needs besides, to grow. Returns lists of group indices. Whole groups stay
+    together, and groups of like size meet, longest first, so that an out-of-memory error comes in the first step or
+    not at all.
     """
     sizes = [len(pack([group], share)) + new_tokens * len(group) for group in groups]
     batches: list[list[int]] = []
@@ -105,8 +106,8 @@ def sequence_logps(
     `prompts[g][k]` and `completions[g][k]` are the k-th sequence of group g; sequences of one group share prefixes. The
     logits are divided by `temperature`, as in sampling.
 
-    Returns `logps` (B, T) and `entropies` (B, T) in fp32, zero beyond each completion's end, and the boolean `mask` (B, T),
-    B running over the groups in order. `entropies` carries no gradient.
+    Returns `logps` (B, T) and `entropies` (B, T) in fp32, zero beyond each completion's end, and the boolean `mask`
+    (B, T), B running over the groups in order. `entropies` carries no gradient.
     """
     device = next(model.parameters()).device
     tree = pack(
@@ -138,7 +139,7 @@ def sequence_logps(
 def padded_logps(
     model: torch.nn.Module, prompts: list[Tokens], completions: list[Tokens], temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The plain path, one right-padded row a sequence: what `sequence_logps` must equal. Returns `logps`, `mask` (B, T)."""
+    """The plain path, a right-padded row a sequence, which `sequence_logps` must equal; returns `logps`, `mask` (B, T)."""
     device = next(model.parameters()).device
     width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     shape = (len(prompts), max(map(len, completions)))

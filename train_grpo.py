@@ -4,10 +4,10 @@
     accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml train_grpo.py --config configs/grpo_tiny.yaml
     tensorboard --logdir logs
 
-DeepSeekMath (arXiv 2402.03300) for the algorithm; DAPO (2503.14476) and Dr. GRPO (2503.20783) for the other normalisers.
-The policy is a LoRA adapter; the reference of the KL term is a frozen copy of that adapter as it was at the start, on the
-same base. Every weight of the loss is divided by a count of the whole optimizer step, so neither micro-batches nor
-processes change the gradient.
+DeepSeekMath (arXiv 2402.03300) for the algorithm; DAPO (2503.14476) and Dr. GRPO (2503.20783) for the other
+normalisers. The policy is a LoRA adapter; the reference of the KL term is a frozen copy of that adapter as it was at
+the start, on the same base. Every weight of the loss is divided by a count of the whole optimizer step, so neither
+micro-batches nor processes change the gradient.
 
 Dimensions: N prompts of a step, G samples a prompt, B = N·G rows, T completion length.
 """
@@ -31,6 +31,7 @@ from metrics import classification_metrics
 from models import (
     add_reference,
     check_context,
+    check_model,
     disable_dropout,
     encode,
     load_policy,
@@ -129,8 +130,8 @@ def token_weights(
 ) -> torch.Tensor:
     """Weight (B, T) of each token in the loss, from counts of the whole step over all ranks.
 
-    grpo: the mean over sequences of each sequence's token mean; dapo: the mean over all tokens; dr_grpo: the sum divided by
-    a constant, the step's largest possible token count.
+    grpo: the mean over sequences of each sequence's token mean; dapo: the mean over all tokens; dr_grpo: the sum
+    divided by a constant, the step's largest possible token count.
     """
     if loss_type == "grpo":
         return mask / mask.sum(dim=1, keepdim=True) / num_sequences
@@ -300,6 +301,7 @@ def main() -> None:
     accelerator = start(config.seed)
     main_process = accelerator.is_main_process
     rank, world_size = accelerator.process_index, accelerator.num_processes
+    check_model(config.model)
     output_dir = Path(config.output_dir)
     on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
 
@@ -349,8 +351,9 @@ def main() -> None:
     if main_process:
         write_config(config, output_dir / "training_config.json")
         print(
-            f"GRPO: {len(train)} prompts, {config.max_steps} steps of {config.prompts_per_step}×{config.num_generations} "
-            f"completions on {world_size} processes, {dtype}, {accelerator.distributed_type.value}",
+            f"GRPO: {len(train)} prompts, {config.max_steps} steps of "
+            f"{config.prompts_per_step}×{config.num_generations} completions on {world_size} processes, "
+            f"{dtype}, {accelerator.distributed_type.value}",
             flush=True,
         )
 
@@ -434,7 +437,7 @@ def main() -> None:
             window[name] = window.get(name, 0.0) + value
         bar.update()
         if (number + 1) % config.logging_steps == 0 or number + 1 == config.max_steps:
-            motion.assert_moved(policy, number + 1, signal=window["abs_advantage"] > 0)
+            motion.assert_moved(policy, number + 1, signal=stepped and window["abs_advantage"] > 0)
             if main_process:
                 values = rollout_means(window)
                 values |= {f"policy/{name}": window[name] / window["steps"] for name in sums}
@@ -457,8 +460,8 @@ def main() -> None:
                 )
                 if window["abs_advantage"] == 0:
                     tqdm.write(
-                        f"step {number + 1}: no reward signal: in {window['groups']:.0f} groups all rewards agree; raise "
-                        "temperature or num_generations, or use other prompts (the graph is not the fault)"
+                        f"step {number + 1}: no reward signal: all rewards agree in {window['groups']:.0f} groups; "
+                        "raise temperature or num_generations, or use other prompts (the graph is not the fault)"
                     )
             window, phase = {}, dict.fromkeys(phase, 0.0)
 

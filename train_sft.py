@@ -4,8 +4,8 @@
     accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml train_sft.py --config configs/sft_tiny.yaml
     tensorboard --logdir logs
 
-The loss of an optimizer step is the mean over all completion tokens of the step, on every rank: how the step is split into
-micro-batches and processes does not change it. Claims on one premise share its tokens (prefix_sharing.py).
+The loss of an optimizer step is the mean over all completion tokens of the step, on every rank: how the step is split
+into micro-batches and processes does not change it. Claims on one premise share its tokens (prefix_sharing.py).
 
 Dimensions: B rows of a micro-batch, T completion length.
 """
@@ -26,7 +26,7 @@ from distributed import backward, on_main, prepare, reduce, set_learning_rate, s
 from generation import predict
 from health import AdapterMotion, check_gradient_flow, report_scores
 from metrics import classification_metrics
-from models import check_context, load_policy, load_tokenizer, save_model, stop_token_ids, training_dtype
+from models import check_context, check_model, load_policy, load_tokenizer, save_model, stop_token_ids, training_dtype
 from prefix_sharing import plan_micro_batches, sequence_logps
 
 
@@ -122,7 +122,7 @@ class Rows:
 
 
 def make_rows(prompts, completions, labels, class_weights: list[float], prompt_loss_weight: float = 0.0) -> Rows:
-    """Targets are the completion's tokens, weighted by class; with a prompt weight, the prompt's tokens but the first too."""
+    """Targets are the completion's tokens, weighted by class; with a prompt weight, the prompt's tokens too."""
     rows = Rows([], [], [])
     for prompt, completion, label in zip(prompts, completions, labels, strict=True):
         cut = len(prompt) if prompt_loss_weight == 0 else 1
@@ -167,6 +167,7 @@ def main() -> None:
     accelerator = start(config.seed)
     main_process = accelerator.is_main_process
     device, world_size = accelerator.device, accelerator.num_processes
+    check_model(config.model)
     output_dir = Path(config.output_dir)
     on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
 
@@ -271,7 +272,7 @@ def main() -> None:
                 for name, value in values.items():
                     writer.add_scalar(name, value, number + 1)
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", tokens_s=f"{values['perf/tokens_per_second']:.0f}")
-            motion.assert_moved(policy, number + 1, signal=True)
+            motion.assert_moved(policy, number + 1, signal=stepped)
             window = dict.fromkeys(window, 0.0)
             window_start = time.perf_counter()
 
