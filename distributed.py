@@ -5,10 +5,12 @@ matter of when to step: `backward(..., last=True)` steps, every other backward a
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
 
@@ -17,12 +19,15 @@ from arguments import check
 
 def start(seed: int) -> Accelerator:
     """The Accelerator of this process, with gloo where there is no GPU, and the seed set alike on every rank."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
+    transformers.utils.logging.disable_progress_bar()
     handlers = []
     under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     if not torch.cuda.is_available():
         # The launcher leaves the backend unset without a GPU, and every rank would take itself for rank 0 of 1.
         handlers = [InitProcessGroupKwargs(backend="gloo")] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else []
         if under_deepspeed:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
             import deepspeed
 
             # It is compiled at start-up, only speeds up gloo, and a machine without a compiler could not start.

@@ -139,7 +139,7 @@ def sequence_logps(
 def padded_logps(
     model: torch.nn.Module, prompts: list[Tokens], completions: list[Tokens], temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The plain path, a right-padded row a sequence, which `sequence_logps` must equal; returns `logps`, `mask` (B, T)."""
+    """The plain path, a right-padded row a sequence; `sequence_logps` must equal it. Returns `logps`, `mask` (B, T)."""
     device = next(model.parameters()).device
     width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     shape = (len(prompts), max(map(len, completions)))

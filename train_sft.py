@@ -69,7 +69,7 @@ class Config:
     eval_rows: int = arg(256, "validation rows of an evaluation, at most")
     max_new_tokens: int = arg(16, "tokens that an evaluation lets the model generate")
     cache_tokens: int = arg(8192, "tokens in the key-value cache of an evaluation on one process")
-    keep_best: bool = arg(True, "output_dir gets the model of the evaluation with the best F1; false: the last one")
+    keep_best: bool = arg(True, "output_dir gets the model of the evaluation with the lowest loss; false: the last one")
     save_steps: int = arg(100, "optimizer steps between checkpoints; 0: none")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
 
@@ -214,7 +214,7 @@ def main() -> None:
             flush=True,
         )
 
-    best = {"f1": -1.0, "step": 0}
+    best = {"loss": math.inf, "step": 0}
 
     def evaluate(step_number: int) -> None:
         loss = evaluation_loss(accelerator, policy, eval_rows, validation["premise_id"], config)
@@ -223,8 +223,8 @@ def main() -> None:
             stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
         )  # fmt: skip
         scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
-        if config.keep_best and scores["f1"] >= best["f1"]:
-            best.update(f1=scores["f1"], step=step_number)
+        if config.keep_best and loss <= best["loss"]:
+            best.update(loss=loss, step=step_number)
             on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
         if main_process:
             writer.add_scalar("eval/loss", loss, step_number)
