@@ -617,17 +617,22 @@ def _claims(n: int, rng: random.Random) -> Iterator[tuple[Claim, str]]:
         yield Claim("confounder", i, j), "has_confounder"
 
 
-def rows_of_class(premise: Premise) -> list[dict]:
-    """The 3N(N-1) rows of a premise: the dataset's columns without `prompt` and `response`, exact labels."""
-    members, text = markov_equivalence_class(premise), write_premise(premise)
+def premise_columns(premise: Premise, text: str) -> dict:
+    """The dataset's columns that all rows of a premise, written as `text`, share."""
     directed, undirected = (sorted(map(list, edges)) for edges in cpdag(premise))
-    shared = {
+    return {
         "premise": text,
         "premise_id": premise_id(text),
         "structure_id": structure_id(premise),
         "num_variables": len(premise.variables),
         "edges": {"directed": directed, "undirected": undirected},
     }
+
+
+def rows_of_class(premise: Premise) -> list[dict]:
+    """The 3N(N-1) rows of a premise: the dataset's columns without `prompt` and `response`, exact labels."""
+    members, text = markov_equivalence_class(premise), write_premise(premise)
+    shared = premise_columns(premise, text)
     rows = []
     for claim, template in _claims(len(premise.variables), random.Random(shared["premise_id"])):
         hypothesis, label = write_hypothesis(claim, premise.variables, template), exact_label(members, claim)

@@ -155,14 +155,7 @@ def read_file(path: Path, setting: str) -> list[dict]:
 def premise_columns(text: str) -> tuple[corr2cause.Premise, dict]:
     """What all rows of a premise share: worked out once, since a premise of 6 variables has 90 rows."""
     premise = corr2cause.parse_premise(text)
-    directed, undirected = (sorted(map(list, edges)) for edges in corr2cause.cpdag(premise))
-    return premise, {
-        "premise": text,
-        "premise_id": corr2cause.premise_id(text),
-        "structure_id": corr2cause.structure_id(premise),
-        "num_variables": len(premise.variables),
-        "edges": {"directed": directed, "undirected": undirected},
-    }
+    return premise, corr2cause.premise_columns(premise, text)
 
 
 def parse_row(record: dict) -> dict:
