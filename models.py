@@ -25,6 +25,7 @@ from transformers import (
 )
 
 import corr2cause
+import reasoning
 from arguments import check, check_choice
 from checkpoints import list_checkpoints
 
@@ -63,7 +64,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         for row in corr2cause.generate_rows(n):
             premise = corr2cause.parse_premise(row["premise"])
             claim = corr2cause.parse_hypothesis(row["hypothesis"], premise.variables)
-            corpus += [row["input"], corr2cause.trace(premise, claim)]
+            corpus += [row["input"], reasoning.trace(premise, claim)]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -2,40 +2,45 @@
 
     python preprocess.py --config configs/data_tiny.yaml
     python preprocess.py --source rows.csv --tokenizer Qwen/Qwen2.5-1.5B-Instruct --output_dir data/qwen
-    python preprocess.py --source generate --num_variables 2 3 4 --raw true --output_dir data/raw
+    python preprocess.py --source generate --num_variables 2 3 4 5 6 --labels released --raw true --output_dir data/raw
+    python preprocess.py --audit rows.csv --output_dir data/audit
 
 Every row is parsed, and its label recomputed from the premise's Markov equivalence class. `output_dir` gets a
-`datasets.DatasetDict` (train, validation, test) of COLUMNS and a report.json. Without `--raw true` there are also
+`datasets.DatasetDict` (train, validation, test, and a test_<perturbation> for each of `perturbations`) of COLUMNS and a
+report.json. Without `--raw true` there are also
 
     prompt    the chat template's text up to where the assistant begins
     response  the assistant's text, up to and including the end-of-turn token
 
 which are tokenized apart, both with add_special_tokens=False. Rows over `max_length` are left out and named, never cut.
+`--audit` writes no dataset but what audit.py finds: the rows whose label is wrong, with the proof.
 """
 
-import csv
 import hashlib
 import json
-import random
 import tempfile
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, List, Value, disable_progress_bars, load_dataset
+from datasets import Dataset, DatasetDict, Features, List, Value, disable_progress_bars
+from datasets.arrow_writer import ArrowWriter
+from tqdm import tqdm
 
+import audit
 import corr2cause
+import reasoning
 from arguments import arg, check, check_choice, parse_config, run_script
-from models import encode, load_tokenizer
+from corr2cause import PERTURBATIONS
+from graphs import markov_equivalence_class
 from rewards import extract_answer
+from sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label, read_premise
+from splits import BALANCE, SPLITS, STRATEGIES, label_weights, perturbed, relation_of, split_rows, subsample
 
-HUB_NAME = "causal-nlp/corr2cause"
-HUB_CONFIGS = ("default", "perturbation_by_paraphrasing", "perturbation_by_refactorization")
-SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {**{name: name for name in SPLITS}, "dev": "validation", "valid": "validation"}
 EDGES = List(List(Value("int64")))
 COLUMNS = {
     **dict.fromkeys(("input", "premise", "hypothesis", "premise_id", "structure_id"), Value("string")),
@@ -49,6 +54,7 @@ QUESTION = "Decide whether the hypothesis follows from the premise. "
 REASONING = QUESTION + "Reason step by step. End with a line 'Answer: Yes' or 'Answer: No'."
 ANSWER_ALONE = QUESTION + "Reply with one line, 'Answer: Yes' or 'Answer: No'."
 INSTRUCTIONS = {"answer": ANSWER_ALONE, "trace": REASONING, "teacher": REASONING}  # by target
+WRITE_BATCH = 2000  # rows
 OVER_LONG_SHARE = 0.05  # beyond it, what is left out changes what the dataset measures
 
 
@@ -56,24 +62,29 @@ OVER_LONG_SHARE = 0.05  # beyond it, what is left out changes what the dataset m
 class DataConfig:
     source: str = arg("generate", "generate, hub, or a .csv, .json or .jsonl file with columns input and label")
     hub_config: str = arg("default", f"configuration of {HUB_NAME}: {', '.join(HUB_CONFIGS)}")
-    num_variables: list[int] = arg([3, 4], "generate: sizes of the systems, 2 to 6 variables")
+    audit: str | None = arg(None, "a file as of source: check its labels and write what is wrong; no dataset")
+    num_variables: list[int] = arg([3, 4], "generate: sizes of the systems, 2 to 8 variables; 7 and 8 need structures")
+    structures: int | None = arg(None, "generate: classes for each size, a random choice; null: all (2 to 6 variables)")
     relabelings: int = arg(0, "generate: random relabelings a class; 0: the released letters, in topological order")
-    labels: str = arg("exact", "column `label`: exact (recomputed from the premise) or given (as in the source)")
-    skip_unparsable: bool = arg(False, "leave out and count rows that cannot be read, instead of stopping")
+    labels: str = arg("exact", "column `label`: exact, given (the source's), released (generate: as the public rows)")
+    skip_unparsable: bool = arg(False, "leave out and count rows that have no such label, instead of stopping")
     tokenizer: str = arg("tiny", "model or tokenizer: hub name, folder, or tiny (embedded)")
     revision: str | None = arg(None, "the tokenizer's revision on the hub")
     raw: bool = arg(False, "write the task's columns alone, without prompt and response; needs no tokenizer")
     target: str = arg("answer", "response: answer (that line alone), trace (exact reasoning) or teacher (teacher_file)")
+    trace_style: str = arg("compact", f"target trace: {' or '.join(reasoning.STYLES)}")
     teacher_file: str | None = arg(None, "target teacher: .jsonl with input, completion and finish_reason")
     instruction: str | None = arg(None, "text before the premise, so that claims share a prefix; null: by target")
     max_length: int = arg(1024, "longest prompt + response, in tokens; longer rows are left out")
-    split: str = arg("auto", "by premise, by structure, given (the source's), or auto (given if there is any)")
+    split: str = arg("auto", "by premise, structure or size; given (the source's); released (the public recipe); auto")
+    test_sizes: list[int] = arg([], "split size: numbers of variables of test; train and validation have the others")
     validation_fraction: float = arg(0.1, "share of premises or structures in validation; 0: no such split")
     test_fraction: float = arg(0.1, "share of premises or structures in test; 0: no such split")
     max_train_samples: int | None = arg(None, "rows of train, a random choice; null: all")
     max_validation_samples: int | None = arg(None, "rows of validation, a random choice; null: all")
     max_test_samples: int | None = arg(None, "rows of test, a random choice; null: all")
-    balance: str = arg("none", "train: none, or classes (as many rows of label 0 as of label 1)")
+    balance: list[str] = arg([], f"train: columns to balance, of {', '.join(BALANCE)}")
+    perturbations: list[str] = arg([], f"more test sets, test_<perturbation>: {', '.join(PERTURBATIONS)}")
     seed: int = arg(0, "of the relabelings, the splits and the random choices")
     output_dir: str = arg("data/corr2cause", "dataset folder to write")
     overwrite: bool = arg(False, "replace output_dir if a dataset of this script is there")
@@ -81,15 +92,20 @@ class DataConfig:
 
 def check_config(config: DataConfig) -> None:
     """Raises ValueError for settings that are out of range or contradict each other."""
-    check_choice("labels", config.labels, ("exact", "given"))
+    allowed = ("exact", "released") if config.source == "generate" else ("exact", "given")
+    check_choice(f"labels (source {config.source})", config.labels, allowed)
     check_choice("target", config.target, tuple(INSTRUCTIONS))
-    check_choice("split", config.split, ("auto", "given", "premise", "structure"))
-    check_choice("balance", config.balance, ("none", "classes"))
+    check_choice("trace_style", config.trace_style, reasoning.STYLES)
+    check_choice("split", config.split, STRATEGIES)
+    for name, choices in (("balance", BALANCE), ("perturbations", PERTURBATIONS)):
+        for value in getattr(config, name):
+            check_choice(name, value, choices)
     check_choice("hub_config", config.hub_config, HUB_CONFIGS)
     fractions = config.validation_fraction, config.test_fraction
     check(min(fractions) >= 0 and sum(fractions) <= 1, "validation_fraction, test_fraction: expected 0 to 1 in all")
-    check(len(config.num_variables) > 0, "num_variables: name at least one size, 2 to 6")
-    for name in ("relabelings", "max_length", *(f"max_{split}_samples" for split in SPLITS)):
+    check(len(config.num_variables) > 0, "num_variables: name at least one size, 2 to 8")
+    check((config.split == "size") == bool(config.test_sizes), "test_sizes: split size needs them, no other split does")
+    for name in ("relabelings", "structures", "max_length", *(f"max_{split}_samples" for split in SPLITS)):
         value, least = getattr(config, name), int(name != "relabelings")
         check(value is None or value >= least, f"{name}: {value} is too small; use {least} or more")
     has_file = config.teacher_file is not None
@@ -98,156 +114,48 @@ def check_config(config: DataConfig) -> None:
     check(not config.raw or config.target == "answer", f"raw writes no response: leave out target {config.target}")
 
 
-# ---------------------------------------------------------------- sources
-
-
-def read_source(config: DataConfig) -> list[dict]:
-    """The source's records as they are, each with `row`, its name in messages: the 0-based number (in its split)."""
-    if config.source == "hub":
-        splits = load_hub(config.hub_config)
-        return [r | {"split": s, "row": f"row {i} of {s}"} for s, rows in splits.items() for i, r in enumerate(rows)]
-    if config.source == "generate":
-        seed = config.seed if config.relabelings else None
-        sizes = dict.fromkeys(config.num_variables)
-        records = [row for n in sizes for row in corr2cause.generate_rows(n, seed, max(1, config.relabelings))]
-    else:
-        records = read_file(Path(config.source), "source")
-    check(len(records) > 0, f"source: {config.source}: no rows in it")
-    return [record | {"row": f"row {i}"} for i, record in enumerate(records)]
-
-
-def load_hub(hub_config: str) -> DatasetDict:
-    try:
-        return load_dataset(HUB_NAME, hub_config)
-    except Exception as error:  # offline, blocked, moved: the libraries raise a dozen types for it
-        reason = f"cannot load {HUB_NAME} ({hub_config}): {' '.join(str(error).split())[:200]}"
-        remedy = "without a network use --source FILE.csv (columns input and label) or --source generate"
-        raise ValueError(f"source hub: {reason}; {remedy}") from None
-
-
-def read_file(path: Path, setting: str) -> list[dict]:
-    """Records of a .csv, .json (a list of objects) or .jsonl file. Raises ValueError naming the file and the fault."""
-    check(path.suffix in (".csv", ".json", ".jsonl"), f"{setting}: {path} is no .csv, .json or .jsonl file")
-    check(path.is_file(), f"{setting}: {path}: no such file")
-    at = ""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            if path.suffix == ".csv":
-                return list(csv.DictReader(file, strict=True))
-            if path.suffix == ".json":
-                records = json.load(file)
-            else:
-                records = []
-                for number, line in enumerate(file, 1):
-                    at = f", line {number}"
-                    records += [json.loads(line)] if line.strip() else []
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{setting}: {path}{at}: not valid {path.suffix[1:].upper()} in UTF-8: {error}") from None
-    is_list = isinstance(records, list) and all(isinstance(record, dict) for record in records)
-    check(is_list, f"{setting}: {path}: expected a list of objects (.json), or one object a line (.jsonl)")
-    return records
-
-
 # ---------------------------------------------------------------- rows
 
 
-@lru_cache(maxsize=8192)
-def premise_columns(text: str) -> tuple[corr2cause.Premise, dict]:
-    """What all rows of a premise share: worked out once, since a premise of 6 variables has 90 rows."""
-    premise = corr2cause.parse_premise(text)
-    return premise, corr2cause.premise_columns(premise, text)
+def generated_rows(config: DataConfig) -> Iterator[dict]:
+    """The rows of every size in `num_variables`, in order."""
+    relabel_seed = config.seed if config.relabelings else None
+    for n in dict.fromkeys(config.num_variables):
+        rows = corr2cause.generate_rows(
+            n, config.labels, relabel_seed, max(1, config.relabelings), config.structures, config.seed
+        )
+        yield from rows
 
 
-def parse_row(record: dict) -> dict:
-    """The task's columns of one record, and its label as `exact`. Raises Corr2CauseError if it cannot be read."""
-    premise_text, hypothesis = corr2cause.split_input(record["input"])
-    premise, shared = premise_columns(premise_text)
-    claim, template = corr2cause.read_hypothesis(hypothesis, premise.variables)
-    n, template = record.get("num_variables") or shared["num_variables"], record.get("template") or template
-    if str(n) != str(shared["num_variables"]):
-        raise corr2cause.Corr2CauseError(f"num_variables is {n}, but the premise has {shared['num_variables']}")
-    if template not in corr2cause.TEMPLATES:
-        raise corr2cause.Corr2CauseError(f"template {template!r} is not one of {', '.join(corr2cause.TEMPLATES)}")
-    exact = corr2cause.exact_label(corr2cause.markov_equivalence_class(premise), claim)
-    kept = {key: record.get(key) for key in ("input", "row", "split")}
-    return {**kept, **shared, "hypothesis": hypothesis, "template": template, "exact": exact}
-
-
-def read_label(record: dict) -> int:
-    missing = [column for column in ("input", "label") if column not in record]
-    found = ", ".join(str(column) for column in record if column != "row")
-    check(not missing, f"{record['row']}: no column {' and '.join(missing)}; the columns are {found}")
-    valid = type(record["label"]) in (int, str) and record["label"] in (0, 1, "0", "1")
-    check(valid, f"{record['row']}: label is {record['label']!r}; use 1 (the hypothesis follows) or 0 (it does not)")
-    return int(record["label"])
-
-
-def label_rows(records: list[dict], config: DataConfig) -> tuple[list[dict], list[dict]]:
-    """Rows with the task's columns, `exact` and `row`; and {row, reason} of those that cannot be read.
+def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
+    """Rows with the task's columns, `exact` and `row`; and {row, reason} of those without a label.
 
     Raises ValueError naming the row for a missing column, a label that is not 0 or 1, or an input that cannot be read.
     """
+    rows, unlabelled = [], []
     if config.source == "generate":  # written by the oracle itself
-        return [row | {"exact": row["label"]} for row in records], []
-    rows, unparsable = [], []
-    for record in records:
+        rows = [row | {"row": f"row {i}"} for i, row in enumerate(progress(generated_rows(config), "generate"))]
+        return rows, unlabelled
+    records = read_hub(config.hub_config) if config.source == "hub" else read_file(Path(config.source), "source")
+    for record in progress(records, "read"):
         given = read_label(record)
         try:
             row = parse_row(record)
+            if config.labels == "exact" and row["exact"] is None:
+                markov_equivalence_class(read_premise(row["premise"])[0])  # says why
         except corr2cause.Corr2CauseError as error:
             check(config.skip_unparsable, f"{record['row']}: {error} (--skip_unparsable true leaves such rows out)")
-            unparsable.append({"row": record["row"], "reason": str(error)})
+            unlabelled.append({"row": record["row"], "reason": str(error)})
             continue
         rows.append(row | {"given_label": given, "label": row["exact"] if config.labels == "exact" else given})
-    check(len(rows) > 0, f"source: {config.source}: no row could be read: {unparsable[:1]}")
-    return rows, unparsable
+    check(len(rows) + len(unlabelled) > 0, f"source: {config.source}: no rows in it")
+    check(len(rows) > 0, f"source: {config.source}: no row could be read: {unlabelled[:1]}")
+    return rows, unlabelled
 
 
-# ---------------------------------------------------------------- splits
-
-
-def split_rows(rows: list[dict], config: DataConfig) -> dict[str, list[dict]]:
-    """{split: rows}, in the source's order, deterministic in the seed. Raises ValueError for an empty split."""
-    if config.split == "given" or (config.split == "auto" and any(row.get("split") for row in rows)):
-        bare = [row["row"] for row in rows if not row.get("split")]
-        check(not bare, f"split given: {', '.join(bare[:1])} has no column split; use split premise or structure")
-        unknown = sorted({str(row["split"]) for row in rows} - SPLIT_NAMES.keys())
-        check(not unknown, f"split given: unknown split {', '.join(unknown)}; known: {', '.join(SPLIT_NAMES)}")
-        split_of, fractions = [SPLIT_NAMES[row["split"]] for row in rows], {}
-    else:
-        key = "structure_id" if config.split == "structure" else "premise_id"
-        assigned = assign_groups({row[key]: row["num_variables"] for row in rows}, config)
-        split_of = [assigned[row[key]] for row in rows]
-        fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
-        fractions["train"] = round(1 - sum(fractions.values()), 9)
-    splits = {name: [row for row, of in zip(rows, split_of, strict=True) if of == name] for name in SPLITS}
-    empty = ", ".join(name for name, share in fractions.items() if share and not splits[name])
-    check(not empty, f"split: no rows for {empty}; change validation_fraction and test_fraction, or use more data")
-    return {name: part for name, part in splits.items() if part}
-
-
-def assign_groups(sizes: dict[str, int], config: DataConfig) -> dict[str, str]:
-    """{group: split} for {group: number of variables}; every number of variables is shared out by itself."""
-    assigned = {}
-    for n in sorted(set(sizes.values())):
-        groups = sorted(group for group, size in sizes.items() if size == n)
-        random.Random(f"{config.seed}-{n}").shuffle(groups)
-        counts = {s: round(len(groups) * getattr(config, f"{s}_fraction")) for s in ("test", "validation")}
-        names = [name for name, count in counts.items() for _ in range(count)]
-        assigned |= dict.fromkeys(groups, "train") | dict(zip(groups, names, strict=False))
-    return assigned
-
-
-def subsample(rows: list[dict], cap: int | None, balanced: bool, seed: str) -> list[dict]:
-    """At most `cap` rows at random, in their order; if `balanced`, equally many of either label."""
-    classes = [range(len(rows))]
-    if balanced:
-        classes = [[i for i, row in enumerate(rows) if row["label"] == label] for label in (0, 1)]
-        check(all(classes), "balance classes: train has one class only; use balance none or more data")
-        check(cap is None or cap >= 2, "max_train_samples: balance classes needs 2 or more")
-    size = min(*map(len, classes), (cap or len(rows)) // len(classes), len(rows))
-    rng = random.Random(seed)
-    return [rows[i] for i in sorted(i for members in classes for i in rng.sample(members, size))]
+def progress(items: Iterable[dict], name: str) -> Iterator[dict]:
+    """The items, counted on a terminal."""
+    return tqdm(items, desc=name, unit=" rows", mininterval=0.5, disable=None)
 
 
 # ---------------------------------------------------------------- responses and chat template
@@ -289,11 +197,11 @@ def judge(completion: str, finish_reason: str, label: int | None, special: set[s
     return "no_answer" if answer is None else "kept" if answer == bool(label) else "wrong"
 
 
-def completion_of(row: dict, target: str) -> str:
+def completion_of(row: dict, target: str, style: str) -> str:
     """What the assistant says, before the chat template."""
     if target == "trace":
-        premise, _ = premise_columns(row["premise"])
-        return corr2cause.trace(premise, corr2cause.parse_hypothesis(row["hypothesis"], premise.variables))
+        premise, _, _ = read_premise(row["premise"])
+        return reasoning.trace(premise, corr2cause.parse_hypothesis(row["hypothesis"], premise.variables), style)
     return row.get("completion", ANSWERS[row["label"]])
 
 
@@ -315,6 +223,8 @@ def templated(tokenizer, user: str, completion: str, special: set[str]) -> tuple
 
 def add_chat(rows: list[dict], tokenizer, config: DataConfig) -> list[dict]:
     """Rows with `prompt`, `response`, and `tokens`, the lengths of the two."""
+    from models import encode
+
     special, instruction = special_tokens(tokenizer), config.instruction
     instruction = INSTRUCTIONS[config.target] if instruction is None else instruction
     held = [token for token in special if token in instruction]
@@ -322,17 +232,21 @@ def add_chat(rows: list[dict], tokenizer, config: DataConfig) -> list[dict]:
     chats = []
     for row in rows:
         user = f"{instruction}\n\n{row['input']}".strip()
-        prompt, response = templated(tokenizer, user, completion_of(row, config.target), special)
+        prompt, response = templated(tokenizer, user, completion_of(row, config.target, config.trace_style), special)
         tokens = len(encode(tokenizer, prompt)), len(encode(tokenizer, response))
         chats.append(row | {"prompt": prompt, "response": response, "tokens": tokens})
     return chats
 
 
 def leave_out_long(splits: dict, max_length: int) -> tuple[dict[str, list[dict]], list[dict]]:
-    """The rows of at most `max_length` tokens, and {split, row, tokens} of the others. Raises if a split gets empty."""
-    kept = {name: [row for row in rows if sum(row["tokens"]) <= max_length] for name, rows in splits.items()}
+    """The rows of at most `max_length` tokens, and {split, row, tokens} of the others. Raises if a split gets empty.
+
+    Test and its perturbations stay row by row the same: a row that is too long in one of them leaves them all.
+    """
     lengths = [{"split": s, "row": row["row"], "tokens": sum(row["tokens"])} for s in splits for row in splits[s]]
     long = [entry for entry in lengths if entry["tokens"] > max_length]
+    out = {(entry["split"].partition("_")[0], entry["row"]) for entry in long}
+    kept = {s: [row for row in rows if (s.partition("_")[0], row["row"]) not in out] for s, rows in splits.items()}
     empty, need = ", ".join(name for name, rows in kept.items() if not rows), max(entry["tokens"] for entry in lengths)
     check(not empty, f"max_length: no row of {empty} has {max_length} tokens or fewer; {need} keeps all rows")
     return kept, long
@@ -342,11 +256,19 @@ def leave_out_long(splits: dict, max_length: int) -> tuple[dict[str, list[dict]]
 
 
 def split_figures(rows: list[dict]) -> dict:
+    """Counts of one split. `cells`: [N, relation, rows, rows of label 1]; `label_weights`: what class_weights takes."""
+    cells: dict[tuple[int, str], list[int]] = {}
+    for row in rows:
+        cell = cells.setdefault((row["num_variables"], relation_of(row)), [0, 0])
+        cell[0] += 1
+        cell[1] += row["label"]
     return {
         "rows": len(rows),
         "label_1": sum(row["label"] for row in rows),
+        "label_weights": label_weights(rows),
         **{f"{key}s": len({row[f"{key}_id"] for row in rows}) for key in ("premise", "structure")},
         **{key: dict(sorted(Counter(str(row[key]) for row in rows).items())) for key in ("num_variables", "template")},
+        "cells": [[*cell, *counts] for cell, counts in sorted(cells.items())],
     }
 
 
@@ -367,14 +289,16 @@ def token_figures(rows: list[dict]) -> dict[str, dict[str, int]]:
 
 def dataset_hash(splits: dict[str, list[dict]], columns: dict) -> str:
     digest = hashlib.sha256()
+    hashed = [column for column in columns if column not in ("input", "premise")]  # the premise is part of the input
     for name, row in ((name, row) for name, rows in splits.items() for row in rows):
-        digest.update(json.dumps([name, *(row[column] for column in columns)], sort_keys=True).encode())
+        digest.update(row["input"].encode())
+        digest.update(json.dumps([name, *(row[column] for column in hashed)]).encode())
     return digest.hexdigest()
 
 
 def make_report(splits: dict, columns: dict, config: DataConfig, source_rows: list[dict], left_out: dict) -> dict:
     """What report.json says; `left_out` (unparsable, over_long, teacher) is part of it."""
-    wrong = [row for row in source_rows if row["given_label"] != row["exact"]]
+    wrong = [row for row in source_rows if row["exact"] is not None and row["given_label"] != row["exact"]]
     first_wrong = [{key: row[key] for key in ("row", "given_label", "exact")} for row in wrong[:10]]
     report = {
         "source": f"{HUB_NAME} ({config.hub_config})" if config.source == "hub" else config.source,
@@ -384,6 +308,7 @@ def make_report(splits: dict, columns: dict, config: DataConfig, source_rows: li
         "splits": {name: split_figures(rows) for name, rows in splits.items()},
         "overlap": overlaps(splits),
         "given_label_not_exact": {"rows": len(wrong), "first": first_wrong},
+        "without_exact_label": sum(row["exact"] is None for row in source_rows),
         **left_out,
     }
     if not config.raw:
@@ -398,19 +323,27 @@ def summary(report: dict) -> str:
     wrong, labels = report["given_label_not_exact"]["rows"], report["config"]["labels"]
     lines = [f"source {report['source']}: {report['source_rows']:,} rows; seed {report['seed']}"]
     lines.append(f"labels {labels}; {wrong:,} rows were given a label that is not the exact one")
+    if report["without_exact_label"]:
+        lines.append(f"{report['without_exact_label']:,} rows have no exact label: no graph satisfies their premise")
     if report["unparsable"]:
         lines.append(f"left out: {len(report['unparsable']):,} rows that cannot be read (report.json names them)")
     if "teacher" in report:
         fates = ", ".join(f"{fate.replace('_', ' ')} {count:,}" for fate, count in report["teacher"].items())
         lines.append(f"teacher completions: {fates}; rows of train without one are left out")
-    lines += ["", f"{'split':<11}{'rows':>9}{'label 1':>9}{'premises':>10}{'structures':>12}   rows by variables"]
+    width = max(map(len, ["validation", *report["splits"]])) + 1
+    lines += ["", f"{'split':<{width}}{'rows':>9}{'label 1':>9}{'premises':>10}{'structures':>12}   rows by variables"]
     for name, split in report["splits"].items():
         sizes = ", ".join(f"N={n}: {rows:,}" for n, rows in split["num_variables"].items())
         share = f"{split['label_1'] / split['rows']:.1%}"
         numbers = f"{split['rows']:>9,}{share:>9}{split['premises']:>10,}{split['structures']:>12,}"
-        lines.append(f"{name:<11}{numbers}   {sizes}")
-    shared = "; ".join(f"{pair} {n['premises']:,}, {n['structures']:,}" for pair, n in report["overlap"].items())
+        lines.append(f"{name:<{width}}{numbers}   {sizes}")
+    overlap = {
+        pair: n for pair, n in report["overlap"].items() if "_" not in pair
+    }  # of test's perturbations: report.json
+    shared = "; ".join(f"{pair} {n['premises']:,}, {n['structures']:,}" for pair, n in overlap.items())
     lines.append(f"premises, structures in two splits: {shared or 'there is only one split'}")
+    weights = report["splits"].get("train", {}).get("label_weights")
+    lines.append(f"class_weights that balance train: {weights or 'none, it has one class only'}")
     return "\n".join(lines + (chat_summary(report) if "tokens" in report else []))
 
 
@@ -431,48 +364,70 @@ def chat_summary(report: dict) -> list[str]:
 # ---------------------------------------------------------------- output
 
 
-def check_output(path: Path, overwrite: bool) -> None:
+def check_output(path: Path, overwrite: bool, needed: set[str], optional: Iterable[str] = ()) -> None:
     """Refuses a folder with anything in it; with `overwrite`, one with anything that this script has not written."""
     check(path.is_dir() or not path.exists(), f"output_dir: {path} is a file")
     found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     check(
         overwrite or not found,
-        f"output_dir: {path} is not empty; name another, or replace a dataset with --overwrite true",
+        f"output_dir: {path} is not empty; name another, or replace what this script wrote with --overwrite true",
     )
-    written = {"dataset_dict.json", "report.json"}
-    ours = not found or written <= found <= written | set(SPLITS)
-    check(ours, f"output_dir: {path} is not (only) a dataset of this script, so it is not overwritten; name another")
+    ours = not found or needed <= found <= needed | set(optional)
+    check(ours, f"output_dir: {path} has files that are not of this script, so it is not overwritten; name another")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new folder to fill, renamed to `path` at the end: a run that dies leaves what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        new = Path(folder) / "new"
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(Path(folder) / "old")
+        new.rename(path)
 
 
 def write_dataset(splits: dict[str, list[dict]], columns: dict, report: dict, path: Path) -> None:
-    """Written beside `path` and then renamed: a run that dies leaves what was there."""
+    """Batch by batch, so that the full set of rows does not stand in memory twice."""
     disable_progress_bars()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        new, old = Path(folder) / "new", Path(folder) / "old"
-        chosen = {name: [{column: row[column] for column in columns} for row in rows] for name, rows in splits.items()}
-        parts = {name: Dataset.from_list(rows, Features(columns)) for name, rows in chosen.items()}
+    with replacing(path) as new, tempfile.TemporaryDirectory(dir=new.parent) as folder:
+        parts = {}
+        for name, rows in splits.items():
+            file = Path(folder) / f"{name}.arrow"
+            with ArrowWriter(features=Features(columns), path=str(file)) as writer:
+                for start in range(0, len(rows), WRITE_BATCH):
+                    batch = rows[start : start + WRITE_BATCH]
+                    writer.write_batch({column: [row[column] for row in batch] for column in columns})
+                writer.finalize()
+            parts[name] = Dataset.from_file(str(file))
         DatasetDict(parts).save_to_disk(new)
         (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
 
 
 def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     """({split: rows}, columns, report), nothing written."""
     check_config(config)
-    tokenizer = None if config.raw else load_tokenizer(config.tokenizer, config.revision)
-    has_template = config.raw or tokenizer.chat_template is not None
-    check(has_template, f"tokenizer: {config.tokenizer} has no chat template; use an instruction-tuned model's")
-    source_rows, unparsable = label_rows(read_source(config), config)
-    splits, left_out = split_rows(source_rows, config), {"unparsable": unparsable}
+    tokenizer = None
+    if not config.raw:
+        from models import load_tokenizer  # torch and peft: seconds to import, and raw needs neither
+
+        tokenizer = load_tokenizer(config.tokenizer, config.revision)
+        has_template = tokenizer.chat_template is not None
+        check(has_template, f"tokenizer: {config.tokenizer} has no chat template; use an instruction-tuned model's")
+    source_rows, unparsable = labelled_rows(config)
+    fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
+    splits = split_rows(source_rows, config.split, fractions, config.seed, config.test_sizes)
+    left_out = {"unparsable": unparsable}
     if config.target == "teacher":
         train, special = splits.get("train", []), special_tokens(tokenizer)
         splits["train"], left_out["teacher"] = add_teacher(train, Path(config.teacher_file), special)
     for name, rows in splits.items():
-        balanced = name == "train" and config.balance == "classes"
-        splits[name] = subsample(rows, getattr(config, f"max_{name}_samples"), balanced, f"{config.seed}-{name}")
+        balance = config.balance if name == "train" else []
+        splits[name] = subsample(rows, getattr(config, f"max_{name}_samples"), balance, f"{config.seed}-{name}")
+    check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")
+    splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
     if tokenizer is not None:
         splits = {name: add_chat(rows, tokenizer, config) for name, rows in splits.items()}
         splits, left_out["over_long"] = leave_out_long(splits, config.max_length)
@@ -483,7 +438,14 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
 def main() -> None:
     config = parse_config(DataConfig)
     output_dir = Path(config.output_dir)
-    check_output(output_dir, config.overwrite)
+    if config.audit is not None:
+        check_output(output_dir, config.overwrite, set(audit.FILES))
+        with replacing(output_dir) as new:
+            found = audit.write_audit(progress(read_file(Path(config.audit), "audit"), "audit"), new)
+        print(audit.audit_table(found), f"wrote {output_dir}: {', '.join(audit.FILES)}", sep="\n\n")
+        return
+    optional = {*SPLITS, *(f"test_{kind}" for kind in PERTURBATIONS)}
+    check_output(output_dir, config.overwrite, {"dataset_dict.json", "report.json"}, optional)
     splits, columns, report = build(config)
     write_dataset(splits, columns, report, output_dir)
     print(summary(report), f"wrote {output_dir} (sha256 {report['dataset_hash'][:12]})", sep="\n\n")

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 import corr2cause
+import reasoning
 from health import check_gradient_flow
 from models import (
     PHI3_SPECIAL,
@@ -65,7 +66,7 @@ def test_tiny_tokenizer_is_lossless_and_short_on_the_task(tokenizer):
         assert tokenizer.decode(ids) == row["input"]
         assert len(ids) < len(row["input"]) / 3
         premise = corr2cause.parse_premise(row["premise"])
-        trace = corr2cause.trace(premise, corr2cause.parse_hypothesis(row["hypothesis"], premise.variables))
+        trace = reasoning.trace(premise, corr2cause.parse_hypothesis(row["hypothesis"], premise.variables))
         assert tokenizer.decode(encode(tokenizer, trace)) == trace
 
 

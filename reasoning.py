@@ -1,0 +1,399 @@
+"""Reasoning that can be checked: the PC algorithm in words, read back into steps, each step marked right or wrong.
+
+    trace(premise, claim)               the exact reasoning, one step a line, ending in 'Answer: Yes' or 'Answer: No'
+    check_trace(text, premise, claim)   every sentence of any text: right, wrong or unreadable; and what is missing
+
+The order is that of Spirtes and Glymour's PC algorithm on a complete list of independences: which pairs are cut and by
+which set, the unshielded triples and which are colliders, what Meek's rules orient, the resulting edges of the
+equivalence class; then what they say about the claim, and the answer. Both styles (compact, full) are read back.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from typing import NamedTuple
+
+from graphs import (
+    DAG,
+    Claim,
+    Corr2CauseError,
+    Premise,
+    bits,
+    counterexample,
+    cpdag,
+    dag_edges,
+    exact_label,
+    first_separators,
+    holds,
+    markov_equivalence_class,
+    meek_steps,
+    pdag,
+    reachable,
+    topological_order,
+    unshielded_triples,
+    witnesses,
+)
+
+STYLES = ("compact", "full")
+
+# kind: (compact, full). {a} to {d} are variables, the other fields as in `_FIELD_TYPES`. In the compact style every
+# variable follows a space, so that a byte-level BPE sees one token for it everywhere.
+_WORDING = {
+    "adjacent": ("Pair {a} {b}: kept.", "No set of variables separates {a} and {b}, so they are adjacent."),
+    "separated": (
+        "Pair {a} {b}: cut given {set}.",
+        "The pair {a} and {b} is independent given {set}, so the two are not adjacent.",
+    ),
+    "collider": (
+        "Triple {a} {c} {b}: collider.",
+        "In {a} - {c} - {b} the set that separates {a} and {b} leaves out {c}, which is a collider: {a} -> {c} <- {b}.",
+    ),
+    "chain": (
+        "Triple {a} {c} {b}: no collider.",
+        "In {a} - {c} - {b} the set that separates {a} and {b} contains {c}, which is no collider.",
+    ),
+    "rule 1": (
+        "Rule 1: {c} -> {a} - {b} gives {a} -> {b}.",
+        "By Meek's rule 1 (no new collider), {c} -> {a} - {b} with {c} and {b} not adjacent gives {a} -> {b}.",
+    ),
+    "rule 2": (
+        "Rule 2: {a} -> {c} -> {b} gives {a} -> {b}.",
+        "By Meek's rule 2 (no cycle), {a} -> {c} -> {b} beside {a} - {b} gives {a} -> {b}.",
+    ),
+    "rule 3": (
+        "Rule 3: {a} - {c} -> {b} and {a} - {d} -> {b} gives {a} -> {b}.",
+        "By Meek's rule 3, {a} - {c} -> {b} and {a} - {d} -> {b} with {c} and {d} not adjacent gives {a} -> {b}.",
+    ),
+    "rule 4": (
+        "Rule 4: {a} - {d} -> {c} -> {b} gives {a} -> {b}.",
+        "By Meek's rule 4, {a} - {d} -> {c} -> {b} beside {a} - {c} with {d} and {b} not adjacent gives {a} -> {b}.",
+    ),
+    "directed": ("Edge {a} -> {b}.", "All graphs of the class have the edge {a} -> {b}."),
+    "undirected": ("Edge {a} - {b}.", "The graphs of the class differ in the direction of the edge {a} - {b}."),
+    "no link": ("Link {a} {b}: none.", "There is no edge between {a} and {b}."),
+    "forward link": ("Link {a} {b}: {a} -> {b}.", "Between {a} and {b} the class has the edge {a} -> {b}."),
+    "backward link": ("Link {a} {b}: {a} <- {b}.", "Between {a} and {b} the class has the edge {a} <- {b}."),
+    "open link": ("Link {a} {b}: {a} - {b}.", "Between {a} and {b} the class has the undirected edge {a} - {b}."),
+    "from": ("From {a}: {set}.", "Along the edges, undirected ones either way, {a} may cause {set}."),
+    "into": ("Into {a}: {set}.", "Against the edges, undirected ones either way, {a} may be caused by {set}."),
+    "shared": ("Shared: {set}.", "The two have in common {set}."),
+    "every": ("Every graph: {paths}.", "Every graph of the class has the path {paths}."),
+    "counterexample": ("Counterexample: {edges}.", "A graph of the class in which the hypothesis fails: {edges}."),
+    "answer": ("Answer: {answer}", "Answer: {answer}"),
+}
+_FIELDS = {kind: tuple(dict.fromkeys(re.findall(r"{(\w+)}", compact))) for kind, (compact, _) in _WORDING.items()}
+_DERIVED = ("rule 1", "rule 2", "rule 3", "rule 4")  # several derivations are right: none of them is required
+
+
+class Step(NamedTuple):
+    """One statement: its kind, and the values of the kind's fields in the order of the compact wording.
+
+    Variables are 0..N-1; `set` is a bitmask; `edges` is a DAG; `paths` is a tuple of alternatives, each a tuple of
+    paths, each a tuple of variables; `answer` is a bool.
+    """
+
+    kind: str
+    values: tuple
+
+
+class CheckedSentence(NamedTuple):
+    """A sentence of a trace, its step (None: unreadable), and whether that is right (False where unreadable)."""
+
+    text: str
+    step: Step | None
+    right: bool
+
+
+@dataclass(frozen=True)
+class TraceCheck:
+    """What `check_trace` finds: every sentence in order, and the required steps that no right sentence settles."""
+
+    sentences: tuple[CheckedSentence, ...]
+    missing: tuple[Step, ...]
+
+    @property
+    def wrong(self) -> tuple[CheckedSentence, ...]:
+        """The sentences that are read and false."""
+        return tuple(s for s in self.sentences if s.step is not None and not s.right)
+
+    @property
+    def unreadable(self) -> tuple[CheckedSentence, ...]:
+        """The sentences that state nothing the checker knows."""
+        return tuple(s for s in self.sentences if s.step is None)
+
+    @property
+    def complete(self) -> bool:
+        """Is every sentence right, and nothing missing?"""
+        return not self.missing and all(s.right for s in self.sentences)
+
+
+# ---------------------------------------------------------------- the steps of a claim
+
+
+def reasoning_steps(premise: Premise, claim: Claim) -> list[Step]:
+    """The exact reasoning from the premise to the answer. Raises Corr2CauseError if no graph satisfies the premise."""
+    members, separators = markov_equivalence_class(premise), first_separators(premise)
+    pairs = combinations(range(len(premise.variables)), 2)
+    steps = [Step("separated", (*p, separators[p])) if p in separators else Step("adjacent", p) for p in pairs]
+    steps += [Step("collider" if top else "chain", (i, k, j)) for i, k, j, top in unshielded_triples(premise)]
+    for rule, variables in meek_steps(premise):
+        named = dict(zip("abcd", variables, strict=False))
+        steps.append(Step(f"rule {rule}", tuple(named[field] for field in _FIELDS[f"rule {rule}"])))
+    directed, undirected = cpdag(premise)
+    edges = sorted(directed | undirected, key=sorted)
+    steps += [Step("directed" if edge in directed else "undirected", edge) for edge in edges]
+    return [*steps, *_claim_steps(premise, members, claim), Step("answer", (bool(exact_label(members, claim)),))]
+
+
+def _claim_steps(premise: Premise, members: Sequence[DAG], claim: Claim) -> list[Step]:
+    """What could make the claim hold in the class; then what does in every member, or a member where nothing does."""
+    steps, possible = _candidates(premise, claim)
+    failing = counterexample(members, claim)
+    if not possible:
+        return steps
+    if failing is None:
+        return [*steps, Step("every", (_cover(members, claim),))]
+    return [*steps, Step("counterexample", (failing,))]
+
+
+def _link(premise: Premise, a: int, b: int) -> Step:
+    out = pdag(premise)
+    kinds = {(0, 0): "no link", (1, 0): "forward link", (0, 1): "backward link", (1, 1): "open link"}
+    return Step(kinds[out[a] >> b & 1, out[b] >> a & 1], (a, b))
+
+
+def _candidates(premise: Premise, claim: Claim) -> tuple[list[Step], bool]:
+    """The edge (direct), or the variables between or beyond i and j; and whether they leave the claim a chance.
+
+    Reach follows edges of the CPDAG forwards ('from') or backwards ('into'), undirected ones both ways, and never
+    passes through the other variable. Without a shared variable no member has the two paths; with one, it depends.
+    """
+    i, j, n, out = claim.i, claim.j, len(premise.variables), pdag(premise)
+    if claim.relation == "direct":
+        return [_link(premise, i, j)], bool(out[i] >> j & 1)
+    into = [sum(1 << u for u in range(n) if out[u] >> v & 1) for v in range(n)]
+    steps, shared = [], -1
+    ends = ((i, j, claim.relation != "confounder"), (j, i, claim.relation == "collider"))
+    for v, other, forwards in ends:
+        reach = reachable(out if forwards else into, v, ~(1 << other)) & ~(1 << v)
+        steps.append(Step("from" if forwards else "into", (v, reach)))
+        shared &= reach
+    return [*steps, Step("shared", (shared,))], bool(shared)
+
+
+def _cover(members: Sequence[DAG], claim: Claim) -> tuple:
+    """Paths such that every member has one of the alternatives; one is enough unless undirected edges take turns."""
+    found = {}  # alternative -> the members that have it
+    for number, dag in enumerate(members):
+        rank = {v: r for r, v in enumerate(topological_order(dag))}
+        for masks in witnesses(dag, claim):
+            paths = tuple(tuple(sorted(bits(mask), key=rank.get)) for mask in masks)
+            found.setdefault(paths, set()).add(number)
+    missing, chosen = set(range(len(members))), []
+    while missing:  # greedy: most members first, then the shortest
+        best = min(found, key=lambda paths: (-len(found[paths] & missing), sum(map(len, paths)), paths))
+        missing -= found[best]
+        chosen.append(best)
+    return tuple(chosen)
+
+
+# ---------------------------------------------------------------- words
+
+
+def write_step(step: Step, variables: Sequence[str], style: str = "compact") -> str:
+    """The step as one sentence in the style, one of STYLES."""
+    values = dict(zip(_FIELDS[step.kind], step.values, strict=True))
+    words = {name: _FIELD_TYPES[name].write(value, variables) for name, value in values.items()}
+    if style == "full" and "set" in words:
+        words["set"] = words["set"].replace(" ", ", ").replace("none", "nothing")
+    return _WORDING[step.kind][STYLES.index(style)].format(**words)
+
+
+def trace(premise: Premise, claim: Claim, style: str = "compact") -> str:
+    """The exact reasoning in words, one step a line. Raises Corr2CauseError for an unknown style or a false premise."""
+    if style not in STYLES:
+        raise Corr2CauseError(f"trace style {style!r} is unknown; use {' or '.join(STYLES)}")
+    return "\n".join(write_step(step, premise.variables, style) for step in reasoning_steps(premise, claim))
+
+
+class _Field(NamedTuple):
+    """How a value is written and read; `read` raises ValueError or KeyError for what is none."""
+
+    write: Callable
+    read: Callable
+
+
+def _read_set(text: str, variables: Sequence[str]) -> int:
+    if text in ("none", "nothing"):
+        return 0
+    names = re.split(r",? and |, | ", text)
+    if len(set(names)) < len(names):
+        raise ValueError(text)
+    return sum(1 << variables.index(name) for name in names)
+
+
+def _write_path(path: Sequence[int], variables: Sequence[str]) -> str:
+    return " -> ".join(variables[v] for v in path)
+
+
+def _read_path(text: str, variables: Sequence[str]) -> tuple[int, ...]:
+    return tuple(variables.index(name) for name in text.split(" -> "))
+
+
+def _write_edges(dag: DAG, variables: Sequence[str]) -> str:
+    return ", ".join(_write_path(edge, variables) for edge in sorted(dag_edges(dag), key=sorted)) or "none"
+
+
+def _read_edges(text: str, variables: Sequence[str]) -> DAG:
+    dag = [0] * len(variables)
+    for edge in text.split(", ") if text != "none" else ():
+        cause, effect = _read_path(edge, variables)
+        dag[effect] |= 1 << cause
+    return tuple(dag)
+
+
+def _write_paths(alternatives: tuple, variables: Sequence[str]) -> str:
+    return ", or ".join(" and ".join(_write_path(path, variables) for path in paths) for paths in alternatives)
+
+
+def _read_paths(text: str, variables: Sequence[str]) -> tuple:
+    alternatives = (paths.split(" and ") for paths in text.split(", or "))
+    return tuple(tuple(_read_path(path, variables) for path in paths) for paths in alternatives)
+
+
+_FIELD_TYPES = dict.fromkeys("abcd", _Field(lambda v, names: names[v], lambda text, names: names.index(text))) | {
+    "set": _Field(lambda mask, names: " ".join(names[v] for v in bits(mask)) or "none", _read_set),
+    "edges": _Field(_write_edges, _read_edges),
+    "paths": _Field(_write_paths, _read_paths),
+    "answer": _Field(lambda yes, _: "Yes" if yes else "No", lambda text, _: {"Yes": True, "No": False}[text]),
+}
+
+
+@cache
+def _patterns() -> tuple[tuple[str, re.Pattern], ...]:
+    """(kind, regular expression without the full stop) of every wording; a field's second occurrence repeats it."""
+
+    def pattern(wording: str) -> re.Pattern:
+        text = re.escape(wording.removesuffix("."))
+        for field in dict.fromkeys(re.findall(r"{(\w+)}", wording)):
+            free = r"[^.]+?" if field in ("set", "edges", "paths") else r"\w+"
+            text = text.replace(rf"\{{{field}\}}", rf"(?P<{field}>{free})", 1).replace(
+                rf"\{{{field}\}}", f"(?P={field})"
+            )
+        return re.compile(text)
+
+    return tuple((kind, pattern(wording)) for kind, styles in _WORDING.items() for wording in dict.fromkeys(styles))
+
+
+def read_step(sentence: str, variables: Sequence[str]) -> Step | None:
+    """The step that a sentence of either style states; None if it is none."""
+    sentence = " ".join(sentence.split()).removesuffix(".")
+    for kind, pattern in _patterns():
+        match = pattern.fullmatch(sentence)
+        if match:
+            try:
+                return Step(kind, tuple(_FIELD_TYPES[name].read(match[name], variables) for name in _FIELDS[kind]))
+            except (ValueError, KeyError):
+                continue
+    return None
+
+
+def read_trace(text: str, variables: Sequence[str]) -> Iterator[tuple[str, Step | None]]:
+    """(sentence, step) of every sentence of a text; a list marker before it ('- ', '2. ') does not count."""
+    for line in text.splitlines():
+        line = re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", line)
+        yield from ((s, read_step(s, variables)) for s in re.split(r"(?<=\.)\s+", line.strip()) if s)
+
+
+# ---------------------------------------------------------------- checking
+
+
+def is_right(step: Step, premise: Premise, claim: Claim) -> bool:
+    """Is the statement true of the premise's class, and of the claim where it speaks of that?"""
+    out, members = pdag(premise), markov_equivalence_class(premise)
+
+    def arrow(u: int, v: int) -> bool:
+        return bool(out[u] >> v & 1 and not out[v] >> u & 1)
+
+    def adjacent(*pairs: tuple[int, int]) -> bool:
+        return all(out[u] >> v & 1 or out[v] >> u & 1 for u, v in pairs)
+
+    def apart(u: int, v: int) -> bool:
+        return u != v and not adjacent((u, v))
+
+    match step.kind, step.values:
+        case "adjacent", (a, b):
+            return adjacent((a, b))
+        case "separated", (a, b, given):
+            return (min(a, b), max(a, b), given) in premise.independences
+        case ("collider" | "chain") as kind, (a, c, b):
+            unshielded = adjacent((a, c), (b, c)) and apart(a, b)
+            return unshielded and (arrow(a, c) and arrow(b, c)) == (kind == "collider")
+        case "rule 1", (c, a, b):
+            return arrow(c, a) and apart(c, b) and arrow(a, b)
+        case "rule 2", (a, c, b):
+            return arrow(a, c) and arrow(c, b) and arrow(a, b)
+        case "rule 3", (a, c, b, d):
+            no_collider = apart(c, d) and not (arrow(c, a) and arrow(d, a))
+            return adjacent((a, c), (a, d)) and arrow(c, b) and arrow(d, b) and no_collider and arrow(a, b)
+        case "rule 4", (a, d, c, b):
+            beside = adjacent((a, d), (a, c)) and apart(d, b)
+            return beside and arrow(d, c) and arrow(c, b) and arrow(a, b)
+        case "directed", (a, b):
+            return arrow(a, b)
+        case "undirected", (a, b):
+            return adjacent((a, b)) and not arrow(a, b) and not arrow(b, a)
+        case (("no link" | "forward link" | "backward link" | "open link"), (a, b)):
+            return a != b and step == _link(premise, a, b)
+        case (("from" | "into" | "shared"), _):
+            return step in _candidates(premise, claim)[0]
+        case "every", (alternatives,):
+            return _covers(alternatives, members, claim)
+        case "counterexample", (dag,):
+            return dag in members and not holds(dag, claim)
+        case "answer", (yes,):
+            return yes == bool(exact_label(members, claim))
+    raise AssertionError(f"unknown kind of step {step}")
+
+
+def _covers(alternatives: tuple, members: Sequence[DAG], claim: Claim) -> bool:
+    """Has every member one of the alternatives, and is each one that makes the claim hold in some member?"""
+    masks = [tuple(sum(1 << v for v in path) for path in paths) for paths in alternatives]
+    having = []
+    for paths, wanted in zip(alternatives, masks, strict=True):
+        ordered = all(len(set(path)) == len(path) for path in paths)
+        steps = [edge for path in paths for edge in zip(path, path[1:], strict=False)]
+        inside = [all(dag[v] >> u & 1 for u, v in steps) and wanted in witnesses(dag, claim) for dag in members]
+        if not ordered or not any(inside):
+            return False
+        having.append(inside)
+    return all(map(any, zip(*having, strict=True)))
+
+
+def _subject(step: Step) -> tuple:
+    """What the step settles: two steps of one subject are two answers to one question."""
+    match step.kind, step.values:
+        case (("adjacent" | "separated"), (a, b, *_)):
+            return "pair", {a, b}
+        case (("collider" | "chain"), (a, c, b)):
+            return "triple", c, {a, b}
+        case (("directed" | "undirected"), (a, b)):
+            return "edge", {a, b}
+        case ("every" | "counterexample") as kind, _:  # there may be several
+            return (kind,)
+    return step
+
+
+def check_trace(text: str, premise: Premise, claim: Claim) -> TraceCheck:
+    """Marks every sentence of `text` and names what is missing of the reasoning: pairs, triples, edges, claim, answer.
+
+    Raises Corr2CauseError if no graph satisfies the premise: nothing is right or wrong there.
+    """
+    required = [step for step in reasoning_steps(premise, claim) if step.kind not in _DERIVED]
+    sentences = []
+    for sentence, step in read_trace(text, premise.variables):
+        sentences.append(CheckedSentence(sentence, step, step is not None and is_right(step, premise, claim)))
+    settled = [_subject(s.step) for s in sentences if s.right]
+    return TraceCheck(tuple(sentences), tuple(step for step in required if _subject(step) not in settled))
