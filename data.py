@@ -1,13 +1,17 @@
 """Datasets on disk to training batches: groups of rows with one premise, shuffled by a function of (seed, epoch)."""
 
+import json
 import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_from_disk
 
+import corr2cause
 from arguments import check
 from models import encode
+from reasoning import trace
 
 
 def load_split(directory: str, split: str) -> Dataset:
@@ -23,7 +27,45 @@ def load_split(directory: str, split: str) -> Dataset:
     return rows
 
 
-def encode_rows(tokenizer, rows: Dataset) -> tuple[list[list[int]], list[list[int]]]:
+def trace_style(directory: str) -> str | None:
+    """The style of the dataset's traces; None if its responses are answers alone.
+
+    Raises ValueError if they are neither: letters in a teacher's free text cannot be told from words.
+    """
+    report = Path(directory) / "report.json"
+    check(report.is_file(), f"relabel_each_epoch: dataset {directory} has no report.json, which names its target")
+    config = json.loads(report.read_text())["config"]
+    check(config["target"] != "teacher", "relabel_each_epoch: not for target teacher; use target answer or trace")
+    return config["trace_style"] if config["target"] == "trace" else None
+
+
+def relabel_rows(rows: Dataset, style: str | None, seed: int, epoch: int) -> dict[str, list[str]]:
+    """Columns prompt, response and hypothesis with the letters of every premise exchanged at random.
+
+    A function of (seed, epoch, premise): rows of one premise stay together, and an epoch repeats itself. Labels stay;
+    a trace of `style` is written anew. Raises ValueError for a row whose prompt or response has other text in it.
+    """
+    columns: dict[str, list[str]] = {"prompt": [], "response": [], "hypothesis": []}
+    parse = cache(corr2cause.parse_premise)
+    for row in rows:
+        check(row["input"] in row["prompt"], f"relabel_each_epoch: the prompt does not hold its input {row['input']!r}")
+        premise = parse(row["premise"])
+        claim = corr2cause.parse_hypothesis(row["hypothesis"], premise.variables)
+        key = f"{seed}-{epoch}-{row['premise_id']}"
+        text, hypothesis = corr2cause.perturb(premise, claim, row["template"], "relabeling", key)
+        response = row["response"]
+        if style is not None:
+            old = trace(premise, claim, style)
+            check(old in response, f"relabel_each_epoch: the response to {row['input']!r} is not its trace")
+            new = trace(parse(text), corr2cause.parse_hypothesis(hypothesis, premise.variables), style)
+            response = response.replace(old, new)
+        columns["prompt"].append(row["prompt"].replace(row["input"], corr2cause.write_input(text, hypothesis)))
+        columns["response"].append(response)
+        columns["hypothesis"].append(hypothesis)
+    return columns
+
+
+def encode_rows(tokenizer, rows: Dataset | dict) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of every row's prompt and target, encoded apart so that sampling sees the same prompt."""
     return [encode(tokenizer, text) for text in rows["prompt"]], [encode(tokenizer, text) for text in rows["response"]]
 

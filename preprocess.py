@@ -136,7 +136,7 @@ def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
     if config.source == "generate":  # written by the oracle itself
         rows = [row | {"row": f"row {i}"} for i, row in enumerate(progress(generated_rows(config), "generate"))]
         return rows, unlabelled
-    records = read_hub(config.hub_config) if config.source == "hub" else read_file(Path(config.source), "source")
+    records = read_hub(config.hub_config) if config.source == "hub" else list(read_file(Path(config.source), "source"))
     for record in progress(records, "read"):
         given = read_label(record)
         try:
@@ -326,7 +326,7 @@ def summary(report: dict) -> str:
     if report["without_exact_label"]:
         lines.append(f"{report['without_exact_label']:,} rows have no exact label: no graph satisfies their premise")
     if report["unparsable"]:
-        lines.append(f"left out: {len(report['unparsable']):,} rows that cannot be read (report.json names them)")
+        lines.append(f"left out: {len(report['unparsable']):,} rows without a label (report.json says which and why)")
     if "teacher" in report:
         fates = ", ".join(f"{fate.replace('_', ' ')} {count:,}" for fate, count in report["teacher"].items())
         lines.append(f"teacher completions: {fates}; rows of train without one are left out")
@@ -441,7 +441,7 @@ def main() -> None:
     if config.audit is not None:
         check_output(output_dir, config.overwrite, set(audit.FILES))
         with replacing(output_dir) as new:
-            found = audit.write_audit(progress(read_file(Path(config.audit), "audit"), "audit"), new)
+            found = audit.write_audit(progress(list(read_file(Path(config.audit), "audit")), "audit"), new)
         print(audit.audit_table(found), f"wrote {output_dir}: {', '.join(audit.FILES)}", sep="\n\n")
         return
     optional = {*SPLITS, *(f"test_{kind}" for kind in PERTURBATIONS)}

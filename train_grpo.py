@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from arguments import arg, check, check_choice, parse_config, run_script, write_config
 from checkpoints import claim_output_dir, save_checkpoint
-from data import epoch_batches, load_split, share_of_rank
+from data import epoch_batches, load_split, relabel_rows, share_of_rank
 from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
 from generation import Completion, generate_groups, predict
 from health import AdapterMotion, check_gradient_flow, report_scores
@@ -68,6 +68,7 @@ class Config:
         8192, "tokens in the key-value cache of a rollout on one process: prompts and longest completions"
     )
     claims_per_prefix: int = arg(4, "prompts of one premise that share its tokens")
+    relabel_each_epoch: bool = arg(False, "exchange the letters of every premise at random, anew in every epoch")
     # the objective
     loss_type: str = arg(
         "grpo", "grpo (mean over each sequence) | dapo (mean over the step's tokens) | dr_grpo (constant)"
@@ -310,11 +311,14 @@ def main() -> None:
     validation = load_split(config.dataset, "validation")
     validation = validation.select(range(min(len(validation), config.eval_rows)))
     tokenizer = load_tokenizer(config.model, config.revision)
-    prompts, labels, premise_ids = (
-        [encode(tokenizer, text) for text in train["prompt"]],
-        train["label"],
-        train["premise_id"],
-    )
+    labels, premise_ids = train["label"], train["premise_id"]
+
+    def prompts_of_epoch(epoch: int) -> tuple[list[list[int]], list[str]]:
+        """Token ids and hypotheses of every prompt."""
+        texts = relabel_rows(train, None, config.seed, epoch) if config.relabel_each_epoch else train
+        return [encode(tokenizer, text) for text in texts["prompt"]], texts["hypothesis"]
+
+    prompts, hypotheses = prompts_of_epoch(0)
     check(
         config.prompts_per_step <= len(train),
         f"prompts_per_step: {config.prompts_per_step} is more than the {len(train)} training rows",
@@ -371,7 +375,8 @@ def main() -> None:
         if main_process:
             report_scores(writer, scores, validation["label"], step_number)
             if rollout is not None:
-                writer.add_text("rollout/completions", completion_table(rollout, train, config), step_number)
+                table = completion_table(rollout, hypotheses, labels, config)
+                writer.add_text("rollout/completions", table, step_number)
 
     evaluate(0)
     epoch, queue = 0, []
@@ -382,6 +387,8 @@ def main() -> None:
         while not queue:
             batches = epoch_batches(premise_ids, config.seed, epoch, config.claims_per_prefix, config.prompts_per_step)
             queue = [batch for batch in batches if sum(map(len, batch)) == config.prompts_per_step]
+            if config.relabel_each_epoch and epoch > 0:
+                prompts, hypotheses = prompts_of_epoch(epoch)
             epoch += 1
 
         # ------------------------------------------------------------ sample and score
@@ -483,7 +490,7 @@ def main() -> None:
     accelerator.end_training()
 
 
-def completion_table(rollout: Rollout, train, config: Config) -> str:
+def completion_table(rollout: Rollout, hypotheses: list[str], labels: list[int], config: Config) -> str:
     """A Markdown table of some sampled completions with their prompts' claims, labels, rewards and advantages."""
     lines = ["| group | claim | label | reward | advantage | completion |", "|---|---|---|---|---|---|"]
     flat_rewards, flat_advantages = rollout.rewards.flatten().tolist(), rollout.advantages.flatten().tolist()
@@ -492,14 +499,10 @@ def completion_table(rollout: Rollout, train, config: Config) -> str:
     for b, (row, text) in enumerate(sequences[: config.num_logged_completions]):
         shown = text.replace("|", "\\|").replace("\n", "<br>")
         lines.append(
-            f"| {b // config.num_generations} | {train[row]['hypothesis']} | {labels_word(train[row]['label'])} "
+            f"| {b // config.num_generations} | {hypotheses[row]} | {'Yes' if labels[row] else 'No'} "
             f"| {flat_rewards[b]:+.2f} | {flat_advantages[b]:+.2f} | {shown} |"
         )
     return "\n".join(lines)
-
-
-def labels_word(label: int) -> str:
-    return "Yes" if label else "No"
 
 
 if __name__ == "__main__":

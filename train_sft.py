@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from arguments import arg, check, parse_config, run_script, write_config
 from checkpoints import claim_output_dir, save_checkpoint
-from data import encode_rows, epoch_batches, load_split, premise_groups, share_of_rank
+from data import encode_rows, epoch_batches, load_split, premise_groups, relabel_rows, share_of_rank, trace_style
 from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
 from generation import predict
 from health import AdapterMotion, check_gradient_flow, report_scores
@@ -56,6 +56,7 @@ class Config:
     prompt_loss_weight: float = arg(
         0.0, "loss weight of a prompt token; above 0 helps a model that starts from random weights"
     )
+    relabel_each_epoch: bool = arg(False, "exchange the letters of every premise at random, anew in every epoch")
     prefix_sharing: bool = arg(True, "compute shared prefixes once; false computes every row by itself")
     learning_rate: float = arg(2e-4, "peak learning rate")
     warmup_ratio: float = arg(0.05, "share of the steps in which the rate rises from 0")
@@ -94,15 +95,15 @@ def learning_rate(step: int, total: int, config: Config) -> float:
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 
 
-def plan_steps(premise_ids: list[str], config: Config) -> list[list[list[int]]]:
-    """The groups of row indices of every optimizer step of the run."""
-    steps: list[list[list[int]]] = []
+def plan_steps(premise_ids: list[str], config: Config) -> list[tuple[int, list[list[int]]]]:
+    """The epoch and the groups of row indices of every optimizer step of the run."""
+    steps: list[tuple[int, list[list[int]]]] = []
     epoch = 0
     while config.max_steps > 0 or epoch < config.num_train_epochs:
         batches = epoch_batches(premise_ids, config.seed, epoch, config.claims_per_prefix, config.batch_size)
         if config.max_steps == 0:
             batches = batches[: math.ceil(len(batches) * min(1.0, config.num_train_epochs - epoch))]
-        steps += batches
+        steps += [(epoch, batch) for batch in batches]
         epoch += 1
         if 0 < config.max_steps <= len(steps):
             return steps[: config.max_steps]
@@ -176,7 +177,14 @@ def main() -> None:
     validation = load_split(config.dataset, "validation")
     validation = validation.select(range(min(len(validation), config.eval_rows)))
     tokenizer = load_tokenizer(config.model, config.revision)
-    rows = make_rows(*encode_rows(tokenizer, train), train["label"], config.class_weights, config.prompt_loss_weight)
+    style = trace_style(config.dataset) if config.relabel_each_epoch else None
+
+    def rows_of_epoch(epoch: int) -> Rows:
+        texts = relabel_rows(train, style, config.seed, epoch) if config.relabel_each_epoch else train
+        encoded = encode_rows(tokenizer, texts)
+        return make_rows(*encoded, train["label"], config.class_weights, config.prompt_loss_weight)
+
+    rows, rows_epoch = rows_of_epoch(0), 0
     eval_rows = make_rows(*encode_rows(tokenizer, validation), validation["label"], config.class_weights)
     steps = plan_steps(train["premise_id"], config)
 
@@ -198,8 +206,8 @@ def main() -> None:
     )
     check_context(model, max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True)))
     stop_ids = stop_token_ids(tokenizer, model)
-    probe = loss_sum(model, rows, steps[0][:1], config.prefix_sharing)
-    check_gradient_flow(model, probe / rows.total_weight(steps[0][:1]))
+    first = steps[0][1][:1]
+    check_gradient_flow(model, loss_sum(model, rows, first, config.prefix_sharing) / rows.total_weight(first))
     engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
     policy = accelerator.unwrap_model(engine)
     motion = AdapterMotion(policy)
@@ -235,7 +243,9 @@ def main() -> None:
     bar = tqdm(total=len(steps), disable=not main_process, desc="SFT", mininterval=2, dynamic_ncols=True)
     window = dict.fromkeys(("loss", "weight", "rows", "tokens"), 0.0)
     window_start = time.perf_counter()
-    for number, groups in enumerate(steps):
+    for number, (epoch, groups) in enumerate(steps):
+        if config.relabel_each_epoch and epoch != rows_epoch:
+            rows, rows_epoch = rows_of_epoch(epoch), epoch
         step_weight = rows.total_weight(groups)
         set_learning_rate(optimizer, learning_rate(number, len(steps), config))
 

@@ -8,7 +8,11 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import encode_rows, epoch_batches, load_split, premise_groups, share_of_rank
+import corr2cause
+import graphs
+import reasoning
+from data import encode_rows, epoch_batches, load_split, premise_groups, relabel_rows, share_of_rank, trace_style
+from preprocess import DataConfig, build, write_dataset
 
 premise_lists = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=60)
 group_lists = st.lists(st.integers(1, 9), min_size=1, max_size=12)
@@ -107,3 +111,57 @@ def test_a_dataset_that_cannot_be_used_is_one_line(tmp_path):
     raw = save(tmp_path / "raw", train=[{"input": "a", "label": 1}])
     with pytest.raises(ValueError, match="raw"):
         load_split(raw, "train")
+
+
+# --- relabelling
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory) -> str:
+    """A dataset whose responses are traces."""
+    folder = tmp_path_factory.mktemp("data") / "traces"
+    config = DataConfig(num_variables=[4], target="trace", trace_style="full", max_length=4000)
+    write_dataset(*build(config), folder)
+    return str(folder)
+
+
+def test_relabelled_rows_ask_the_same_in_other_letters(traces):
+    rows = load_split(traces, "train").select(range(72))
+    columns = relabel_rows(rows, trace_style(traces), 0, 0)
+    changed = 0
+    for row, prompt, response, hypothesis in zip(rows, *columns.values(), strict=True):
+        text = prompt[prompt.index("Premise: ") :].split("<|end|>")[0]
+        premise_text, stated = corr2cause.split_input(text)
+        premise = corr2cause.parse_premise(premise_text)
+        claim = corr2cause.parse_hypothesis(hypothesis, premise.variables)
+        assert stated == hypothesis
+        assert graphs.structure_id(premise) == row["structure_id"]
+        assert graphs.exact_label(graphs.markov_equivalence_class(premise), claim) == row["label"]
+        assert response == reasoning.trace(premise, claim, "full") + "<|end|>"
+        assert prompt.replace(text, row["input"]) == row["prompt"]
+        changed += prompt != row["prompt"]
+    assert changed > 60
+    assert len({prompt.split("\nHypothesis")[0] for prompt in columns["prompt"]}) == len(set(rows["premise_id"])) == 2
+
+
+def test_every_epoch_has_letters_of_its_own_and_repeats_itself(traces):
+    rows = load_split(traces, "train").select(range(40))
+    epochs = [tuple(relabel_rows(rows, None, 0, epoch)["prompt"]) for epoch in range(5)]
+    assert len(set(epochs)) == 5 and tuple(relabel_rows(rows, None, 0, 3)["prompt"]) == epochs[3]
+    assert tuple(relabel_rows(rows, None, 1, 3)["prompt"]) != epochs[3]
+    assert relabel_rows(rows, None, 0, 3)["response"] == rows["response"][:]
+
+
+def test_what_cannot_be_relabelled_is_refused(traces, tmp_path):
+    rows = load_split(traces, "train").select(range(3))
+    with pytest.raises(ValueError, match="relabel_each_epoch: the response to 'Premise: .* is not its trace"):
+        relabel_rows(rows, "compact", 0, 0)
+    with pytest.raises(ValueError, match="relabel_each_epoch: the prompt does not hold its input"):
+        relabel_rows(rows.map(lambda row: {"prompt": "Question?"}), None, 0, 0)
+    with pytest.raises(ValueError, match="has no report.json"):
+        trace_style(str(tmp_path))
+    (tmp_path / "report.json").write_text('{"config": {"target": "teacher"}}')
+    with pytest.raises(ValueError, match="not for target teacher"):
+        trace_style(str(tmp_path))
+    (tmp_path / "report.json").write_text('{"config": {"target": "answer", "trace_style": "compact"}}')
+    assert trace_style(str(tmp_path)) is None

@@ -349,8 +349,8 @@ def test_sampling_gap_is_the_largest_difference():
 
 
 def test_completion_table_shows_label_reward_and_text():
-    train = [{"hypothesis": f"claim {k}", "label": k % 2} for k in range(3)]
-    lines = completion_table(scored_rollout(), train, Config(num_logged_completions=4, num_generations=3)).splitlines()
+    hypotheses, config = [f"claim {k}" for k in range(3)], Config(num_logged_completions=4, num_generations=3)
+    lines = completion_table(scored_rollout(), hypotheses, [0, 1, 0], config).splitlines()
     assert len(lines) == 2 + 4
     assert "claim 0" in lines[2] and "No" in lines[2] and "+1.00" in lines[2] and "Answer: Yes" in lines[2]
     assert "claim 1" in lines[5] and "Yes" in lines[5]

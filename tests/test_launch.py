@@ -184,7 +184,7 @@ def test_sft_equals_a_loop_in_plain_pytorch(sft_two, dataset, folder, tokenizer)
     model = tiny_model(0)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     steps, losses, norms = plan_steps(rows["premise_id"], config), [], []
-    for number, groups in enumerate(steps):
+    for number, (_, groups) in enumerate(steps):
         chosen = [i for group in groups for i in group]
         logps, mask = padded_logps(model, [prompts[i] for i in chosen], [completions[i] for i in chosen])
         loss = -logps.sum() / mask.sum()

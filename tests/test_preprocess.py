@@ -12,7 +12,10 @@ import yaml
 from datasets import load_from_disk
 
 import corr2cause
+import graphs
+import models
 import preprocess
+import reasoning
 from models import encode, load_tokenizer
 from preprocess import DataConfig, build
 
@@ -26,13 +29,13 @@ CHATML = (
 @pytest.fixture(autouse=True)
 def one_tokenizer(monkeypatch, tokenizer):
     """`load_tokenizer` returns the tests' shared tiny tokenizer, which takes a second to make."""
-    monkeypatch.setattr(preprocess, "load_tokenizer", lambda name, revision: tokenizer)
+    monkeypatch.setattr(models, "load_tokenizer", lambda name, revision: tokenizer)
 
 
 @pytest.fixture(scope="session")
 def rows():
     """The 198 rows of all 11 premises over A, B and C, labels exact."""
-    return list(corr2cause.generate_rows(3, 5, 6))
+    return list(corr2cause.generate_rows(3, relabel_seed=5, relabelings=6))
 
 
 @pytest.fixture
@@ -112,7 +115,7 @@ def test_unparsable_input_is_an_error_or_counted(tmp_path, rows, change, reason)
     splits, _, report = build(DataConfig(source=path, skip_unparsable=True))
     assert len(all_rows(splits)) == len(rows) - 1
     assert [entry["row"] for entry in report["unparsable"]] == ["row 7"] and reason in report["unparsable"][0]["reason"]
-    assert "1 rows that cannot be read" in preprocess.summary(report)
+    assert "1 rows without a label" in preprocess.summary(report)
 
 
 def test_premise_that_no_graph_satisfies_is_unparsable(tmp_path):
@@ -154,8 +157,8 @@ def test_columns_that_contradict_the_text(tmp_path, rows, column, value, reason)
         ("a.json", "[]", "no rows in it"),
         ("a.json", "{", "not valid JSON"),
         ("a.json", '{"input": 1}', "expected a list of objects"),
-        ("a.jsonl", '{"input": ""}\nnonsense\n', "line 2: not valid JSONL"),
-        ("a.jsonl", "[1]\n", "one object a line"),
+        ("a.jsonl", '{"input": ""}\nnonsense\n', "after 1 rows: not valid JSONL"),
+        ("a.jsonl", "[1]\n", "row 0 is no object"),
         ("a.csv", 'input,label\n"open', "not valid CSV"),
     ],
 )
@@ -176,9 +179,20 @@ def test_file_that_is_not_utf8(tmp_path):
     ("settings", "message"),
     [
         ({"target": "poem"}, "target: 'poem' is not one of answer, trace, teacher"),
-        ({"labels": "released"}, "labels: 'released' is not one of exact, given"),
+        ({"labels": "given"}, r"labels \(source generate\): 'given' is not one of exact, released"),
+        ({"labels": "released", "source": "a.csv"}, r"labels \(source a.csv\): 'released' is not one of exact, given"),
+        ({"labels": "released", "relabelings": 2}, "no relabelings, all structures"),
+        ({"num_variables": [3, 7]}, "num_variables 7 has too many classes to list; set structures"),
+        ({"structures": 6}, "structures is 6; 5 classes of 3 variables"),
+        ({"structures": 0}, "structures: 0 is too small; use 1"),
+        ({"split": "size"}, "test_sizes: split size needs them, no other split does"),
+        ({"test_sizes": [3]}, "test_sizes: split size needs them, no other split does"),
+        ({"split": "size", "test_sizes": [4]}, r"test_sizes: \[4\]: name some but not all of the sizes \[3\]"),
+        ({"perturbations": ["noise"]}, "perturbations: 'noise' is not one of paraphrase, refactorization"),
+        ({"perturbations": ["paraphrase"], "test_fraction": 0.0}, "perturbations: they need a test split"),
+        ({"trace_style": "long"}, "trace_style: 'long' is not one of compact, full"),
         ({"split": "rows"}, "split: 'rows' is not one of"),
-        ({"balance": "yes"}, "balance: 'yes' is not one of none, classes"),
+        ({"balance": ["label", "size"]}, "balance: 'size' is not one of label, relation, num_variables"),
         ({"hub_config": "v1"}, "hub_config: 'v1' is not one of"),
         ({"validation_fraction": 0.7, "test_fraction": 0.5}, "validation_fraction, test_fraction"),
         ({"test_fraction": -0.1}, "validation_fraction, test_fraction"),
@@ -186,10 +200,10 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"max_train_samples": 0}, "max_train_samples: 0 is too small"),
         ({"relabelings": -1}, "relabelings: -1 is too small; use 0"),
         ({"num_variables": []}, "num_variables: name at least one"),
-        ({"num_variables": [7]}, "num_variables is 7; graphs are generated for 2 to 6"),
+        ({"num_variables": [9]}, "num_variables is 9; use 2 to 8"),
         ({"target": "teacher"}, "needs teacher_file"),
         ({"teacher_file": "a.jsonl"}, "no other target has it"),
-        ({"target": "trace", "labels": "given"}, "labels exact"),
+        ({"target": "trace", "labels": "released"}, "labels exact"),
         ({"raw": True, "target": "trace"}, "raw writes no response"),
         ({"split": "given"}, "split given: row 0 has no column split"),
         ({"instruction": "Say <|end|>"}, "instruction: holds the special token <|end|>"),
@@ -245,7 +259,7 @@ def test_columns_of_the_file_never_reach_the_response(tmp_path, rows):
 def test_hub_rows_keep_their_splits(monkeypatch, rows):
     parts = {"train": rows[:60], "dev": rows[60:120], "test": rows[120:]}
     hub = {name: [{key: row[key] for key in ("input", "label")} for row in part] for name, part in parts.items()}
-    monkeypatch.setattr(preprocess, "load_dataset", lambda name, config: hub)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config: hub)
     splits, _, report = build(DataConfig(source="hub"))
     for (_, part), kept in zip(parts.items(), splits.values(), strict=True):
         assert [row["input"] for row in part] == [row["input"] for row in kept]
@@ -332,7 +346,7 @@ def test_empty_split_is_an_error_and_share_0_leaves_it_out():
 
 
 def test_balance_is_exact_in_train_alone(source):
-    splits, _, _ = build(DataConfig(source=source, balance="classes"))
+    splits, _, _ = build(DataConfig(source=source, balance=["label"]))
     plain, _, _ = build(DataConfig(source=source))
     count = Counter(row["label"] for row in splits["train"])
     assert count[0] == count[1] == sum(row["label"] for row in plain["train"]) > 0
@@ -345,19 +359,108 @@ def test_balance_is_exact_in_train_alone(source):
 
 def test_caps_choose_a_random_part(source):
     caps = {"max_train_samples": 9, "max_validation_samples": 4, "max_test_samples": 5}
-    splits, _, _ = build(DataConfig(source=source, balance="classes", **caps))
+    splits, _, _ = build(DataConfig(source=source, balance=["label"], **caps))
     assert {name: len(part) for name, part in splits.items()} == {"train": 8, "validation": 4, "test": 5}
     assert Counter(row["label"] for row in splits["train"]) == {0: 4, 1: 4}
-    chosen = {s: preprocess.subsample(list(range(100)), 10, False, s) for s in ("0", "1")}
+    chosen = {s: preprocess.subsample(list(range(100)), 10, [], s) for s in ("0", "1")}
     assert all(rows == sorted(set(rows)) and rows[-1] > 20 for rows in chosen.values()) and chosen["0"] != chosen["1"]
-    with pytest.raises(ValueError, match="max_train_samples: balance classes needs 2 or more"):
-        build(DataConfig(source=source, balance="classes", max_train_samples=1))
+    with pytest.raises(ValueError, match="max_train_samples: balance label needs 2 or more"):
+        build(DataConfig(source=source, balance=["label"], max_train_samples=1))
 
 
 def test_balance_needs_both_classes(tmp_path, rows):
     no = [row for row in rows if row["label"] == 0]
-    with pytest.raises(ValueError, match="balance classes: train has one class only"):
-        build(DataConfig(source=write_csv(tmp_path / "no.csv", no), balance="classes"))
+    with pytest.raises(ValueError, match="balance label: train has one class only"):
+        build(DataConfig(source=write_csv(tmp_path / "no.csv", no), balance=["label"]))
+
+
+def test_perturbed_test_sets_are_row_by_row_the_test_set():
+    kinds = list(corr2cause.PERTURBATIONS)
+    splits, _, report = build(DataConfig(num_variables=[4], perturbations=kinds, max_test_samples=40, raw=True))
+    assert list(splits) == ["train", "validation", "test", *(f"test_{kind}" for kind in kinds)]
+    for kind in kinds:
+        changed = splits[f"test_{kind}"]
+        assert [row["label"] for row in changed] == [row["label"] for row in splits["test"]]
+        assert [row["row"] for row in changed] == [row["row"] for row in splits["test"]]
+        both = report["overlap"][f"test/test_{kind}"]
+        assert both["structures"] == report["splits"]["test"]["structures"]
+        if kind in ("paraphrase", "refactorization"):
+            assert both["premises"] == (both["structures"] if kind == "paraphrase" else 0)
+        assert kind == "paraphrase" or both["premises"] < both["structures"]  # a symmetric class looks the same
+        assert report["overlap"][f"train/test_{kind}"]["structures"] == 0
+    shown = preprocess.summary(report)
+    assert "test_refactorization " in shown and "test/test_" not in shown
+
+
+def test_a_row_too_long_in_one_test_set_leaves_them_all(tokenizer):
+    settings = {"num_variables": [3, 4], "perturbations": ["paraphrase"], "seed": 1}
+    splits, _, _ = build(DataConfig(**settings))
+    lengths = {name: [sum(row["tokens"]) for row in splits[name]] for name in ("test", "test_paraphrase")}
+    limit = sorted(lengths["test"])[len(lengths["test"]) // 2]
+    assert any((a > limit) != (b > limit) for a, b in zip(*lengths.values(), strict=True))
+    kept, _, report = build(DataConfig(**settings, max_length=limit))
+    assert [row["row"] for row in kept["test"]] == [row["row"] for row in kept["test_paraphrase"]]
+    both = [max(pair) <= limit for pair in zip(*lengths.values(), strict=True)]
+    assert [row["row"] for row, fits in zip(splits["test"], both, strict=True) if fits] == [
+        row["row"] for row in kept["test"]
+    ]
+    assert {entry["split"] for entry in report["over_long"]} >= {"test", "test_paraphrase"}
+
+
+# ---------------------------------------------------------------- released labels, premises that no graph satisfies
+
+
+def test_released_labels_of_the_generator():
+    splits, _, report = build(DataConfig(num_variables=[3, 4, 5], labels="released", split="released", raw=True))
+    everything = all_rows(splits)
+    assert sum(row["label"] for row in everything) == 3 + 54 + 1104
+    assert report["given_label_not_exact"]["rows"] == 207 and report["without_exact_label"] == 0
+    assert {name: len(part) for name, part in splits.items()} == {"train": 7392, "validation": 969, "test": 969}
+    assert report["overlap"]["train/test"]["premises"] <= 2  # the public recipe cuts through a class
+
+
+def test_rows_whose_premise_no_graph_satisfies_keep_a_given_label(tmp_path, rows):
+    every = graphs.Premise(graphs.LETTERS[:3], frozenset({(0, 1, 4), (1, 2, 1)}))
+    text = corr2cause.write_input(corr2cause.write_premise(every), "A directly causes B.")
+    records = [{"input": row["input"], "label": row["label"]} for row in rows] + [{"input": text, "label": 1}]
+    path = write_jsonl(tmp_path / "rows.jsonl", records)
+    with pytest.raises(ValueError, match=r"row 198: no graph satisfies the premise.*--skip_unparsable true"):
+        build(DataConfig(source=path, raw=True))
+    splits, _, report = build(DataConfig(source=path, raw=True, skip_unparsable=True))
+    assert len(all_rows(splits)) == 198 and [entry["row"] for entry in report["unparsable"]] == ["row 198"]
+    splits, columns, report = build(DataConfig(source=path, raw=True, labels="given", perturbations=["reordering"]))
+    odd = [row for row in all_rows(splits) if row["row"] == "row 198"]
+    assert odd[0]["label"] == 1 and odd[0]["edges"] is None and odd[0]["structure_id"].startswith("3-unsatisfiable-")
+    assert report["without_exact_label"] == 1 and "1 rows have no exact label" in preprocess.summary(report)
+    preprocess.write_dataset(splits, columns, report, tmp_path / "out")
+    written = [row for part in load_from_disk(tmp_path / "out").values() for row in part]
+    assert [row["edges"] for row in written if row["input"] == text] == [None] * len(odd)
+
+
+def test_written_rows_are_the_built_ones_in_any_batch(monkeypatch, tmp_path):
+    splits, columns, report = build(DataConfig(num_variables=[3, 4], raw=True))
+    monkeypatch.setattr(preprocess, "WRITE_BATCH", 7)
+    preprocess.write_dataset(splits, columns, report, tmp_path / "out")
+    written = load_from_disk(tmp_path / "out")
+    for name, part in splits.items():
+        assert [{column: row[column] for column in columns} for row in part] == list(written[name])
+
+
+def test_seven_variables_are_sampled():
+    config = DataConfig(num_variables=[3, 7], structures=4, raw=True, test_sizes=[7], split="size", validation_fraction=0.25)
+    splits, _, report = build(config)
+    assert report["splits"]["test"]["structures"] == 4 and len(splits["test"]) == 4 * 3 * 7 * 6
+    again = build(config)[2]["dataset_hash"]
+    assert report["dataset_hash"] == again != build(DataConfig(**{**vars(config), "seed": 1}))[2]["dataset_hash"]
+
+
+def test_full_traces_are_right(rows):
+    splits, _, _ = build(DataConfig(num_variables=[4], target="trace", trace_style="full", max_length=4000))
+    for row in splits["test"]:
+        premise = corr2cause.parse_premise(row["premise"])
+        claim = corr2cause.parse_hypothesis(row["hypothesis"], premise.variables)
+        assert reasoning.check_trace(row["response"].removesuffix("<|end|>"), premise, claim).complete
+        assert row["response"].startswith(("No set of variables", "The pair A and B"))
 
 
 # ---------------------------------------------------------------- prompt and response
@@ -370,7 +473,7 @@ def test_response_is_the_templates_text_up_to_the_end_of_turn(monkeypatch, templ
     if template:
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
         tokenizer.chat_template = template
-    monkeypatch.setattr(preprocess, "load_tokenizer", lambda name, revision: tokenizer)
+    monkeypatch.setattr(models, "load_tokenizer", lambda name, revision: tokenizer)
     splits, _, _ = build(DataConfig(num_variables=[3], target=target, split="premise", test_fraction=0.2,
                                     validation_fraction=0.2, instruction="Decide."))  # fmt: skip
     for row in all_rows(splits):
@@ -512,8 +615,8 @@ def test_edges_are_those_of_the_class(monkeypatch, tmp_path):
     dataset = load_from_disk(out)
     assert dataset["train"].column_names == list(preprocess.COLUMNS)
     for row in (row for part in dataset.values() for row in part):
-        members = corr2cause.markov_equivalence_class(corr2cause.parse_premise(row["premise"]))
-        arrows = [{(u, v) for v, mask in enumerate(dag) for u in corr2cause.bits(mask)} for dag in members]
+        members = graphs.markov_equivalence_class(corr2cause.parse_premise(row["premise"]))
+        arrows = [{(u, v) for v, mask in enumerate(dag) for u in graphs.bits(mask)} for dag in members]
         always, ever = set.intersection(*arrows), set.union(*arrows)
         assert {tuple(edge) for edge in row["edges"]["directed"]} == always
         assert {tuple(edge) for edge in row["edges"]["undirected"]} == {tuple(sorted(edge)) for edge in ever - always}
@@ -525,13 +628,13 @@ def test_nothing_of_the_users_is_lost(monkeypatch, tmp_path):
     out.mkdir()
     run_main(monkeypatch, *options)  # an empty folder is fine
     before = (out / "report.json").read_text()
-    with pytest.raises(ValueError, match="is not empty; name another, or replace a dataset with --overwrite true"):
+    with pytest.raises(ValueError, match="is not empty; name another, or replace what this script wrote"):
         run_main(monkeypatch, *options, "--seed", "1")
     assert (out / "report.json").read_text() == before
     run_main(monkeypatch, *options, "--seed", "1", "--overwrite", "true")
     assert (out / "report.json").read_text() != before and len(load_from_disk(out)) == 3
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not .only. a dataset of this script, so it is not overwritten"):
+    with pytest.raises(ValueError, match="has files that are not of this script, so it is not overwritten"):
         run_main(monkeypatch, *options, "--overwrite", "true")
     assert (out / "notes.txt").read_text() == "mine"
     with pytest.raises(ValueError, match="output_dir: .* is a file"):

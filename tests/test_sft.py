@@ -38,7 +38,7 @@ def accumulate(model, rows, batches: list, normaliser: float, share: bool = True
 def test_micro_batches_do_not_change_the_step(family, lora, weighted, prompt_loss_weight):
     model = build_model(family, lora)
     prompts, completions, labels, rows = random_rows(0, weighted, prompt_loss_weight)
-    groups = plan_steps(PREMISES, Config(batch_size=20, claims_per_prefix=4, max_steps=1))[0]
+    groups = plan_steps(PREMISES, Config(batch_size=20, claims_per_prefix=4, max_steps=1))[0][1]
     used = [i for group in groups for i in group]
     total, weight_sum = torch.zeros(()), 0.0
     for i in used:  # row by row, from the definition
@@ -63,7 +63,7 @@ def test_micro_batches_do_not_change_the_step(family, lora, weighted, prompt_los
 
 def test_micro_batches_stay_within_the_budget():
     prompts, completions, _, rows = random_rows(1)
-    groups = plan_steps(PREMISES, Config(batch_size=23, claims_per_prefix=3, max_steps=1))[0]
+    groups = plan_steps(PREMISES, Config(batch_size=23, claims_per_prefix=3, max_steps=1))[0][1]
     for batch in micro_batches(groups, rows, Config(micro_batch_tokens=45)):
         sequences = [[prompts[i] + completions[i] for i in group] for group in batch]
         assert len(pack(sequences)) <= 45 or len(batch) == 1
@@ -108,7 +108,9 @@ def rows_of(steps) -> list[int]:
 
 def test_every_epoch_has_every_row_once():
     config = Config(num_train_epochs=3.0, batch_size=8, claims_per_prefix=4)
-    steps = plan_steps(PREMISES, config)
+    planned = plan_steps(PREMISES, config)
+    steps = [groups for _, groups in planned]
+    assert [epoch for epoch, _ in planned] == [0] * 3 + [1] * 3 + [2] * 3
     assert len(steps) == 3 * math.ceil(23 / 8)
     for epoch in range(3):
         assert sorted(rows_of(steps[3 * epoch : 3 * epoch + 3])) == list(range(23))
@@ -128,7 +130,7 @@ def test_max_steps_and_parts_of_epochs():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_ranks_partition_a_step(world_size):
-    for step in plan_steps(PREMISES, Config(batch_size=7, claims_per_prefix=5)):
+    for _, step in plan_steps(PREMISES, Config(batch_size=7, claims_per_prefix=5)):
         shares = [share_of_rank(step, rank, world_size) for rank in range(world_size)]
         assert sorted(i for share in shares for group in share for i in group) == sorted(i for g in step for i in g)
 
