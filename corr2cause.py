@@ -290,25 +290,30 @@ def exact_labeller(premise: Premise) -> Callable[[Claim], int | None]:
     return lambda claim: exact_label(members, claim)
 
 
-def _claims(n: int, rng: random.Random) -> Iterator[tuple[Claim, str]]:
-    """Six claims a pair. Which wording an indirect claim gets is a fair coin, in both directions, as in the release."""
+@cache
+def claims_of(n: int) -> tuple[tuple[Claim, tuple[str, ...]], ...]:
+    """The six claims on each pair, in the released order, each with the templates that word it."""
+    claims = []
     for i, j in combinations(range(n), 2):
-        yield Claim("direct", i, j), "parent"
-        yield Claim("direct", j, i), "child"
-        yield Claim("indirect", i, j), rng.choice(TEMPLATES[2:4])
-        yield Claim("indirect", j, i), rng.choice(TEMPLATES[2:4])
-        yield Claim("collider", i, j), "has_collider"
-        yield Claim("confounder", i, j), "has_confounder"
+        claims += [(Claim("direct", i, j), ("parent",)), (Claim("direct", j, i), ("child",))]
+        claims += [
+            (Claim("indirect", *pair), ("non-parent ancestor", "non-child descendant")) for pair in ((i, j), (j, i))
+        ]
+        claims += [(Claim("collider", i, j), ("has_collider",)), (Claim("confounder", i, j), ("has_confounder",))]
+    return tuple(claims)
 
 
 def rows_of_premise(premise: Premise, label: Callable[[Claim], int] | None = None) -> Iterator[dict]:
     """The 3N(N-1) rows of a premise: the dataset's columns without `prompt` and `response`, and the label as `exact`.
 
-    `label` gives the columns `label` and `given_label`; without it they are the exact label.
+    `label` gives the columns `label` and `given_label`; without it they are the exact label. Which wording an indirect
+    claim gets is a fair coin, as in the release.
     """
     text, exact = write_premise(premise), exact_labeller(premise)
     shared = premise_columns(premise, text)
-    for claim, template in _claims(len(premise.variables), random.Random(shared["premise_id"])):
+    rng = random.Random(shared["premise_id"])
+    for claim, templates in claims_of(len(premise.variables)):
+        template = rng.choice(templates) if len(templates) > 1 else templates[0]
         hypothesis = write_hypothesis(claim, premise.variables, template)
         row = {"input": write_input(text, hypothesis), "hypothesis": hypothesis, "template": template}
         row["exact"] = exact(claim)

@@ -285,14 +285,15 @@ def markov_equivalence_class(premise: Premise) -> tuple[DAG, ...]:
 
 
 @lru_cache(maxsize=16384)
-def path_masks(dag: DAG) -> tuple[tuple[frozenset[int], ...], ...]:
+def path_masks(dag: DAG) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """[i][j]: the directed paths from i to j, each the bitmask of its variables (which a DAG visits in one order)."""
     n = len(dag)
-    paths = [[frozenset()] * n for _ in range(n)]
+    paths = [[()] * n for _ in range(n)]
     for v in topological_order(dag):
-        for i in range(n):
-            paths[i][v] = frozenset(mask | 1 << v for p in bits(dag[v]) for mask in paths[i][p])
-        paths[v][v] = frozenset((1 << v,))
+        parents = bits(dag[v])
+        for from_i in paths:
+            from_i[v] = tuple(mask | 1 << v for p in parents for mask in from_i[p])
+        paths[v][v] = (1 << v,)
     return tuple(map(tuple, paths))
 
 
@@ -315,8 +316,11 @@ def holds(dag: DAG, claim: Claim) -> bool:
     direct: the edge i -> j. indirect: a directed path of two or more edges, whether or not the edge exists too.
     collider: directed paths from i and from j to some c that share only c. confounder: from some c, sharing only c.
     """
+    edge = dag[claim.j] >> claim.i & 1
     if claim.relation == "direct":
-        return bool(dag[claim.j] >> claim.i & 1)
+        return bool(edge)
+    if claim.relation == "indirect":
+        return len(path_masks(dag)[claim.i][claim.j]) > edge
     return next(witnesses(dag, claim), None) is not None
 
 
@@ -327,7 +331,7 @@ def counterexample(members: Iterable[DAG], claim: Claim) -> DAG | None:
 
 def exact_label(members: Iterable[DAG], claim: Claim) -> int:
     """1 iff the claim holds in every member of the class, else 0."""
-    return int(counterexample(members, claim) is None)
+    return int(all(holds(dag, claim) for dag in members))
 
 
 # ---------------------------------------------------------------- equivalence up to renaming

@@ -55,6 +55,7 @@ REASONING = QUESTION + "Reason step by step. End with a line 'Answer: Yes' or 'A
 ANSWER_ALONE = QUESTION + "Reply with one line, 'Answer: Yes' or 'Answer: No'."
 INSTRUCTIONS = {"answer": ANSWER_ALONE, "trace": REASONING, "teacher": REASONING}  # by target
 WRITE_BATCH = 2000  # rows
+HASHED = ("input", "label", "given_label", "template", "prompt", "response")  # the others follow from the input
 OVER_LONG_SHARE = 0.05  # beyond it, what is left out changes what the dataset measures
 
 
@@ -289,10 +290,9 @@ def token_figures(rows: list[dict]) -> dict[str, dict[str, int]]:
 
 def dataset_hash(splits: dict[str, list[dict]], columns: dict) -> str:
     digest = hashlib.sha256()
-    hashed = [column for column in columns if column not in ("input", "premise")]  # the premise is part of the input
+    hashed = [column for column in HASHED if column in columns]
     for name, row in ((name, row) for name, rows in splits.items() for row in rows):
-        digest.update(row["input"].encode())
-        digest.update(json.dumps([name, *(row[column] for column in hashed)]).encode())
+        digest.update("\x1f".join([name, *(str(row[column]) for column in hashed), ""]).encode())
     return digest.hexdigest()
 
 

@@ -447,7 +447,9 @@ def test_written_rows_are_the_built_ones_in_any_batch(monkeypatch, tmp_path):
 
 
 def test_seven_variables_are_sampled():
-    config = DataConfig(num_variables=[3, 7], structures=4, raw=True, test_sizes=[7], split="size", validation_fraction=0.25)
+    config = DataConfig(
+        num_variables=[3, 7], structures=4, raw=True, test_sizes=[7], split="size", validation_fraction=0.25
+    )
     splits, _, report = build(config)
     assert report["splits"]["test"]["structures"] == 4 and len(splits["test"]) == 4 * 3 * 7 * 6
     again = build(config)[2]["dataset_hash"]
