@@ -19,19 +19,28 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
+from data import relabel_rows
 from models import encode, save_model, tiny_model
 from prefix_sharing import padded_logps, sequence_logps
 from train_sft import Config as SftConfig
 from train_sft import learning_rate, plan_steps
 
 ROOT = Path(__file__).parents[1]
-SFT = {"max_steps": 3, "batch_size": 15, "claims_per_prefix": 4, "micro_batch_tokens": 260, "learning_rate": 1e-3}
+SFT = {
+    "max_steps": 4,  # of 15 rows: the fourth is of the second epoch
+    "batch_size": 15,
+    "claims_per_prefix": 4,
+    "relabel_each_epoch": True,
+    "micro_batch_tokens": 260,
+    "learning_rate": 1e-3,
+}
 GRPO = {
     "max_steps": 2,
     "prompts_per_step": 5,
     "num_generations": 6,
     "num_iterations": 2,
     "claims_per_prefix": 2,
+    "relabel_each_epoch": True,
     "micro_batch_tokens": 260,
     "max_new_tokens": 6,
     "learning_rate": 1e-2,
@@ -77,7 +86,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(folder) -> Path:
-    options = ("--num_variables", 3, "--relabelings", 3, "--instruction", "", "--split", "premise")
+    options = ("--num_variables", 3, "--relabelings", 3, "--instruction", "", "--max_train_samples", 40)
     run(sys.executable, "preprocess.py", *options, "--output_dir", folder / "data")
     return folder / "data"
 
@@ -162,14 +171,14 @@ def test_sft_writes_a_model_its_checkpoints_and_its_configuration(sft_two, folde
     model = AutoModelForCausalLM.from_pretrained(sft_two)
     start = dict(tiny_model(0).named_parameters())
     assert all(not torch.equal(p, start[name]) for name, p in model.named_parameters())
-    assert {p.name for p in sft_two.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    assert {p.name for p in sft_two.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
     config = json.loads((sft_two / "training_config.json").read_text())
     assert {name: config[name] for name in SFT} == SFT
     logged = curves(folder / "logs" / "sft_2")
     assert_all_finite(logged)
     losses = [value for _, value in logged["train/loss"]]
-    assert [step for step, _ in logged["train/loss"]] == [1, 2, 3] and losses[-1] < losses[0]
-    assert [value for _, value in logged["health/step_skipped"]] == [0, 0, 0]
+    assert [step for step, _ in logged["train/loss"]] == [1, 2, 3, 4] and losses[-1] < losses[0]
+    assert [value for _, value in logged["health/step_skipped"]] == [0, 0, 0, 0]
 
 
 def test_sft_on_two_processes_equals_one(sft_two, sft_one, folder):
@@ -180,13 +189,15 @@ def test_sft_on_two_processes_equals_one(sft_two, sft_one, folder):
 def test_sft_equals_a_loop_in_plain_pytorch(sft_two, dataset, folder, tokenizer):
     """Row by row, AdamW and clipping by torch: no packing, no micro-batches, no DeepSpeed."""
     rows, config = load_from_disk(dataset)["train"], SftConfig(**SFT)
-    prompts, completions = ([encode(tokenizer, text) for text in rows[name]] for name in ("prompt", "response"))
+    epochs = [relabel_rows(rows, None, config.seed, epoch) for epoch in (0, 1)]
     model = tiny_model(0)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     steps, losses, norms = plan_steps(rows["premise_id"], config), [], []
-    for number, (_, groups) in enumerate(steps):
-        chosen = [i for group in groups for i in group]
-        logps, mask = padded_logps(model, [prompts[i] for i in chosen], [completions[i] for i in chosen])
+    assert [epoch for epoch, _ in steps] == [0, 0, 0, 1]
+    for number, (epoch, groups) in enumerate(steps):
+        texts = [(epochs[epoch]["prompt"][i], epochs[epoch]["response"][i]) for group in groups for i in group]
+        prompts, completions = ([encode(tokenizer, text) for text in column] for column in zip(*texts, strict=True))
+        logps, mask = padded_logps(model, prompts, completions)
         loss = -logps.sum() / mask.sum()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))
