@@ -22,6 +22,7 @@ RELATIONS = ("direct", "indirect", "collider", "confounder")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 MAX_VARIABLES = 8  # a complete graph over N variables has N! members
 MAX_ENUMERATED = 6  # all upper-triangular graphs are visited: 2^15 for N = 6, 2^21 for N = 7
+NUM_CLASSES = {2: 2, 3: 5, 4: 20, 5: 142, 6: 2201}  # Markov equivalence classes up to relabelling, by N
 
 DAG = tuple[int, ...]
 PDAG = tuple[int, ...]
@@ -419,36 +420,37 @@ def _random_dags(num_variables: int, seed: int) -> Iterator[DAG]:
         yield tuple(sum((rng.random() < density) << u for u in range(v)) for v in range(num_variables))
 
 
+def _first_of_each_class(dags: Iterable[DAG]) -> Iterator[DAG]:
+    """The DAGs whose Markov equivalence class, up to relabelling, none before them had."""
+    seen = set()
+    for dag in dags:
+        code = _canonical_code(pdag_of_dag(dag))
+        if code not in seen:
+            seen.add(code)
+            yield dag
+
+
 def representatives(num_variables: int, structures: int | None = None, seed: int = 0) -> Iterator[DAG]:
     """One topologically ordered DAG for each Markov equivalence class up to relabelling.
 
     All of them for N <= 6, the first in the released order; with `structures`, that many at random. Larger N have too
-    many: random graphs (`_random_dags`) are drawn until `structures` classes are found. Raises Corr2CauseError if N
-    is out of range, if a larger N comes without `structures`, or if there are fewer classes.
+    many to list: random graphs (`_random_dags`) are drawn until `structures` classes are found. Raises Corr2CauseError
+    if N is out of range, if a larger N comes without `structures`, or if there are fewer classes.
     """
-    if not 2 <= num_variables <= MAX_VARIABLES:
-        raise Corr2CauseError(f"num_variables is {num_variables}; use 2 to {MAX_VARIABLES}")
-    enumerable = num_variables <= MAX_ENUMERATED
-    if structures is None and not enumerable:
-        raise Corr2CauseError(f"num_variables {num_variables} has too many classes to list; set structures to sample")
-    found: dict[int, DAG] = {}
-    dags = unlabelled_dags(num_variables) if enumerable else islice(_random_dags(num_variables, seed), 100 * structures)
-    for dag in dags:
-        code = _canonical_code(pdag_of_dag(dag))
-        if code in found:
-            continue
-        found[code] = dag
+    n, count = num_variables, NUM_CLASSES.get(num_variables)
+    if not 2 <= n <= MAX_VARIABLES:
+        raise Corr2CauseError(f"num_variables is {n}; use 2 to {MAX_VARIABLES}")
+    if count is None:
         if structures is None:
-            yield dag
-        elif not enumerable and len(found) == structures:
-            break
-    if structures is not None:
-        if len(found) < structures:
-            raise Corr2CauseError(
-                f"structures is {structures}; {len(found)} classes of {num_variables} variables found"
-            )
-        kept = set(random.Random(f"{seed}-{num_variables}").sample(range(len(found)), structures))
-        yield from (dag for k, dag in enumerate(found.values()) if k in kept)
+            raise Corr2CauseError(f"num_variables {n} has too many classes to list; set structures to sample")
+        return islice(_first_of_each_class(_random_dags(n, seed)), structures)
+    classes = _first_of_each_class(unlabelled_dags(n))
+    if structures is None:
+        return classes
+    if structures > count:
+        raise Corr2CauseError(f"structures is {structures}; {n} variables have {count} classes")
+    kept = set(random.Random(f"{seed}-{n}").sample(range(count), structures))
+    return (dag for k, dag in enumerate(classes) if k in kept)
 
 
 def premise_of(dag: DAG) -> Premise:

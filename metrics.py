@@ -22,16 +22,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy.stats import binomtest
 
+from corr2cause import RELATION_OF
+
 SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "precision", "recall")
 COMPARED_SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc")
-RELATION_OF_TEMPLATE = {
-    "parent": "direct",
-    "child": "direct",
-    "non-parent ancestor": "indirect",
-    "non-child descendant": "indirect",
-    "has_collider": "collider",
-    "has_confounder": "confounder",
-}
 _ONE_ROW = np.eye(4, dtype=np.int64)
 _WEIGHTS_AT_ONCE = 2**22  # resampling weights held in memory at a time (32 MiB)
 
@@ -244,9 +238,9 @@ def _relation(row: Mapping) -> str | None:
     template = row.get("template")
     if template is None or template == "" or (isinstance(template, float) and math.isnan(template)):
         return None
-    if template not in RELATION_OF_TEMPLATE:
-        raise ValueError(f"unknown template {template!r}: expected one of {', '.join(RELATION_OF_TEMPLATE)}")
-    return RELATION_OF_TEMPLATE[template]
+    if template not in RELATION_OF:
+        raise ValueError(f"unknown template {template!r}: expected one of {', '.join(RELATION_OF)}")
+    return RELATION_OF[template]
 
 
 def _groups(rows: Sequence[Mapping], keys: Sequence) -> dict:

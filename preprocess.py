@@ -36,7 +36,8 @@ import corr2cause
 import reasoning
 from arguments import arg, check, check_choice, parse_config, run_script
 from corr2cause import PERTURBATIONS
-from graphs import markov_equivalence_class
+from graphs import NUM_CLASSES, markov_equivalence_class
+from released import NUM_RELEASED_CLASSES
 from rewards import extract_answer
 from sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label, read_premise
 from splits import BALANCE, SPLITS, STRATEGIES, label_weights, perturbed, relation_of, split_rows, subsample
@@ -128,6 +129,15 @@ def generated_rows(config: DataConfig) -> Iterator[dict]:
         yield from rows
 
 
+def expected_rows(config: DataConfig) -> int | None:
+    """How many rows will be generated; None where that depends on the classes' symmetries."""
+    counts = NUM_RELEASED_CLASSES if config.labels == "released" else NUM_CLASSES
+    sizes = dict.fromkeys(config.num_variables)
+    if config.relabelings > 1:
+        return None
+    return sum(3 * n * (n - 1) * (config.structures or counts.get(n, 0)) for n in sizes)
+
+
 def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
     """Rows with the task's columns, `exact` and `row`; and {row, reason} of those without a label.
 
@@ -135,8 +145,8 @@ def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
     """
     rows, unlabelled = [], []
     if config.source == "generate":  # written by the oracle itself
-        rows = [row | {"row": f"row {i}"} for i, row in enumerate(progress(generated_rows(config), "generate"))]
-        return rows, unlabelled
+        generated = progress(generated_rows(config), "generate", expected_rows(config))
+        return [row | {"row": f"row {i}"} for i, row in enumerate(generated)], unlabelled
     records = read_hub(config.hub_config) if config.source == "hub" else list(read_file(Path(config.source), "source"))
     for record in progress(records, "read"):
         given = read_label(record)
@@ -154,9 +164,9 @@ def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
     return rows, unlabelled
 
 
-def progress(items: Iterable[dict], name: str) -> Iterator[dict]:
-    """The items, counted on a terminal."""
-    return tqdm(items, desc=name, unit=" rows", mininterval=0.5, disable=None)
+def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iterator[dict]:
+    """The items, with a progress bar on a terminal."""
+    return tqdm(items, desc=name, total=total, unit=" rows", mininterval=0.5, disable=None)
 
 
 # ---------------------------------------------------------------- responses and chat template

@@ -59,7 +59,7 @@ def test_relabelling_is_deterministic_distinct_and_exhaustive():
         (lambda: list(c.generate_rows(7)), "num_variables 7 has too many classes to list; set structures"),
         (lambda: list(c.generate_rows(1)), "num_variables is 1"),
         (lambda: list(c.generate_rows(9)), "num_variables is 9"),
-        (lambda: list(c.generate_rows(3, structures=6)), "structures is 6; 5 classes of 3 variables"),
+        (lambda: list(c.generate_rows(3, structures=6)), "structures is 6; 3 variables have 5 classes"),
         (
             lambda: c.perturb(c.parse_premise(GOOD), g.Claim("direct", 0, 1), "parent", "noise", ""),
             "perturbation 'noise'",
@@ -231,7 +231,7 @@ def statements(premise_text):
     """A premise's header and its sorted statements, each with its two variables and its condition sorted."""
     header, body = " ".join(premise_text.split()).split("follows: ")
     found = []
-    for sentence in body.replace("However, ", "").removesuffix(".").split(". "):
+    for sentence in re.split(r"\.\s*", body.replace("However, ", "").removesuffix(".")):
         pair, _, given = sentence.partition(" are independent given ")
         kind = next((k for k in (" correlates with ", " is independent of ", " and ") if k in pair), None)
         found.append((kind, sorted(pair.split(kind)), sorted(re.split(", | and ", given))))

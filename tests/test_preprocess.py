@@ -183,7 +183,7 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"labels": "released", "source": "a.csv"}, r"labels \(source a.csv\): 'released' is not one of exact, given"),
         ({"labels": "released", "relabelings": 2}, "no relabelings, all structures"),
         ({"num_variables": [3, 7]}, "num_variables 7 has too many classes to list; set structures"),
-        ({"structures": 6}, "structures is 6; 5 classes of 3 variables"),
+        ({"structures": 6}, "structures is 6; 3 variables have 5 classes"),
         ({"structures": 0}, "structures: 0 is too small; use 1"),
         ({"split": "size"}, "test_sizes: split size needs them, no other split does"),
         ({"test_sizes": [3]}, "test_sizes: split size needs them, no other split does"),
@@ -414,6 +414,8 @@ def test_released_labels_of_the_generator():
     splits, _, report = build(DataConfig(num_variables=[3, 4, 5], labels="released", split="released", raw=True))
     everything = all_rows(splits)
     assert sum(row["label"] for row in everything) == 3 + 54 + 1104
+    assert preprocess.expected_rows(DataConfig(num_variables=[3, 4, 5], labels="released")) == len(everything) == 9330
+    assert preprocess.expected_rows(DataConfig(relabelings=2)) is None
     assert report["given_label_not_exact"]["rows"] == 207 and report["without_exact_label"] == 0
     assert {name: len(part) for name, part in splits.items()} == {"train": 7392, "validation": 969, "test": 969}
     assert report["overlap"]["train/test"]["premises"] <= 2  # the public recipe cuts through a class
@@ -452,6 +454,7 @@ def test_seven_variables_are_sampled():
     )
     splits, _, report = build(config)
     assert report["splits"]["test"]["structures"] == 4 and len(splits["test"]) == 4 * 3 * 7 * 6
+    assert preprocess.expected_rows(config) == len(all_rows(splits)) == report["source_rows"]
     again = build(config)[2]["dataset_hash"]
     assert report["dataset_hash"] == again != build(DataConfig(**{**vars(config), "seed": 1}))[2]["dataset_hash"]
 

@@ -33,6 +33,7 @@ def test_counts_of_the_released_rows(n, dags, classes, rows, valid, valid_if_cou
     found = list(released.released_classes(n))
     labels = [(each.label(claim), right(each, claim)) for each in found for claim in claims(n)]
     assert (len(found), len(labels)) == (classes, rows)
+    assert released.NUM_RELEASED_CLASSES[n] == classes
     assert sum(label for label, _ in labels) == valid
     assert sum(counted for _, counted in labels) == valid_if_counted_right
     assert sum(label != counted for label, counted in labels) == different
@@ -62,6 +63,7 @@ def test_counts_of_the_exact_rows(n, classes, rows, valid, different, unsatisfia
         count, ones = count + 1, ones + row["label"]
         assert row["label"] == row["given_label"] == row["exact"]
     assert (len(premises), count, ones) == (classes, rows, valid)
+    assert g.NUM_CLASSES[n] == classes
     wrong = without = 0
     for row in c.generate_rows(n, labels="released"):
         wrong += row["exact"] is not None and row["label"] != row["exact"]
