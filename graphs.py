@@ -433,9 +433,9 @@ def _first_of_each_class(dags: Iterable[DAG]) -> Iterator[DAG]:
 def representatives(num_variables: int, structures: int | None = None, seed: int = 0) -> Iterator[DAG]:
     """One topologically ordered DAG for each Markov equivalence class up to relabelling.
 
-    All of them for N <= 6, the first in the released order; with `structures`, that many at random. Larger N have too
-    many to list: random graphs (`_random_dags`) are drawn until `structures` classes are found. Raises Corr2CauseError
-    if N is out of range, if a larger N comes without `structures`, or if there are fewer classes.
+    All of them for N <= 6, the first in the released order; with `structures`, at most that many, at random. Larger N
+    have too many to list: random graphs (`_random_dags`) are drawn until `structures` classes are found. Raises
+    Corr2CauseError if N is out of range, or if a larger N comes without `structures`.
     """
     n, count = num_variables, NUM_CLASSES.get(num_variables)
     if not 2 <= n <= MAX_VARIABLES:
@@ -445,10 +445,8 @@ def representatives(num_variables: int, structures: int | None = None, seed: int
             raise Corr2CauseError(f"num_variables {n} has too many classes to list; set structures to sample")
         return islice(_first_of_each_class(_random_dags(n, seed)), structures)
     classes = _first_of_each_class(unlabelled_dags(n))
-    if structures is None:
+    if structures is None or structures >= count:
         return classes
-    if structures > count:
-        raise Corr2CauseError(f"structures is {structures}; {n} variables have {count} classes")
     kept = set(random.Random(f"{seed}-{n}").sample(range(count), structures))
     return (dag for k, dag in enumerate(classes) if k in kept)
 

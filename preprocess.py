@@ -66,7 +66,7 @@ class DataConfig:
     hub_config: str = arg("default", f"configuration of {HUB_NAME}: {', '.join(HUB_CONFIGS)}")
     audit: str | None = arg(None, "a file as of source: check its labels and write what is wrong; no dataset")
     num_variables: list[int] = arg([3, 4], "generate: sizes of the systems, 2 to 8 variables; 7 and 8 need structures")
-    structures: int | None = arg(None, "generate: classes for each size, a random choice; null: all (2 to 6 variables)")
+    structures: int | None = arg(None, "generate: at most so many classes of each size, at random; null: all (2 to 6)")
     relabelings: int = arg(0, "generate: random relabelings a class; 0: the released letters, in topological order")
     labels: str = arg("exact", "column `label`: exact, given (the source's), released (generate: as the public rows)")
     skip_unparsable: bool = arg(False, "leave out and count rows that have no such label, instead of stopping")
@@ -135,7 +135,8 @@ def expected_rows(config: DataConfig) -> int | None:
     sizes = dict.fromkeys(config.num_variables)
     if config.relabelings > 1:
         return None
-    return sum(3 * n * (n - 1) * (config.structures or counts.get(n, 0)) for n in sizes)
+    most = config.structures or max(counts.values())
+    return sum(3 * n * (n - 1) * min(most, counts.get(n, most)) for n in sizes)
 
 
 def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
@@ -241,7 +242,7 @@ def add_chat(rows: list[dict], tokenizer, config: DataConfig) -> list[dict]:
     held = [token for token in special if token in instruction]
     check(not held, f"instruction: holds the special token {' '.join(held)}, which the model reads as the chat format")
     chats = []
-    for row in rows:
+    for row in progress(rows, "tokenize"):
         user = f"{instruction}\n\n{row['input']}".strip()
         prompt, response = templated(tokenizer, user, completion_of(row, config.target, config.trace_style), special)
         tokens = len(encode(tokenizer, prompt)), len(encode(tokenizer, response))

@@ -59,7 +59,6 @@ def test_relabelling_is_deterministic_distinct_and_exhaustive():
         (lambda: list(c.generate_rows(7)), "num_variables 7 has too many classes to list; set structures"),
         (lambda: list(c.generate_rows(1)), "num_variables is 1"),
         (lambda: list(c.generate_rows(9)), "num_variables is 9"),
-        (lambda: list(c.generate_rows(3, structures=6)), "structures is 6; 3 variables have 5 classes"),
         (
             lambda: c.perturb(c.parse_premise(GOOD), g.Claim("direct", 0, 1), "parent", "noise", ""),
             "perturbation 'noise'",

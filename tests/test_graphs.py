@@ -220,6 +220,7 @@ def test_structures_is_a_random_part_of_all_classes():
     part = list(g.representatives(5, structures=20, seed=3))
     assert len(part) == 20 and part == [dag for dag in everything if dag in part]
     assert part != list(g.representatives(5, structures=20, seed=4))
+    assert list(g.representatives(5, structures=200)) == everything
 
 
 def test_cyclic_graphs_and_malformed_claims_are_errors():

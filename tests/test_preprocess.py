@@ -183,7 +183,6 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"labels": "released", "source": "a.csv"}, r"labels \(source a.csv\): 'released' is not one of exact, given"),
         ({"labels": "released", "relabelings": 2}, "no relabelings, all structures"),
         ({"num_variables": [3, 7]}, "num_variables 7 has too many classes to list; set structures"),
-        ({"structures": 6}, "structures is 6; 3 variables have 5 classes"),
         ({"structures": 0}, "structures: 0 is too small; use 1"),
         ({"split": "size"}, "test_sizes: split size needs them, no other split does"),
         ({"test_sizes": [3]}, "test_sizes: split size needs them, no other split does"),
