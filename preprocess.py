@@ -36,7 +36,7 @@ import corr2cause
 import reasoning
 from arguments import arg, check, check_choice, parse_config, run_script
 from corr2cause import PERTURBATIONS
-from graphs import NUM_CLASSES, markov_equivalence_class
+from graphs import MAX_VARIABLES, NUM_CLASSES, markov_equivalence_class
 from released import NUM_RELEASED_CLASSES
 from rewards import extract_answer
 from sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label, read_premise
@@ -78,7 +78,7 @@ class DataConfig:
     teacher_file: str | None = arg(None, "target teacher: .jsonl with input, completion and finish_reason")
     instruction: str | None = arg(None, "text before the premise, so that claims share a prefix; null: by target")
     max_length: int = arg(1024, "longest prompt + response, in tokens; longer rows are left out")
-    split: str = arg("auto", "by premise, structure or size; given (the source's); released (the public recipe); auto")
+    split: str = arg("auto", "premise, structure, size, released (public recipe), given; auto: given, else premise")
     test_sizes: list[int] = arg([], "split size: numbers of variables of test; train and validation have the others")
     validation_fraction: float = arg(0.1, "share of premises or structures in validation; 0: no such split")
     test_fraction: float = arg(0.1, "share of premises or structures in test; 0: no such split")
@@ -105,7 +105,11 @@ def check_config(config: DataConfig) -> None:
     check_choice("hub_config", config.hub_config, HUB_CONFIGS)
     fractions = config.validation_fraction, config.test_fraction
     check(min(fractions) >= 0 and sum(fractions) <= 1, "validation_fraction, test_fraction: expected 0 to 1 in all")
-    check(len(config.num_variables) > 0, "num_variables: name at least one size, 2 to 8")
+    check(len(config.num_variables) > 0, f"num_variables: name at least one size, 2 to {MAX_VARIABLES}")
+    for n in config.num_variables:
+        check(2 <= n <= MAX_VARIABLES, f"num_variables: {n}: use 2 to {MAX_VARIABLES}")
+        sampled = config.structures is not None and config.labels == "exact"
+        check(n in NUM_CLASSES or sampled, f"num_variables: {n} has too many classes to list; set structures")
     check((config.split == "size") == bool(config.test_sizes), "test_sizes: split size needs them, no other split does")
     for name in ("relabelings", "structures", "max_length", *(f"max_{split}_samples" for split in SPLITS)):
         value, least = getattr(config, name), int(name != "relabelings")

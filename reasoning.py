@@ -360,13 +360,15 @@ def is_right(step: Step, premise: Premise, claim: Claim) -> bool:
 
 def _covers(alternatives: tuple, members: Sequence[DAG], claim: Claim) -> bool:
     """Has every member one of the alternatives, and is each one that makes the claim hold in some member?"""
-    masks = [tuple(sum(1 << v for v in path) for path in paths) for paths in alternatives]
     having = []
-    for paths, wanted in zip(alternatives, masks, strict=True):
-        ordered = all(len(set(path)) == len(path) for path in paths)
-        steps = [edge for path in paths for edge in zip(path, path[1:], strict=False)]
-        inside = [all(dag[v] >> u & 1 for u, v in steps) and wanted in witnesses(dag, claim) for dag in members]
-        if not ordered or not any(inside):
+    for paths in alternatives:
+        wanted = sorted(sum(1 << v for v in path) for path in paths)
+        edges = [edge for path in paths for edge in zip(path, path[1:], strict=False)]
+        inside = [
+            all(dag[v] >> u & 1 for u, v in edges) and any(sorted(masks) == wanted for masks in witnesses(dag, claim))
+            for dag in members
+        ]
+        if not any(inside):
             return False
         having.append(inside)
     return all(map(any, zip(*having, strict=True)))

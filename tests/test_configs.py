@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,43 @@ def test_every_config_that_the_documentation_names_exists():
     for path in texts:
         for name in re.findall(r"\b(?:configs|accelerate_configs|ds_configs)/\w+\.(?:yaml|json)", path.read_text()):
             assert (ROOT / name).is_file(), f"{path.name} names {name}"
+
+
+# ---------------------------------------------------------------- README
+
+
+def readme_commands() -> list[list[str]]:
+    """Every command in the README's shell blocks, continued lines joined, split into words."""
+    blocks = re.findall(r"```bash\n(.+?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def script_commands() -> list[tuple[str, list[str]]]:
+    """(script, options) of those that run a script with a configuration."""
+    scripts = {"preprocess.py", "train_sft.py", "train_grpo.py", "evaluate.py"}
+    found = []
+    for words in readme_commands():
+        at = next((k for k, word in enumerate(words) if word in scripts), None)
+        if at is not None:
+            found.append((words[at], words[at + 1 :]))
+    return found
+
+
+@pytest.mark.parametrize("script, options", script_commands(), ids=lambda part: part if isinstance(part, str) else "")
+def test_readme_commands_have_settings_that_the_scripts_take(script, options, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    of = {"preprocess.py": "data", "train_sft.py": "sft", "train_grpo.py": "grpo", "evaluate.py": "eval"}
+    config = parse_config(CONFIG_OF[of[script]], options)
+    if script == "preprocess.py":
+        preprocess.check_config(config)
+
+
+def test_the_readme_shows_every_stage():
+    assert {script for script, _ in script_commands()} == {
+        "preprocess.py",
+        "train_sft.py",
+        "train_grpo.py",
+        "evaluate.py",
+    }
+    assert len(script_commands()) > 12

@@ -314,6 +314,17 @@ def test_another_separating_set_and_another_cover_are_right_too():
     assert [sentence.text for sentence in r.check_trace(one, diamond, claim).wrong] == ["Every graph: A -> C -> D."]
 
 
+def test_the_two_paths_of_a_collider_come_in_any_order():
+    claim = g.Claim("collider", 0, 1)
+    text = r.trace(COLLIDER, claim)
+    assert "Every graph: A -> C and B -> C." in text
+    swapped = text.replace("A -> C and B -> C.", "B -> C and A -> C.")
+    assert r.check_trace(swapped, COLLIDER, claim).complete
+    for wrong in ("A -> C.", "A -> C and A -> C.", "A -> C -> D and B -> C -> D.", "C -> A and C -> B."):
+        found = r.check_trace(text.replace("A -> C and B -> C.", wrong), COLLIDER, claim)
+        assert [sentence.text for sentence in found.wrong] == [f"Every graph: {wrong}"]
+
+
 def test_no_reasoning_from_a_premise_that_no_graph_satisfies():
     premise = g.Premise(g.LETTERS[:3], frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
     for call in (lambda: r.trace(premise, CLAIM), lambda: r.check_trace("", premise, CLAIM)):
