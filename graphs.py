@@ -463,8 +463,15 @@ def relabel_premise(premise: Premise, permutation: Sequence[int]) -> Premise:
 
 def relabel_independences(independences: Iterable[Independence], permutation: Sequence[int]) -> frozenset[Independence]:
     """The same statements with variable v renamed to permutation[v]."""
-    renamed = ((permutation[i], permutation[j], given) for i, j, given in independences)
-    return frozenset((min(i, j), max(i, j), sum(1 << permutation[v] for v in bits(g))) for i, j, g in renamed)
+    renamed_set = _renamed_sets(tuple(permutation))
+    renamed = ((permutation[i], permutation[j], renamed_set[given]) for i, j, given in independences)
+    return frozenset((min(i, j), max(i, j), given) for i, j, given in renamed)
+
+
+@lru_cache(maxsize=1024)
+def _renamed_sets(permutation: tuple[int, ...]) -> list[int]:
+    """For every bitmask the set with variable v renamed to permutation[v]."""
+    return [sum(1 << permutation[v] for v in bits(mask)) for mask in range(1 << len(permutation))]
 
 
 def relabel_claim(claim: Claim, permutation: Sequence[int]) -> Claim:

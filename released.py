@@ -12,6 +12,7 @@ unlabelled DAGs, each listed once in topological order, and finds a class's memb
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -26,6 +27,7 @@ from graphs import (
     bits,
     children,
     d_separations,
+    holds,
     inverse,
     path_masks,
     pdag_of_dag,
@@ -35,7 +37,6 @@ from graphs import (
     relabel_independences,
     renamings,
     unlabelled_dags,
-    witnesses,
 )
 
 NUM_RELEASED_CLASSES = NUM_CLASSES | {6: 2207}  # 20 too many by mistake 3, and 14 missing
@@ -53,15 +54,18 @@ class ReleasedClass:
         return int(all(_seen(dag, claim.relation, order[claim.i], order[claim.j]) for dag, order in self.members))
 
 
+_claim = cache(Claim)  # few claims, asked of many graphs
+
+
 def _seen(dag: DAG, relation: str, i: int, j: int) -> bool:
     """Does the generator see this relation from i to j in `dag`? (mistake 2)"""
     if relation == "confounder":
         paths = path_masks(dag)
-        sources = [c for c in range(len(dag)) if c not in (i, j) and dag[j] >> c & 1]
+        sources = (c for c in bits(dag[j]) if c != i)
         return any(not to_i >> j & 1 for c in sources for to_i in paths[c][i])
     if relation == "collider":
         i, j = min(i, j), max(i, j)
-    return next(witnesses(dag, Claim(relation, i, j)), None) is not None
+    return holds(dag, _claim(relation, i, j))
 
 
 def _visited(dag: DAG) -> list[int]:
