@@ -12,7 +12,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 
 from graphs import (
@@ -24,6 +24,7 @@ from graphs import (
     Premise,
     UnsatisfiableError,
     bits,
+    claim_on,
     cpdag,
     exact_label,
     labelled_premises,
@@ -233,11 +234,9 @@ def _claim(template: str, i: int, j: int, text: str) -> tuple[Claim, str]:
     if i == j:
         raise Corr2CauseError(f"the hypothesis {_short(text)} names one variable twice")
     relation = RELATION_OF[template]
-    if relation in ("collider", "confounder"):
-        return Claim(relation, min(i, j), max(i, j)), template
     if relation == "direct":
         template = "parent" if i < j else "child"
-    return Claim(relation, i, j), template
+    return claim_on(relation, i, j), template
 
 
 def parse_hypothesis(text: str, variables: Sequence[str]) -> Claim:
@@ -358,14 +357,22 @@ def perturb(premise: Premise, claim: Claim, template: str, kind: str, key: str) 
     """
     if kind not in PERTURBATIONS:
         raise Corr2CauseError(f"perturbation {kind!r} is not one of {', '.join(PERTURBATIONS)}")
+    text, variables, order = _perturbed_premise(premise, kind, key)
+    changed = relabel_claim(claim, order)
+    return text, write_hypothesis(changed, variables, template, paraphrase=kind == "paraphrase")
+
+
+@lru_cache(maxsize=1024)
+def _perturbed_premise(premise: Premise, kind: str, key: str) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+    """(text, variables, renaming) of a perturbed premise: once for all of its claims."""
     rng, n = random.Random(f"{kind}-{key}"), len(premise.variables)
+    order = tuple(range(n))
     if kind == "refactorization":
         premise = Premise(LETTERS[: -n - 1 : -1], premise.independences)
     if kind == "relabeling":
-        permutation = rng.choice(renamings(n)[1:])  # the first is the identity
-        premise, claim = relabel_premise(premise, permutation), relabel_claim(claim, permutation)
-    text = write_premise(premise, shuffle=rng if kind == "reordering" else None)
-    return text, write_hypothesis(claim, premise.variables, template, paraphrase=kind == "paraphrase")
+        order = rng.choice(renamings(n)[1:])  # the first is the identity
+        premise = relabel_premise(premise, order)
+    return write_premise(premise, shuffle=rng if kind == "reordering" else None), premise.variables, order
 
 
 # ---------------------------------------------------------------- explaining

@@ -19,6 +19,7 @@ from math import factorial
 import numpy as np
 
 RELATIONS = ("direct", "indirect", "collider", "confounder")
+SYMMETRIC = ("collider", "confounder")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 MAX_VARIABLES = 8  # a complete graph over N variables has N! members
 MAX_ENUMERATED = 6  # all upper-triangular graphs are visited: 2^15 for N = 6, 2^21 for N = 7
@@ -49,8 +50,13 @@ class Claim:
     def __post_init__(self):
         if self.relation not in RELATIONS:
             raise Corr2CauseError(f"relation {self.relation!r} is not one of {', '.join(RELATIONS)}")
-        if self.i == self.j or (self.relation in ("collider", "confounder") and self.i > self.j):
+        if self.i == self.j or (self.relation in SYMMETRIC and self.i > self.j):
             raise Corr2CauseError(f"a {self.relation} claim on ({self.i}, {self.j}): needs two variables, in order")
+
+
+def claim_on(relation: str, i: int, j: int) -> Claim:
+    """The claim on i and j, which a symmetric relation takes in any order."""
+    return Claim(relation, min(i, j), max(i, j)) if relation in SYMMETRIC else Claim(relation, i, j)
 
 
 @dataclass(frozen=True)
@@ -476,9 +482,7 @@ def _renamed_sets(permutation: tuple[int, ...]) -> list[int]:
 
 def relabel_claim(claim: Claim, permutation: Sequence[int]) -> Claim:
     """The same claim with variable v renamed to permutation[v]."""
-    i, j = permutation[claim.i], permutation[claim.j]
-    symmetric = claim.relation in ("collider", "confounder")
-    return Claim(claim.relation, min(i, j), max(i, j)) if symmetric else Claim(claim.relation, i, j)
+    return claim_on(claim.relation, permutation[claim.i], permutation[claim.j])
 
 
 def labelled_premises(dag: DAG, relabel_seed: int | None = None, relabelings: int = 1) -> list[Premise]:

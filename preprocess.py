@@ -39,7 +39,7 @@ from corr2cause import PERTURBATIONS
 from graphs import MAX_VARIABLES, NUM_CLASSES, markov_equivalence_class
 from released import NUM_RELEASED_CLASSES
 from rewards import extract_answer
-from sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label, read_premise
+from sources import HUB_CONFIGS, HUB_NAME, claim_of, parse_row, read_file, read_hub, read_label, read_premise
 from splits import BALANCE, SPLITS, STRATEGIES, label_weights, perturbed, relation_of, split_rows, subsample
 
 EDGES = List(List(Value("int64")))
@@ -216,8 +216,7 @@ def judge(completion: str, finish_reason: str, label: int | None, special: set[s
 def completion_of(row: dict, target: str, style: str) -> str:
     """What the assistant says, before the chat template."""
     if target == "trace":
-        premise, _, _ = read_premise(row["premise"])
-        return reasoning.trace(premise, corr2cause.parse_hypothesis(row["hypothesis"], premise.variables), style)
+        return reasoning.trace(*claim_of(row), style)
     return row.get("completion", ANSWERS[row["label"]])
 
 

@@ -144,13 +144,13 @@ def reasoning_steps(premise: Premise, claim: Claim) -> list[Step]:
     directed, undirected = cpdag(premise)
     edges = sorted(directed | undirected, key=sorted)
     steps += [Step("directed" if edge in directed else "undirected", edge) for edge in edges]
-    return [*steps, *_claim_steps(premise, members, claim), Step("answer", (bool(exact_label(members, claim)),))]
-
-
-def _claim_steps(premise: Premise, members: Sequence[DAG], claim: Claim) -> list[Step]:
-    """What could make the claim hold in the class; then what does in every member, or a member where nothing does."""
-    steps, possible = _candidates(premise, claim)
     failing = counterexample(members, claim)
+    return [*steps, *_claim_steps(premise, members, claim, failing), Step("answer", (failing is None,))]
+
+
+def _claim_steps(premise: Premise, members: Sequence[DAG], claim: Claim, failing: DAG | None) -> list[Step]:
+    """What could make the claim hold in the class; then what does in every member, or `failing`, where nothing does."""
+    steps, possible = _candidates(premise, claim)
     if not possible:
         return steps
     if failing is None:

@@ -26,6 +26,7 @@ from graphs import (
     Premise,
     bits,
     children,
+    claim_on,
     d_separations,
     holds,
     inverse,
@@ -54,7 +55,7 @@ class ReleasedClass:
         return int(all(_seen(dag, claim.relation, order[claim.i], order[claim.j]) for dag, order in self.members))
 
 
-_claim = cache(Claim)  # few claims, asked of many graphs
+_claim = cache(claim_on)  # few claims, asked of many graphs
 
 
 def _seen(dag: DAG, relation: str, i: int, j: int) -> bool:
@@ -63,8 +64,6 @@ def _seen(dag: DAG, relation: str, i: int, j: int) -> bool:
         paths = path_masks(dag)
         sources = (c for c in bits(dag[j]) if c != i)
         return any(not to_i >> j & 1 for c in sources for to_i in paths[c][i])
-    if relation == "collider":
-        i, j = min(i, j), max(i, j)
     return holds(dag, _claim(relation, i, j))
 
 

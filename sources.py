@@ -75,6 +75,12 @@ def parse_row(record: dict) -> dict:
     return {**kept, **shared, "hypothesis": hypothesis, "template": template, "exact": exact(claim)}
 
 
+def claim_of(row: dict) -> tuple[Premise, Claim]:
+    """The premise and the claim of a parsed row, as values."""
+    premise, _, _ = read_premise(row["premise"])
+    return premise, corr2cause.parse_hypothesis(row["hypothesis"], premise.variables)
+
+
 def check_columns(record: dict) -> None:
     """Raises ValueError naming the row unless the record has the columns input and label."""
     missing = [column for column in ("input", "label") if column not in record]

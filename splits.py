@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import corr2cause
 from arguments import check
-from sources import parse_row, read_premise
+from sources import claim_of, parse_row
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {**{name: name for name in SPLITS}, "dev": "validation", "valid": "validation"}
@@ -139,14 +139,10 @@ def perturbed(rows: list[dict], kind: str, seed: int) -> list[dict]:
     """
     changed = []
     for row in rows:
-        premise, _, _ = read_premise(row["premise"])
-        claim = corr2cause.parse_hypothesis(row["hypothesis"], premise.variables)
-        key = f"{seed}-{row['premise_id']}"
-        new = parse_row(
-            {"input": corr2cause.write_input(*corr2cause.perturb(premise, claim, row["template"], kind, key))}
-        )
+        texts = corr2cause.perturb(*claim_of(row), row["template"], kind, f"{seed}-{row['premise_id']}")
+        new = parse_row({"input": corr2cause.write_input(*texts)})
         assert new["exact"] == row["exact"], f"{row['row']}: {kind} changed the label"
-        new = {key: new[key] for key in ("input", "premise", "hypothesis", "premise_id", "edges", "template")}
+        new = {column: new[column] for column in ("input", "premise", "hypothesis", "premise_id", "edges", "template")}
         if relation_of(row) == "indirect":  # its two wordings mean the same, and the paraphrase is one for both
             new["template"] = row["template"]
         changed.append(row | new)
