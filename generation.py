@@ -1,25 +1,30 @@
 """Sampling by hand: every prompt's prefix computed once, every sequence with random numbers of its own.
 
-The prompts are packed as a prefix tree (prefix_sharing.py) and run once; after that each step runs one new token for
-every sequence that has not stopped, all in one row, each seeing its own prompt and its own tokens. Nothing is padded,
-the key-value cache of a prompt exists once for all of its samples, and sequences that have stopped cost nothing.
+The prompts of a batch are packed as prefix trees (prefix_sharing.py) and run once. Then each group is a row: its part
+of the key-value cache exists once for all of its samples, and each step runs one new token for every sequence that has
+not stopped, which sees its own prompt and its own tokens. Sequences that have stopped take no part.
 
-Dimensions: B sequences, L packed prompt tokens, S live sequences, T new tokens, V vocabulary.
+Dimensions: B sequences, R groups, S live sequences of a group at most, C cached tokens of a group, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import DynamicCache
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import Cache, DynamicLayer
 
 from data import premise_groups, share_of_rank
 from distributed import gather
 from models import encode
-from prefix_sharing import Tokens, pack, plan_micro_batches
+from prefix_sharing import PackedTree, Tokens, pack, plan_micro_batches, sequence_logps
 from rewards import extract_answer
+
+ROWS_PER_GROUP = 64  # claims of a premise that share its tokens: few enough to divide the rows evenly among ranks
+RESULT_COLUMNS = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
 
 
 @dataclass
@@ -31,61 +36,133 @@ class Completion:
     stopped: bool = False
 
 
+class RoomyLayer(DynamicLayer):
+    """Keys and values (R, heads, C, head dim) in buffers with room: DynamicLayer would copy all for every token."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Append tokens; returns all keys and values so far, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._hold(key_states, value_states)
+            return self.keys, self.values
+        filled = self.keys.shape[2]
+        length = filled + key_states.shape[2]
+        for k, new in enumerate((key_states, value_states)):
+            if length > self.buffers[k].shape[2]:
+                old = self.buffers[k]
+                self.buffers[k] = old.new_empty((*old.shape[:2], max(length, 3 * filled // 2), old.shape[3]))
+                self.buffers[k][:, :, :filled] = old[:, :, :filled]
+            self.buffers[k][:, :, filled:length] = new
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def split_rows(self, columns: torch.Tensor) -> None:
+        """Make rows of the one packed row; `columns` (R, C) are the packed tokens of each."""
+        self._hold(*(x[0][:, columns].transpose(0, 1).contiguous() for x in (self.keys, self.values)))
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        self._hold(self.keys[rows], self.values[rows])
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.buffers = [keys, values]
+        self.keys, self.values = keys, values
+
+
 @torch.no_grad()
 def generate(
     model: torch.nn.Module,
-    prompts: list[Tokens],
+    groups: list[list[Tokens]],
     *,
     stop_ids: set[int],
     max_new_tokens: int,
     temperature: float = 0.0,
-    seeds: list[tuple[int, ...]] | None = None,
-) -> list[Completion]:
-    """One completion for each prompt; repeat a prompt to get several samples of it, at the price of one prefill.
+    seeds: list[list[tuple[int, ...]]] | None = None,
+) -> list[list[Completion]]:
+    """One completion for each prompt of each group; repeat a prompt to get several samples, at one prefill's price.
 
-    `temperature` 0 is greedy. Otherwise sequence b draws from softmax(logits / temperature), all of it (top_p 1,
-    top_k off), with the random stream that `seeds[b]` names: what is sampled does not depend on the batch it is
-    sampled in. The model must be in eval mode: dropout or gradient checkpointing would change what is sampled.
+    `temperature` 0 is greedy. Otherwise sequence k of group g draws from softmax(logits / temperature), all of it
+    (top_p 1, top_k off), with the random stream that `seeds[g][k]` names: what is sampled does not depend on the batch
+    it is sampled in. The model must be in eval mode: dropout or gradient checkpointing would change what is sampled.
     """
     assert not model.training, "sample in eval mode: dropout would make the sampled policy another one"
     assert temperature == 0 or seeds is not None, "sampling needs one seed a sequence"
     device = next(model.parameters()).device
-    tree = pack([prompts])
-    cache = DynamicCache()  # without the model's config: a sliding window must not drop packed tokens
-    last_nodes, which = torch.tensor([path[-1] for path in tree.paths]).unique(return_inverse=True)
-    out = model(**tree.tensors(device), past_key_values=cache, use_cache=True, logits_to_keep=last_nodes.to(device))
-    logits = out.logits[0, which.to(device)]  # (B, V)
-    # visible[b, k]: sequence b sees entry k of the cache. (B, L + T·B at most)
-    visible = torch.zeros((len(prompts), len(tree) + max_new_tokens * len(prompts)), dtype=torch.bool, device=device)
-    for b, path in enumerate(tree.paths):
-        visible[b, path] = True
-    uniforms = np.stack([np.random.default_rng(s).random(max_new_tokens) for s in seeds]) if temperature > 0 else None
+    uniforms = None
+    if temperature > 0:
+        streams = [np.random.default_rng(seed) for group_seeds in seeds for seed in group_seeds]
+        uniforms = np.stack([stream.random(max_new_tokens) for stream in streams])  # (B, T)
+    prompts = [prompt for group in groups for prompt in group]
+    padding = len(prompts)  # the index of a sequence that is none
     completions = [Completion() for _ in prompts]
-    live = list(range(len(prompts)))
-    filled = len(tree)
+    remaining = iter(range(len(prompts)))
+    live = [[next(remaining) for _ in group] for group in groups]  # per row of the cache
+
+    tree = pack(groups)
+    logits, cache = _prefill(model, tree, device)  # (B, V)
+    visible = _split_cache(cache, tree, live, max_new_tokens, device)  # (B + 1, C and room): what a sequence sees
+    filled = cache.get_seq_length()
     for t in range(max_new_tokens):
-        tokens, logps = _choose(logits, temperature, None if uniforms is None else uniforms[live, t])
-        for b, token, logp in zip(live, tokens, logps, strict=True):
+        order = [b for row in live for b in row]
+        tokens, logps = _choose(logits, temperature, None if uniforms is None else uniforms[order, t])
+        for b, token, logp in zip(order, tokens, logps, strict=True):
             completions[b].tokens.append(token)
             completions[b].logps.append(logp)
             completions[b].stopped = token in stop_ids
-        live = [b for b in live if not completions[b].stopped]
-        if not live or t == max_new_tokens - 1:
+        live = [[b for b in row if not completions[b].stopped] for row in live]
+        if t == max_new_tokens - 1 or not any(live):
             break
-        visible[live, range(filled, filled + len(live))] = True
-        filled += len(live)
+        if not all(live):
+            rows = [r for r, row in enumerate(live) if row]
+            live = [live[r] for r in rows]
+            for layer in cache.layers:
+                layer.keep_rows(torch.tensor(rows, device=device))
+        slots = pad_sequence([torch.tensor(row) for row in live], batch_first=True, padding_value=padding)  # (R, S)
+        newest = torch.tensor([completion.tokens[-1] for completion in completions] + [0])[slots]
+        depths = torch.tensor([len(prompt) + t for prompt in prompts] + [0])[slots]
+        slots = slots.to(device)
+        # Padding sees itself too: a row of attention that sees nothing would be NaN, and NaN spreads.
+        visible[slots, filled + torch.arange(slots.shape[1], device=device)] = True
+        filled += slots.shape[1]
         logits = model(
-            input_ids=torch.tensor([[completions[b].tokens[-1] for b in live]], device=device),
-            position_ids=torch.tensor([[len(prompts[b]) + t for b in live]], device=device),
-            attention_mask=visible[live, :filled][None, None],
+            input_ids=newest.to(device),
+            position_ids=depths.to(device),
+            attention_mask=visible[slots, :filled][:, None],  # (R, 1, S, C)
             past_key_values=cache,
             use_cache=True,
-        ).logits[0]  # (S, V)
-    return completions
+        ).logits[slots < padding]  # (B of them that live, V)
+    done = iter(completions)
+    return [[next(done) for _ in group] for group in groups]
+
+
+def _prefill(model: torch.nn.Module, tree: PackedTree, device: torch.device) -> tuple[torch.Tensor, Cache]:
+    """The logits (B, V) after each sequence of `tree`, and the keys and values of the packed row."""
+    cache = Cache(layer_class_to_replicate=RoomyLayer)  # no sliding window: it would drop packed tokens
+    last_nodes, which = torch.tensor([path[-1] for path in tree.paths]).unique(return_inverse=True)
+    out = model(**tree.inputs(device), past_key_values=cache, use_cache=True, logits_to_keep=last_nodes.to(device))
+    return out.logits[0, which.to(device)], cache
+
+
+def _split_cache(
+    cache: Cache, tree: PackedTree, rows: list[list[int]], max_new_tokens: int, device: torch.device
+) -> torch.Tensor:
+    """Give each group its own row of the cache, padded to the longest; `rows` are the groups' sequences.
+
+    Returns which columns of its row a sequence sees (B + 1, C + room for new tokens), the last one seeing none yet.
+    """
+    nodes = [sorted({node for b in row for node in tree.paths[b]}) for row in rows]
+    columns = pad_sequence([torch.tensor(row) for row in nodes], batch_first=True)  # (R, C); padding is never seen
+    for layer in cache.layers:
+        layer.split_rows(columns.to(device))
+    room = max_new_tokens * max(map(len, rows))
+    visible = torch.zeros((len(tree.paths) + 1, columns.shape[1] + room), dtype=torch.bool)
+    for row, row_nodes in zip(rows, nodes, strict=True):
+        for b in row:
+            visible[b, torch.tensor(tree.paths[b]) - row_nodes[0]] = True  # a group is one stretch of the packed row
+    return visible.to(device)
 
 
 def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None) -> tuple[list[int], list[float]]:
-    """Greedy or inverse-CDF choice from `logits` (S, V); returns tokens and their log-probabilities (S,)."""
+    """Greedy or inverse-CDF choice from `logits` (B, V); returns tokens and their log-probabilities (B,)."""
     logps = (logits.float() / (temperature or 1.0)).log_softmax(-1)
     if temperature == 0:
         tokens = logps.argmax(-1)
@@ -103,16 +180,26 @@ def generate_groups(
     cache_tokens: int,
     max_new_tokens: int,
     seeds: list[list[tuple]] | None = None,
+    share: bool = True,
     **options,
 ) -> list[list[Completion]]:
-    """`generate` for groups that share a prefix, with at most `cache_tokens` tokens in the key-value cache."""
+    """`generate` for groups that share a prefix, with at most `cache_tokens` tokens in the key-value cache.
+
+    `share` false computes and caches every prompt by itself.
+    """
+    if not share:
+        alone = [[prompt] for group in groups for prompt in group]
+        seeds = None if seeds is None else [[seed] for group_seeds in seeds for seed in group_seeds]
+        options |= {"cache_tokens": cache_tokens, "max_new_tokens": max_new_tokens}
+        done = iter(generate_groups(model, alone, seeds=seeds, **options))
+        return [[next(done)[0] for _ in group] for group in groups]
     results: list[list[Completion]] = [[] for _ in groups]
     for batch in plan_micro_batches(groups, cache_tokens, new_tokens=max_new_tokens):
-        flat = [prompt for g in batch for prompt in groups[g]]
-        flat_seeds = None if seeds is None else [seed for g in batch for seed in seeds[g]]
-        done = iter(generate(model, flat, seeds=flat_seeds, max_new_tokens=max_new_tokens, **options))
-        for g in batch:
-            results[g] = [next(done) for _ in groups[g]]
+        batch_seeds = None if seeds is None else [seeds[g] for g in batch]
+        taken = [groups[g] for g in batch]
+        done = generate(model, taken, seeds=batch_seeds, max_new_tokens=max_new_tokens, **options)
+        for g, completions in zip(batch, done, strict=True):
+            results[g] = completions
     return results
 
 
@@ -133,7 +220,7 @@ def predict(
     """
     prompts = [encode(tokenizer, text) for text in rows["prompt"]]
     # A premise's prompts and completions should fit the cache together.
-    groups = premise_groups(rows["premise_id"], max(1, min(64, cache_tokens // (2 * max_new_tokens))))
+    groups = premise_groups(rows["premise_id"], max(1, min(ROWS_PER_GROUP, cache_tokens // (2 * max_new_tokens))))
     mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes)
     was_training = model.training
     model.eval()
@@ -150,12 +237,68 @@ def predict(
         for group, group_completions in zip(mine, completions, strict=True)
         for index, completion in zip(group, group_completions, strict=True)
     ]
-    columns = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
     results = []
     for index, text, stopped in sorted(gather(accelerator, texts)):
         answer = extract_answer(text)
-        row = {name: rows[index][name] for name in columns}
+        row = {name: rows[index][name] for name in RESULT_COLUMNS}
         results.append(
             {**row, "prediction": None if answer is None else int(answer), "completion": text, "stopped": stopped}
         )
     return results
+
+
+@torch.no_grad()
+def score_answers(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    tokenizer,
+    rows: Dataset,
+    candidates: list[tuple[str, str]],
+    *,
+    micro_batch_tokens: int,
+    threshold: float = 0.5,
+) -> list[dict]:
+    """How probable the model finds the No and the Yes that `candidates` writes for every row; nothing is sampled.
+
+    `candidates[i]` is (No, Yes) as row i's response would write it, the end of the turn included. Ranks share the rows
+    as in `predict`. Each result has the columns that metrics.py reads, `logp_no` and `logp_yes`, in nats, the sums over
+    a candidate's tokens given the prompt, `probability` of Yes if it is one of the two, sigmoid(logp_yes - logp_no),
+    and `prediction`, 1 where that is more than `threshold`.
+    """
+    prompts = [encode(tokenizer, text) for text in rows["prompt"]]
+    ids = {text: encode(tokenizer, text) for text in {text for pair in candidates for text in pair}}
+    answers = [[ids[text] for text in pair] for pair in candidates]
+
+    def sequences(group: list[int]) -> list[Tokens]:
+        return [prompts[index] + answer for index in group for answer in answers[index]]
+
+    groups = premise_groups(rows["premise_id"], ROWS_PER_GROUP)
+    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes)
+    mine = [part for group in mine for part in _halved(group, lambda g: len(pack([sequences(g)])), micro_batch_tokens)]
+    was_training = model.training
+    model.eval()
+    found: list[tuple[int, float, float]] = []  # row, logp_no, logp_yes
+    for batch in plan_micro_batches([sequences(group) for group in mine], micro_batch_tokens):
+        logps, _, _ = sequence_logps(
+            model,
+            [[prompts[index] for index in mine[g] for _ in answers[index]] for g in batch],
+            [[answer for index in mine[g] for answer in answers[index]] for g in batch],
+        )  # (B, T), No and Yes of a row side by side
+        pairs = logps.double().sum(-1).view(-1, 2).tolist()
+        found += [(index, *pair) for index, pair in zip((i for g in batch for i in mine[g]), pairs, strict=True)]
+    model.train(was_training)
+    results = []
+    for index, logp_no, logp_yes in sorted(gather(accelerator, found)):
+        probability = torch.tensor(logp_yes - logp_no, dtype=torch.float64).sigmoid().item()
+        row = {name: rows[index][name] for name in RESULT_COLUMNS}
+        scores = {"probability": probability, "logp_yes": logp_yes, "logp_no": logp_no}
+        results.append({**row, "prediction": int(probability > threshold), **scores})
+    return results
+
+
+def _halved(group: list[int], size: Callable[[list[int]], int], limit: int) -> list[list[int]]:
+    """The group in halves, quarters and so on until each part's `size` is at most `limit`, or the part is one row."""
+    if len(group) == 1 or size(group) <= limit:
+        return [group]
+    half = len(group) // 2
+    return _halved(group[:half], size, limit) + _halved(group[half:], size, limit)

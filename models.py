@@ -28,6 +28,7 @@ import corr2cause
 import reasoning
 from arguments import check, check_choice
 from checkpoints import list_checkpoints
+from prefix_sharing import ATTENTION
 
 TINY = "tiny"
 POLICY, REFERENCE = "default", "reference"  # adapter names
@@ -229,7 +230,7 @@ def load_base(
     if name == TINY:
         check(quantization == "none", "model tiny has random weights: train it before quantizing it")
         return tiny_model(seed).to(device=device, dtype=dtype)
-    options = {"dtype": dtype, "attn_implementation": "sdpa", "revision": revision, "use_safetensors": True}
+    options = {"dtype": dtype, "attn_implementation": ATTENTION, "revision": revision, "use_safetensors": True}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -268,6 +269,7 @@ def tiny_model(seed: int) -> Phi3ForCausalLM:
             pad_token_id=ids[-1],
             bos_token_id=None,
             eos_token_id=ids[-1],
+            attn_implementation=ATTENTION,
         )
     )
     model.generation_config.eos_token_id = ids

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
 from models import tiny_tokenizer  # noqa: E402
+from prefix_sharing import ATTENTION  # noqa: E402
 
 VOCABULARY = 61
 SMALL = {
@@ -25,6 +26,7 @@ SMALL = {
     "eos_token_id": 0,
     "pad_token_id": 0,
     "initializer_range": 0.25,  # far from uniform predictions
+    "attn_implementation": ATTENTION,
 }
 LORA_TARGETS = {
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
@@ -76,6 +78,24 @@ def random_groups(seed: int, num_groups: int = 4) -> tuple[list, list]:
     return prompts, completions
 
 
+def padded_logps(model, prompts: list, completions: list, temperature: float = 1.0) -> tuple:
+    """Log-probabilities and mask (B, T) in the most ordinary way: a right-padded row a sequence and all of its logits.
+
+    What prefix_sharing.py must equal, with none of its code.
+    """
+    rows = [torch.tensor(p + c) for p, c in zip(prompts, completions, strict=True)]
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    attention_mask = (torch.arange(input_ids.shape[1]) < torch.tensor([[len(row)] for row in rows])).long()
+    logits = model(input_ids, attention_mask=attention_mask).logits.float() / temperature
+    logps = torch.zeros(len(rows), max(map(len, completions)))
+    mask = torch.zeros(logps.shape, dtype=torch.bool)
+    for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        predicting = logits[b, len(prompt) - 1 : len(prompt) + len(completion) - 1].log_softmax(-1)
+        logps[b, : len(completion)] = predicting.gather(-1, torch.tensor(completion)[:, None])[:, 0]
+        mask[b, : len(completion)] = True
+    return logps, mask
+
+
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of every trainable tensor's gradient; the model's are cleared."""
     copies = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -93,7 +113,7 @@ def assert_same_gradients(got: dict, expected: dict, relative: float = 1e-4) -> 
         assert error <= relative * gradient.norm() + 1e-7 * scale, f"{name}: off by {error} of {gradient.norm()}"
 
 
-@pytest.fixture(params=["phi3", "qwen2"])
+@pytest.fixture(params=["phi3", "qwen2"], scope="session")
 def family(request) -> str:
     return request.param
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import VOCABULARY, build_model
+from conftest import VOCABULARY, build_model, padded_logps
 from datasets import Dataset
 from scipy.stats import chisquare
 
 import corr2cause
-from generation import generate, generate_groups, predict
+from generation import Completion, generate, generate_groups, predict
 from models import encode
-from prefix_sharing import padded_logps, sequence_logps
+from prefix_sharing import sequence_logps
 
 STOPS = set(range(0, VOCABULARY, 9))
 
@@ -24,6 +24,12 @@ def random_prompts(seed: int = 0, count: int = 7) -> list[list[int]]:
     shared = [rng.randrange(VOCABULARY) for _ in range(4)]
     prompts = [shared + [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 6))] for _ in range(count)]
     return [*prompts, prompts[0], shared, [3]]
+
+
+def generate_all(model, prompts: list, seeds: list | None = None, groups: int = 2, **options) -> list[Completion]:
+    """`generate` on prompts cut into groups, its completions in the order of the prompts."""
+    cut = lambda items: [items[g * len(items) // groups : (g + 1) * len(items) // groups] for g in range(groups)]  # noqa: E731
+    return sum(generate(model, cut(prompts), seeds=None if seeds is None else cut(seeds), **options), [])
 
 
 def naive_greedy(model, prompt: list[int], stop_ids: set[int], max_new_tokens: int) -> list[int]:
@@ -55,7 +61,7 @@ def test_greedy_equals_a_naive_loop(family):
     lengths = []
     for seed in range(3):
         model, prompts = build_model(family, lora=seed == 2, seed=seed), random_prompts(seed)
-        got = generate(model, prompts, stop_ids=STOPS, max_new_tokens=12)
+        got = generate_all(model, prompts, stop_ids=STOPS, max_new_tokens=12)
         expected = [naive_greedy(model, prompt, STOPS, 12) for prompt in prompts]
         assert [completion.tokens for completion in got] == expected
         lengths += map(len, expected)
@@ -65,7 +71,9 @@ def test_greedy_equals_a_naive_loop(family):
 @torch.no_grad()
 def test_a_completion_ends_at_its_first_stop_token_or_at_the_limit(family):
     model, prompts = build_model(family), random_prompts()
-    completions = generate(model, prompts, stop_ids=STOPS, max_new_tokens=9, temperature=1.5, seeds=seeds_of(prompts))
+    completions = generate_all(
+        model, prompts, stop_ids=STOPS, max_new_tokens=9, temperature=1.5, seeds=seeds_of(prompts)
+    )
     assert {c.stopped for c in completions} == {True, False}
     for completion in completions:
         assert not STOPS.intersection(completion.tokens[:-1])
@@ -79,13 +87,15 @@ def test_samples_do_not_depend_on_the_batch_or_its_order(family):
     model, prompts = build_model(family), random_prompts()
     options = {"stop_ids": STOPS, "max_new_tokens": 10, "temperature": 1.2}
     seeds = seeds_of(prompts)
-    together = [c.tokens for c in generate(model, prompts, seeds=seeds, **options)]
-    alone = [generate(model, [p], seeds=[s], **options)[0].tokens for p, s in zip(prompts, seeds, strict=True)]
+    together = [c.tokens for c in generate_all(model, prompts, seeds=seeds, **options)]
+    alone = [
+        generate_all(model, [p], seeds=[s], groups=1, **options)[0].tokens for p, s in zip(prompts, seeds, strict=True)
+    ]
     order = random.Random(1).sample(range(len(prompts)), len(prompts))
-    shuffled = generate(model, [prompts[b] for b in order], seeds=[seeds[b] for b in order], **options)
+    shuffled = generate_all(model, [prompts[b] for b in order], seeds=[seeds[b] for b in order], **options)
     assert together == alone
     assert [completion.tokens for completion in shuffled] == [together[b] for b in order]
-    other = [c.tokens for c in generate(model, prompts, seeds=[(12, b) for b in range(len(prompts))], **options)]
+    other = [c.tokens for c in generate_all(model, prompts, seeds=[(12, b) for b in range(len(prompts))], **options)]
     assert other != together
 
 
@@ -93,8 +103,8 @@ def test_samples_do_not_depend_on_the_batch_or_its_order(family):
 def test_a_longer_limit_continues_the_same_samples():
     model, prompts = build_model("phi3"), random_prompts()
     options = {"stop_ids": STOPS, "temperature": 1.0, "seeds": seeds_of(prompts)}
-    short = generate(model, prompts, max_new_tokens=4, **options)
-    long = generate(model, prompts, max_new_tokens=12, **options)
+    short = generate_all(model, prompts, max_new_tokens=4, **options)
+    long = generate_all(model, prompts, max_new_tokens=12, **options)
     assert [c.tokens for c in short] == [c.tokens[:4] for c in long]
 
 
@@ -102,7 +112,7 @@ def test_a_longer_limit_continues_the_same_samples():
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.4])
 def test_logps_are_those_of_scoring(family, temperature):
     model, prompts = build_model(family, lora=True), random_prompts()
-    completions = generate(
+    completions = generate_all(
         model, prompts, stop_ids=STOPS, max_new_tokens=8, temperature=temperature, seeds=seeds_of(prompts)
     )
     tokens = [completion.tokens for completion in completions]
@@ -118,7 +128,7 @@ def test_logps_are_those_of_scoring(family, temperature):
 @pytest.mark.parametrize("temperature", [0.8, 2.0])
 def test_frequencies_are_the_softmax(family, temperature):
     model, prompt, count = build_model(family), [5, 9, 2], 3000
-    completions = generate(
+    completions = generate_all(
         model, [prompt] * count, stop_ids=set(), max_new_tokens=1, temperature=temperature,
         seeds=[(0, b) for b in range(count)],
     )  # fmt: skip
@@ -131,7 +141,7 @@ def test_frequencies_are_the_softmax(family, temperature):
 def test_later_tokens_are_drawn_from_their_own_context():
     """P(second token) summed over first tokens, which a reused random number would bend."""
     model, prompt, count = build_model("qwen2"), [5, 9, 2], 1500
-    completions = generate(
+    completions = generate_all(
         model, [prompt] * count, stop_ids=set(), max_new_tokens=2, temperature=2.0, seeds=[(1, b) for b in range(count)]
     )
     observed = np.bincount([c.tokens[1] for c in completions], minlength=VOCABULARY)
@@ -145,7 +155,7 @@ def test_later_tokens_are_drawn_from_their_own_context():
 def test_sampling_in_train_mode_is_refused():
     model = build_model("phi3").train()
     with pytest.raises(AssertionError, match="eval mode"):
-        generate(model, [[1, 2]], stop_ids=set(), max_new_tokens=1)
+        generate_all(model, [[1, 2]], stop_ids=set(), max_new_tokens=1)
 
 
 @torch.no_grad()
@@ -157,7 +167,9 @@ def test_groups_keep_their_order_at_any_budget(cache_tokens):
     options = {"stop_ids": STOPS, "max_new_tokens": 6, "temperature": 1.0}
     got = generate_groups(model, groups, cache_tokens=cache_tokens, seeds=seeds, **options)
     for group, group_seeds, completions in zip(groups, seeds, got, strict=True):
-        alone = [generate(model, [p], seeds=[s], **options)[0] for p, s in zip(group, group_seeds, strict=True)]
+        alone = [
+            generate_all(model, [p], seeds=[s], groups=1, **options)[0] for p, s in zip(group, group_seeds, strict=True)
+        ]
         assert [c.tokens for c in completions] == [c.tokens for c in alone]
 
 

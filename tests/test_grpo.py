@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import VOCABULARY, assert_same_gradients, build_model, gradients
+from conftest import VOCABULARY, assert_same_gradients, build_model, gradients, padded_logps
 
 from generation import Completion
 from models import add_reference, encode, use_reference
-from prefix_sharing import padded_logps
 from train_grpo import (
     Config,
     Rollout,

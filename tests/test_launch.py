@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize_lora_b
+from conftest import padded_logps, randomize_lora_b
 from datasets import load_from_disk
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from data import relabel_rows
 from models import encode, save_model, tiny_model
-from prefix_sharing import padded_logps, sequence_logps
+from prefix_sharing import ATTENTION, sequence_logps
 from train_sft import Config as SftConfig
 from train_sft import learning_rate, plan_steps
 
@@ -123,7 +123,7 @@ def start_adapter(folder, dataset, tokenizer) -> Path:
         optimizer.step()
         optimizer.zero_grad()
     save_model(model, tokenizer, folder / "base")
-    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", attn_implementation=ATTENTION)
     policy = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     randomize_lora_b(policy, std=0.02)
     save_model(policy, tokenizer, folder / "adapter")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import LORA_TARGETS, build_model, random_groups, randomize_lora_b
+from conftest import LORA_TARGETS, build_model, padded_logps, random_groups, randomize_lora_b
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -31,7 +31,7 @@ from models import (
     tiny_tokenizer,
     training_dtype,
 )
-from prefix_sharing import padded_logps, sequence_logps
+from prefix_sharing import sequence_logps
 
 CPU = {"dtype": torch.float32, "device": torch.device("cpu")}
 PLAIN = {"adaptation": "lora", "quantization": "none", **CPU}

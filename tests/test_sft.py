@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import VOCABULARY, assert_same_gradients, build_model, gradients
+from conftest import VOCABULARY, assert_same_gradients, build_model, gradients, padded_logps
 
 from data import share_of_rank
-from prefix_sharing import pack, padded_logps
+from prefix_sharing import pack
 from train_sft import Config, evaluation_loss, learning_rate, loss_sum, make_rows, micro_batches, plan_steps
 
 PREMISES = [f"p{i % 5}" for i in range(23)]
