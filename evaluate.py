@@ -1,14 +1,17 @@
-"""Greedy answers of a model to a split, their scores with intervals, and paired comparisons of models.
+"""Answers of a model to a split, their scores with intervals, and paired comparisons of models.
 
     python evaluate.py --model models/tiny_sft_model --dataset data/tiny --split test
+    python evaluate.py --mode score --model models/tiny_sft_model --dataset data/tiny --split test
     accelerate launch --config_file accelerate_configs/zero2_2xl4.yaml evaluate.py --model models/phi3_grpo_model \\
         --dataset data/phi3 --quantization nf4 --output_dir evaluation_results/phi3_grpo_model
     python evaluate.py --compare evaluation_results/phi3_sft_model evaluation_results/phi3_grpo_model
     python evaluate.py --curves logs/sft logs/grpo
 
-The first two write metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to `output_dir`.
-`--compare` reads such directories and writes comparison.json and comparison.png; `--curves` reads TensorBoard
-directories and writes learning_curves.png. Neither needs a model.
+The first three write metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to
+`output_dir`. Mode generate samples greedy answers. Mode score samples nothing: it asks how probable Yes is against No,
+on datasets whose responses are answers alone, and writes calibration.png besides. `--compare` reads such directories
+and writes comparison.json and comparison.png; `--curves` reads TensorBoard directories and writes learning_curves.png.
+Neither needs a model.
 
 Most rows are No, so an accuracy says little: every table starts with the two answers that need no model. Rows of a
 premise are right or wrong together, so the intervals resample premises (metrics.py).
@@ -17,6 +20,7 @@ premise are right or wrong together, so the intervals resample premises (metrics
 import json
 import os
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -31,14 +36,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import metrics
 from arguments import arg, check, check_choice, parse_config, run_script
 from checkpoints import claim_output_dir, list_checkpoints
-from data import load_split
+from data import encode_rows, load_split, premise_groups
 from distributed import start
-from generation import predict
+from generation import predict, score_answers
 from models import check_context, check_model, encode, load_for_inference, load_tokenizer, stop_token_ids
+from prefix_sharing import check_prefix_sharing
+from rewards import extract_answer
 
 RESULTS = "evaluation_results"
-RECORDED = ("model", "revision", "quantization", "dataset", "split", "max_rows", "max_new_tokens", "seed")
+MODES = ("generate", "score")
+RECORDED = ("mode", "model", "revision", "quantization", "dataset", "split", "max_rows", "seed")
+RECORDED_OF_MODE = {"generate": ("max_new_tokens",), "score": ("threshold",)}
 SCORE_NAMES = {"f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "mcc": "MCC"}
+LOW_MASS = 0.5  # below it, the two answers are not what the model would say
 BASELINE_NAMES = {"majority": "majority answer", "always_yes": "always Yes"}
 BASELINE_STYLES = {"always_yes": ("#D55E00", "--", 3), "majority": ("black", ":", 1.5)}  # colour, line, width (points)
 CURVES = {
@@ -63,21 +73,31 @@ class Config:
     name: str = arg("", "label in tables and figures; empty: the model's directory")
     dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
     split: str = arg("test", "train | validation | test")
+    mode: str = arg("generate", "generate: greedy answers | score: how probable Yes is against No, without sampling")
+    threshold: float = arg(0.5, "score: probability of Yes above which the prediction is Yes, between 0 and 1")
+    micro_batch_tokens: int = arg(2048, "score: packed tokens a forward pass on one process; less needs less memory")
     max_rows: int = arg(0, "rows to evaluate, a random choice that seed fixes; 0: all")
     max_new_tokens: int = arg(16, "tokens of a completion, at most: 16 for an answer, 512 for reasoning")
     cache_tokens: int = arg(8192, "tokens in the key-value cache of one process: prompts and longest completions")
+    prefix_sharing: bool = arg(True, "compute a premise once for all its claims; false computes every row by itself")
     cluster: str = arg("premise_id", "premise_id | structure_id: what the intervals resample")
     num_resamples: int = arg(2000, "resamples of the intervals")
     seed: int = arg(0, "seed of the resamples and of the choice of max_rows")
     compare: list[str] = arg([], "instead of a model: output directories of earlier runs, the baseline first")
     curves: list[str] = arg([], "instead of a model: TensorBoard directories of runs")
-    output_dir: str = arg("", f"where results go; empty: {RESULTS}/ and the model's name, comparison or curves")
+    output_dir: str = arg(
+        "", f"where results go; empty: {RESULTS}/ and the model's name (score: name-score), comparison or curves"
+    )
     overwrite: bool = arg(False, "use an output_dir that is not empty")
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "cache_tokens", "num_resamples"):
+        for name in ("max_new_tokens", "cache_tokens", "micro_batch_tokens", "num_resamples"):
             check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
         check(self.max_rows >= 0, f"max_rows: must be at least 0 (all rows), got {self.max_rows}")
+        check_choice("mode", self.mode, MODES)
+        check(0 < self.threshold < 1, f"threshold: a probability between 0 and 1, got {self.threshold}")
+        has_threshold = self.mode == "score" or self.threshold == 0.5
+        check(has_threshold, "threshold: mode generate reads answers, not probabilities; add --mode score")
         check_choice("cluster", self.cluster, ("premise_id", "structure_id"))
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         reads_only = bool(self.compare or self.curves)
@@ -107,6 +127,27 @@ def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtyp
     return torch.float32 if capability is None else torch.bfloat16 if has_bf16 else torch.float16
 
 
+def answer_candidates(directory: str, rows: Dataset) -> list[tuple[str, str]]:
+    """(No, Yes) for every row: its response, and the same with the answer swapped, whichever of them is the target.
+
+    Raises ValueError unless the responses are answers alone: given only the prompt, the answer line that ends a
+    reasoning is not what a model of reasoning was trained to say.
+    """
+    remedy = "use --mode generate"
+    report = Path(directory) / "report.json"
+    check(report.is_file(), f"mode score: dataset {directory} has no report.json, which names its target; {remedy}")
+    target = json.loads(report.read_text())["config"]["target"]
+    check(target == "answer", f"mode score: dataset {directory} has target {target}, not answers alone; {remedy}")
+    pairs = {}
+    for response in set(rows["response"]):
+        (no, count), (yes, _) = (re.subn(r"\b(?:Yes|No)\b", answer, response) for answer in ("No", "Yes"))
+        readable = count == 1 and extract_answer(no) is False and extract_answer(yes) is True
+        text = f"the response {response[:80]!r} of dataset {directory}"
+        check(readable, f"mode score: {text} is not one Yes or No; {remedy}")
+        pairs[response] = no, yes
+    return [pairs[response] for response in rows["response"]]
+
+
 def evaluate(config: Config) -> None:
     """Run the model on the split, on all processes; rank 0 writes the results and prints the table."""
     name = config.name or default_name(config.model)
@@ -114,7 +155,9 @@ def evaluate(config: Config) -> None:
     data = load_split(config.dataset, config.split)
     size = min(config.max_rows or len(data), len(data))  # not the first ones: they are the claims of a few premises
     data = data.select(sorted(random.Random(config.seed).sample(range(len(data)), size)))
-    output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/{name}", config.overwrite)
+    candidates = answer_candidates(config.dataset, data) if config.mode == "score" else []
+    default = f"{RESULTS}/{name}" + ("-score" if config.mode == "score" else "")
+    output_dir = claim_results_dir(config.output_dir or default, config.overwrite)
     tokenizer = load_tokenizer(config.model, config.revision)
 
     accelerator = start(config.seed)
@@ -122,22 +165,34 @@ def evaluate(config: Config) -> None:
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     dtype = inference_dtype(config.dtype, capability)
     model = load_for_inference(config.model, config.quantization, dtype, device, config.revision)
-    check_context(model, max(len(encode(tokenizer, text)) for text in data["prompt"]) + config.max_new_tokens)
+    answers = {text for pair in candidates for text in pair}
+    room = max((len(encode(tokenizer, text)) for text in answers), default=config.max_new_tokens)
+    check_context(model, max(len(encode(tokenizer, text)) for text in data["prompt"]) + room)
     accelerator.print(f"{name}: {len(data):,} rows on {accelerator.num_processes} x {device.type}, {dtype}", flush=True)
+    if config.prefix_sharing:
+        first = premise_groups(data["premise_id"], len(data))[0]
+        prompts, responses = encode_rows(tokenizer, data.select(first))
+        check_prefix_sharing(model, [prompts], [responses], config.micro_batch_tokens)
     start_time = time.perf_counter()
-    rows = predict(
-        accelerator, model, tokenizer, data, stop_ids=stop_token_ids(tokenizer, model),
-        max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
-    )  # fmt: skip
+    if config.mode == "score":
+        rows = score_answers(
+            accelerator, model, tokenizer, data, candidates,
+            micro_batch_tokens=config.micro_batch_tokens, threshold=config.threshold, share=config.prefix_sharing,
+        )  # fmt: skip
+    else:
+        rows = predict(
+            accelerator, model, tokenizer, data, stop_ids=stop_token_ids(tokenizer, model),
+            max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens, share=config.prefix_sharing,
+        )  # fmt: skip
     seconds = time.perf_counter() - start_time
     if accelerator.is_main_process:
         results = {
             "name": name,
-            **{key: getattr(config, key) for key in RECORDED},
+            **{key: getattr(config, key) for key in (*RECORDED, *RECORDED_OF_MODE[config.mode])},
             "dtype": str(dtype).removeprefix("torch."),
             "num_processes": accelerator.num_processes,
             "seconds": seconds,
-            "truncated_rate": sum(not row["stopped"] for row in rows) / len(rows),
+            **whole_answers(rows),
             **metrics.report(rows, config.cluster, config.num_resamples, config.seed),
         }
         write_results(rows, results, output_dir)
@@ -146,14 +201,24 @@ def evaluate(config: Config) -> None:
     accelerator.end_training()
 
 
+def whole_answers(rows: list[dict]) -> dict[str, float]:
+    """Of greedy answers the share that was cut; of scored ones how probable it is that the model says either at all."""
+    if "stopped" in rows[0]:
+        return {"truncated_rate": sum(not row["stopped"] for row in rows) / len(rows)}
+    return {"answer_mass": float(np.mean([np.exp([row["logp_no"], row["logp_yes"]]).sum() for row in rows]))}
+
+
 def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
-    """predictions.jsonl, metrics.json and the two figures of one model."""
+    """predictions.jsonl, metrics.json and the figures of one model."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (output_dir / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     confusion_figure(rows, results["name"]).savefig(output_dir / "confusion_matrix.png", dpi=150)
     figure = score_figure(grouped_summaries(results), results["confidence"], results["name"])
     figure.savefig(output_dir / "scores.png", dpi=150)
+    if "calibration" in results:
+        figure = calibration_figure(results["calibration"], results["confidence"], results["name"])
+        figure.savefig(output_dir / "calibration.png", dpi=150)
 
 
 def print_table(constants: dict[str, dict], entries: list[tuple[str, dict]]) -> None:
@@ -164,8 +229,23 @@ def print_results(results: dict) -> None:
     groups = [(f"  {label}", summary) for label, summary in grouped_summaries(results).items()]
     print_table(results["baselines"], [(results["name"], results["overall"]), *groups[1:]])
     print(f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})")
-    if results["truncated_rate"] > 0:
+    if "calibration" in results:
+        print_probabilities(results)
+    if results.get("truncated_rate", 0) > 0:
         print(f"{results['truncated_rate']:.1%} of the completions were cut at max_new_tokens; raise it if many are")
+
+
+def print_probabilities(results: dict) -> None:
+    overall, bins = results["overall"], results["calibration"]
+    entries = [("share of Yes, for every row", results["constant_probability"]), (results["name"], overall)]
+    print("\n" + metrics.format_probability_table(entries))
+    if "note" in overall:
+        print(overall["note"])
+    means = [sum(part["n"] * part[key] for part in bins) / overall["n"] for key in ("mean_probability", "frequency")]
+    print("calibration: mean probability of Yes {:.1%}, share of Yes {:.1%}; calibration.png by bins".format(*means))
+    mass = results["answer_mass"]
+    if mass < LOW_MASS:
+        print(f"the model says one of the two answers with probability {mass:.1%}: the rest is not scored")
 
 
 def grouped_summaries(results: dict) -> dict[str, dict]:
@@ -224,15 +304,27 @@ def print_comparison(comparison: dict) -> None:
     print_table(comparison["baselines"], [(model["name"], model) for model in comparison["models"]])
     lines = [["difference", *SCORE_NAMES.values(), "McNemar p"]]
     for pair in comparison["pairs"]:
-        values = [(pair["difference"][score], *pair["intervals"][score]) for score in SCORE_NAMES]
-        cells = [f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" for value, low, high in values]
+        cells = [_difference(pair, score) for score in SCORE_NAMES]
         lines.append([" − ".join(pair["names"][::-1]), *cells, f"{pair['mcnemar']['p_value']:.2g}"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print("\n" + "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+    print("\n" + metrics.align(lines))
+    scored = [pair for pair in comparison["pairs"] if "brier" in pair["difference"]]
+    if scored:
+        lines = [["difference", *metrics.PROBABILITY_SCORES.values()]]
+        lines += [
+            [" − ".join(p["names"][::-1]), *(_difference(p, s) for s in metrics.PROBABILITY_SCORES)] for p in scored
+        ]
+        print("\n" + metrics.align(lines))
     print(
         f"intervals: {comparison['confidence']:.0%}, paired, from {comparison['num_clusters']} clusters "
         f"({comparison['cluster']}); McNemar's exact test takes rows as independent: trust the intervals"
     )
+
+
+def _difference(pair: dict, score: str) -> str:
+    if pair["intervals"].get(score) is None:
+        return "none"
+    low, high = pair["intervals"][score]
+    return f"{pair['difference'][score]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def confusion_figure(rows: list[dict], title: str) -> Figure:
@@ -271,6 +363,26 @@ def score_figure(summaries: dict[str, dict], confidence: float, title: str) -> F
     panels[0].set(yticks=ys, yticklabels=list(summaries), ylim=(len(ys) - 0.5, -0.5))
     figure.suptitle(title)
     figure.legend(*panels[0].get_legend_handles_labels(), **LEGEND)
+    return figure
+
+
+def calibration_figure(bins: list[dict], confidence: float, title: str) -> Figure:
+    """The reliability diagram: frequency of Yes against its mean probability in each bin, above the bins' rows."""
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot([0, 1], [0, 1], "--", color="0.4", label="calibrated")
+    xs, ys = ([part[key] for part in bins] for key in ("mean_probability", "frequency"))
+    for x, part in zip(xs, bins, strict=True):
+        top.plot([x, x], part["interval"], "-_", color=COLOURS[0], markersize=7)
+    top.plot(xs, ys, "o-", color=COLOURS[0], label=f"model, {confidence:.0%} intervals")
+    top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="frequency of Yes", title=title)
+    top.grid(color="0.9")
+    for part in bins:
+        middle = (part["low"] + part["high"]) / 2
+        bottom.bar(middle, part["n"], width=0.09, color="0.7", edgecolor="black")
+        bottom.annotate(f"{part['n']:,}", (middle, part["n"]), (0, 2), textcoords="offset points", ha="center", size=8)
+    bottom.set(xlabel="probability of Yes", ylabel="rows", ylim=(0, 1.25 * max(part["n"] for part in bins)))
+    figure.legend(*top.get_legend_handles_labels(), **LEGEND)
     return figure
 
 

@@ -212,6 +212,7 @@ def predict(
     stop_ids: set[int],
     max_new_tokens: int,
     cache_tokens: int,
+    share: bool = True,
 ) -> list[dict]:
     """Greedy answers to every row: each rank computes its share, every rank gets all, in the order of `rows`.
 
@@ -230,6 +231,7 @@ def predict(
         cache_tokens=cache_tokens,
         stop_ids=stop_ids,
         max_new_tokens=max_new_tokens,
+        share=share,
     )
     model.train(was_training)
     texts = [
@@ -257,6 +259,7 @@ def score_answers(
     *,
     micro_batch_tokens: int,
     threshold: float = 0.5,
+    share: bool = True,
 ) -> list[dict]:
     """How probable the model finds the No and the Yes that `candidates` writes for every row; nothing is sampled.
 
@@ -278,11 +281,12 @@ def score_answers(
     was_training = model.training
     model.eval()
     found: list[tuple[int, float, float]] = []  # row, logp_no, logp_yes
-    for batch in plan_micro_batches([sequences(group) for group in mine], micro_batch_tokens):
+    for batch in plan_micro_batches([sequences(group) for group in mine], micro_batch_tokens, share):
         logps, _, _ = sequence_logps(
             model,
             [[prompts[index] for index in mine[g] for _ in answers[index]] for g in batch],
             [[answer for index in mine[g] for answer in answers[index]] for g in batch],
+            share=share,
         )  # (B, T), No and Yes of a row side by side
         pairs = logps.double().sum(-1).view(-1, 2).tolist()
         found += [(index, *pair) for index, pair in zip((i for g in batch for i in mine[g]), pairs, strict=True)]

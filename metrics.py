@@ -12,12 +12,21 @@ Rows of one premise are answered right or wrong together, so intervals resample 
 percentile intervals: rough below some 30 clusters, and of zero width for a single cluster, which carries no information
 about the spread between clusters.
 
-All counts are held as (..., 4) arrays in the order tn, fp, fn, tp; C is the number of clusters.
+Rows may also hold `probability`, the model's probability of Yes: then the scores of it that need no threshold (AUROC,
+average precision), its losses (Brier, log loss in nats) and its expected calibration error stand beside the others.
+The first four come from scikit-learn; in the resamples, thousands of them, from array formulas that the tests hold
+against it. AUROC and average precision are None where the labels hold one class only; a resample of one class is left
+out of their intervals. Calibration is measured in 10 bins of equal width, the same for every model and all rows, so
+that models are compared in the same bins: expected calibration error = sum over bins of share of rows times |share of
+Yes - mean probability| (Guo et al. 2017, arXiv 1706.04599, here for the probability of the positive class).
+
+All counts are held as (..., 4) arrays in the order tn, fp, fn, tp; n is the number of rows, C of clusters, R of
+resamples (1: the data themselves).
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import binomtest
@@ -26,6 +35,15 @@ from corr2cause import RELATION_OF
 
 SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "precision", "recall")
 COMPARED_SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc")
+PROBABILITY_SCORES = {  # with their names in tables
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "brier": "Brier",
+    "log_loss": "log loss",
+    "ece": "ECE",
+}
+ONE_CLASS = "auroc and average_precision are null: the labels hold one class only"
+NUM_BINS = 10
 _ONE_ROW = np.eye(4, dtype=np.int64)
 _WEIGHTS_AT_ONCE = 2**22  # resampling weights held in memory at a time (32 MiB)
 
@@ -57,6 +75,65 @@ def baselines(labels: Sequence[int]) -> dict[str, dict]:
     return {name: classification_metrics(labels, [answer] * len(labels)) for name, answer in constants.items()}
 
 
+def probability_metrics(labels: Sequence[int], probabilities: Sequence[float]) -> dict:
+    """PROBABILITY_SCORES of the probabilities of Yes; `note` says why the ranking scores are None where they are.
+
+    A probability of exactly 0 or 1 counts as one float64 step away from it in the log loss. Raises ValueError for no
+    rows, unequal lengths, a label that is not 0|1, a probability outside [0, 1].
+    """
+    from sklearn import metrics as sk  # seconds to import, and training reads this module without probabilities
+
+    y, p = _labels_and_probabilities(labels, probabilities)
+    both = 0 < y.sum() < len(y)
+    return {
+        "auroc": float(sk.roc_auc_score(y, p)) if both else None,
+        "average_precision": float(sk.average_precision_score(y, p)) if both else None,
+        "brier": float(sk.brier_score_loss(y, p, labels=[0, 1])),
+        "log_loss": float(sk.log_loss(y, p, labels=[0, 1])),
+        "ece": float(_probability_scores(np.ones((1, len(y))), y, p)["ece"][0]),
+        **({} if both else {"note": ONE_CLASS}),
+    }
+
+
+def constant_probability(labels: Sequence[int]) -> dict:
+    """`probability_metrics` of a model that knows the share of Yes and nothing else."""
+    return probability_metrics(labels, [sum(labels) / len(labels)] * len(labels))
+
+
+def calibration_bins(
+    rows: Sequence[Mapping],
+    cluster: str = "premise_id",
+    num_resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> list[dict]:
+    """The reliability diagram: a dict for each of the NUM_BINS bins that holds rows, by rising probability.
+
+    `low` < probability <= `high` (the first bin holds 0 too), `n` rows, `mean_probability`, `frequency` of Yes and its
+    clustered `interval`.
+    """
+    y, p = _labels_and_probabilities(*_probability_columns(rows))
+    of_row, num_clusters = _cluster_index(rows, cluster)
+    bins = _bin_of(p)
+    counts = np.zeros((num_clusters, 2 * NUM_BINS))  # rows of each bin, then those of them that are Yes
+    np.add.at(counts, (of_row, bins), 1)
+    np.add.at(counts, (of_row, NUM_BINS + bins), y)
+    resampled = _resampled_sums(counts, num_resamples, seed)
+    held, yes = resampled[:, :NUM_BINS], resampled[:, NUM_BINS:]
+    frequencies = np.where(held > 0, _ratio(yes, held), np.nan)
+    return [
+        {
+            "low": b / NUM_BINS,
+            "high": (b + 1) / NUM_BINS,
+            "n": int((bins == b).sum()),
+            "mean_probability": float(p[bins == b].mean()),
+            "frequency": float(y[bins == b].mean()),
+            **_intervals({"interval": frequencies[:, b]}, confidence),
+        }
+        for b in np.unique(bins).tolist()
+    ]
+
+
 def clustered_bootstrap(
     rows: Sequence[Mapping],
     cluster: str = "premise_id",
@@ -66,10 +143,21 @@ def clustered_bootstrap(
 ) -> dict[str, list[float]]:
     """Percentile intervals {score: [low, high]} from resampling clusters with replacement.
 
+    Those of PROBABILITY_SCORES too if the rows have probabilities; None where every resample holds one class only.
     Raises ValueError for no rows, a row without the cluster column, num_resamples < 1, confidence outside (0, 1).
     """
-    resampled = _resampled_sums(_cluster_counts(rows, cluster), num_resamples, seed)
-    return _intervals(_scores(resampled), confidence)
+    scores = _scores(_resampled_sums(_cluster_counts(rows, cluster), num_resamples, seed))
+    if has_probabilities(rows):
+        scores |= _resampled_probability_scores(rows, cluster, num_resamples, seed)
+    return _intervals(scores, confidence)
+
+
+def has_probabilities(rows: Sequence[Mapping]) -> bool:
+    """Whether the rows have `probability`. Raises ValueError if some have it and others have not."""
+    count = sum(row.get("probability") is not None for row in rows)
+    if 0 < count < len(rows):
+        raise ValueError(f"{count} of {len(rows)} rows have a probability: give it for every row or for none")
+    return count > 0
 
 
 def report(
@@ -82,18 +170,25 @@ def report(
     """Everything about one model's predictions, ready for JSON: overall, baselines, and by size and relation.
 
     Each summary holds the metrics, their `intervals` and `num_clusters`. Rows without a template are left out of
-    `by_relation`. Raises ValueError for bad rows and unknown templates.
+    `by_relation`. Rows with a `probability` also get PROBABILITY_SCORES, their `constant_probability` baseline and the
+    bins of `calibration`. Raises ValueError for bad rows and unknown templates.
     """
+    scored = has_probabilities(rows)
 
     def summary(selected: Sequence[Mapping]) -> dict:
         return {
             **classification_metrics(*_columns(selected)),
+            **(probability_metrics(*_probability_columns(selected)) if scored else {}),
             "intervals": clustered_bootstrap(selected, cluster, num_resamples, seed, confidence),
             "num_clusters": len({row[cluster] for row in selected}),
         }
 
     sizes = _groups(rows, [row.get("num_variables") for row in rows])
     relations = _groups(rows, [_relation(row) for row in rows])
+    calibration = {}
+    if scored:
+        calibration["constant_probability"] = constant_probability(_columns(rows)[0])
+        calibration["calibration"] = calibration_bins(rows, cluster, num_resamples, seed, confidence)
     return {
         "num_rows": len(rows),
         "num_clusters": len({_cluster_of(i, row, cluster) for i, row in enumerate(rows)}),
@@ -104,6 +199,7 @@ def report(
         "baselines": baselines(_columns(rows)[0]),
         "by_num_variables": {str(size): summary(sizes[size]) for size in sorted(sizes)},
         "by_relation": {name: summary(relations[name]) for name in sorted(relations)},
+        **calibration,
     }
 
 
@@ -119,16 +215,25 @@ def compare(
 
     Each resample draws one set of clusters for both models. `mcnemar` is the exact two-sided test on the rows that only
     one model has right; it takes rows as independent, so where it disagrees with the intervals, trust the intervals.
+    Where both models have probabilities, PROBABILITY_SCORES are compared too, those that exist.
     Raises ValueError if inputs or labels differ.
     """
     rows_a, rows_b = _paired(rows_a, rows_b)
     # b's rows take a's clusters, so that one set of weights resamples both.
     in_clusters_of_a = [{**b, cluster: a.get(cluster)} for a, b in zip(rows_a, rows_b, strict=True)]
+    scored = has_probabilities(rows_a) and has_probabilities(rows_b)
     counts = np.concatenate([_cluster_counts(rows_a, cluster), _cluster_counts(in_clusters_of_a, cluster)], axis=1)
     resampled = _resampled_sums(counts, num_resamples, seed)
     scores_a, scores_b = _scores(resampled[:, :4]), _scores(resampled[:, 4:])
     differences = {name: scores_b[name] - scores_a[name] for name in COMPARED_SCORES}
     metrics_a, metrics_b = (classification_metrics(*_columns(rows)) for rows in (rows_a, rows_b))
+    if scored:
+        for rows, figures in ((rows_a, metrics_a), (rows_b, metrics_b)):
+            figures |= probability_metrics(*_probability_columns(rows))
+        more_a, more_b = (
+            _resampled_probability_scores(rows, cluster, num_resamples, seed) for rows in (rows_a, in_clusters_of_a)
+        )
+        differences |= {name: more_b[name] - more_a[name] for name in more_a if metrics_a[name] is not None}
     return {
         "num_rows": len(rows_a),
         "num_clusters": len(counts),
@@ -136,7 +241,7 @@ def compare(
         "confidence": confidence,
         "a": metrics_a,
         "b": metrics_b,
-        "difference": {name: metrics_b[name] - metrics_a[name] for name in COMPARED_SCORES},
+        "difference": {name: metrics_b[name] - metrics_a[name] for name in differences},
         "intervals": _intervals(differences, confidence),
         "mcnemar": _mcnemar(rows_a, rows_b),
     }
@@ -145,20 +250,34 @@ def compare(
 def format_table(entries: Iterable[tuple[str, Mapping]]) -> str:
     """A plain text table, a line for each (name, metrics of `classification_metrics`); `intervals` are optional."""
     header = ("", "F1", "balanced acc.", "accuracy", "MCC", "unanswered")
-    lines = [header, *(_table_line(name, metrics) for name, metrics in entries)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return align([header, *(_table_line(name, metrics) for name, metrics in entries)])
+
+
+def format_probability_table(entries: Iterable[tuple[str, Mapping]]) -> str:
+    """A plain text table, a line for each (name, metrics of `probability_metrics`); `intervals` are optional."""
+    header = ("", *PROBABILITY_SCORES.values())
+    lines = [(name, *(_with_interval(metrics, s) for s in PROBABILITY_SCORES)) for name, metrics in entries]
+    return align([header, *lines])
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """The lines' cells as text, in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _with_interval(metrics: Mapping, score: str) -> str:
+    if metrics[score] is None:
+        return "none"
+    interval = metrics.get("intervals", {}).get(score)
+    return f"{metrics[score]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def _table_line(name: str, metrics: Mapping) -> tuple[str, ...]:
-    def with_interval(score: str) -> str:
-        interval = metrics.get("intervals", {}).get(score)
-        return f"{metrics[score]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
     return (
         name,
-        with_interval("f1"),
-        with_interval("balanced_accuracy"),
+        _with_interval(metrics, "f1"),
+        _with_interval(metrics, "balanced_accuracy"),
         f"{metrics['accuracy']:.3f}",
         f"{metrics['mcc']:.3f}",
         f"{metrics['unanswered_rate']:.1%}",
@@ -190,6 +309,74 @@ def _scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def _probability_scores(weights: np.ndarray, y: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:
+    """PROBABILITY_SCORES (R,) of labels y and probabilities p (n,), every row counted `weights` (R, n) times.
+
+    A row of weights with one class only has AUROC and average precision nan.
+    """
+    order = np.argsort(-p, kind="stable")
+    starts = np.flatnonzero(np.diff(p[order], prepend=np.inf))  # rows of equal probability are ranked together
+    by_rank = weights[:, order]
+    positives = np.add.reduceat(by_rank * y[order], starts, axis=1)  # (R, distinct probabilities), highest first
+    everyone = np.add.reduceat(by_rank, starts, axis=1)
+    found, retrieved = positives.cumsum(axis=1), everyone.cumsum(axis=1)
+    yes, total = found[:, -1], retrieved[:, -1]
+    no = total - yes
+    # A negative is beaten by the positives above it, and by half of its equals.
+    wins = ((everyone - positives) * (found - positives / 2)).sum(axis=1)
+    precision = _ratio(found, retrieved)
+    both = (yes > 0) & (no > 0)
+    losses = weights @ np.stack([(y - p) ** 2, _log_losses(y, p)], axis=1)  # (R, 2)
+    gaps = weights @ ((y - p)[:, None] * np.eye(NUM_BINS)[_bin_of(p)])  # (R, bins)
+    return {
+        "auroc": np.where(both, _ratio(wins, yes * no), np.nan),
+        "average_precision": np.where(both, _ratio((positives * precision).sum(axis=1), yes), np.nan),
+        "brier": losses[:, 0] / total,
+        "log_loss": losses[:, 1] / total,
+        "ece": np.abs(gaps).sum(axis=1) / total,
+    }
+
+
+def _log_losses(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    epsilon = np.finfo(np.float64).eps
+    return -np.log(np.clip(np.where(y == 1, p, 1 - p), epsilon, 1 - epsilon))
+
+
+def _bin_of(p: np.ndarray) -> np.ndarray:
+    """The bin (n,) of each probability; bin b holds b / NUM_BINS < p <= (b + 1) / NUM_BINS, bin 0 also 0."""
+    return np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], p)
+
+
+def _resampled_probability_scores(
+    rows: Sequence[Mapping], cluster: str, num_resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """PROBABILITY_SCORES (num_resamples,) over the resamples that `_resampled_sums` draws."""
+    y, p = _labels_and_probabilities(*_probability_columns(rows))
+    of_row, num_clusters = _cluster_index(rows, cluster)
+    chunks = [
+        _probability_scores(weights[:, of_row].astype(np.float64), y, p)
+        for weights in _resampling_weights(num_clusters, num_resamples, seed, at_once=len(rows))
+    ]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in PROBABILITY_SCORES}
+
+
+def _labels_and_probabilities(labels: Sequence[int], probabilities: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Both (n,) in float64; ValueError for what is neither."""
+    if len(labels) != len(probabilities):
+        raise ValueError(f"{len(labels)} labels but {len(probabilities)} probabilities: give one for each row")
+    if len(labels) == 0:
+        raise ValueError("no rows to score: check the split and its filters")
+    for index, (label, probability) in enumerate(zip(labels, probabilities, strict=True)):
+        _row_counts(index, label, None)
+        if not 0 <= probability <= 1:
+            raise ValueError(f"row {index}: probability is {probability!r}, must lie between 0 and 1")
+    return np.asarray(labels, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
+
+
+def _probability_columns(rows: Sequence[Mapping]) -> tuple[list, list]:
+    return [row["label"] for row in rows], [row["probability"] for row in rows]
+
+
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros(np.shape(denominator)), where=denominator > 0)
 
@@ -205,6 +392,13 @@ def _cluster_counts(rows: Sequence[Mapping], cluster: str) -> np.ndarray:
     return np.stack(list(counts.values()))
 
 
+def _cluster_index(rows: Sequence[Mapping], cluster: str) -> tuple[np.ndarray, int]:
+    """The number (n,) of each row's cluster, in order of first appearance, and how many there are."""
+    numbers: dict[object, int] = {}
+    of_row = [numbers.setdefault(_cluster_of(i, row, cluster), len(numbers)) for i, row in enumerate(rows)]
+    return np.array(of_row), len(numbers)
+
+
 def _cluster_of(index: int, row: Mapping, cluster: str) -> object:
     if row.get(cluster) is None:
         raise ValueError(f"row {index} has no {cluster!r}: name a column that every row has as `cluster`")
@@ -213,21 +407,34 @@ def _cluster_of(index: int, row: Mapping, cluster: str) -> object:
 
 def _resampled_sums(counts: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
     """Sums (num_resamples, k) of counts (C, k) over C clusters drawn with replacement, as multinomial weights."""
+    weights = _resampling_weights(len(counts), num_resamples, seed, at_once=len(counts))
+    return np.concatenate([chunk @ counts for chunk in weights])
+
+
+def _resampling_weights(num_clusters: int, num_resamples: int, seed: int, at_once: int) -> Iterator[np.ndarray]:
+    """How often each resample draws each cluster, (R, C), in chunks that the caller can widen to (R, at_once).
+
+    The draws are a function of the first three arguments: whatever is resampled with them is resampled alike.
+    """
     if num_resamples < 1:
         raise ValueError(f"num_resamples is {num_resamples}, must be at least 1 (2000 is usual)")
-    num_clusters = len(counts)
     rng = np.random.default_rng(seed)
     chance = np.full(num_clusters, 1 / num_clusters)
-    chunk = max(1, _WEIGHTS_AT_ONCE // num_clusters)
-    sizes = [min(chunk, num_resamples - start) for start in range(0, num_resamples, chunk)]
-    return np.concatenate([rng.multinomial(num_clusters, chance, size=size) @ counts for size in sizes])
+    chunk = max(1, _WEIGHTS_AT_ONCE // at_once)
+    for start in range(0, num_resamples, chunk):
+        yield rng.multinomial(num_clusters, chance, size=min(chunk, num_resamples - start))
 
 
-def _intervals(resampled: Mapping[str, np.ndarray], confidence: float) -> dict[str, list[float]]:
+def _intervals(resampled: Mapping[str, np.ndarray], confidence: float) -> dict[str, list[float] | None]:
+    """The quantiles of each score's resamples, without those (nan) for which it does not exist; None if that is all."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}, must lie between 0 and 1 (0.95 is usual)")
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-    return {name: [float(end) for end in np.quantile(values, ends)] for name, values in resampled.items()}
+    intervals = {}
+    for name, values in resampled.items():
+        values = values[~np.isnan(values)]
+        intervals[name] = [float(end) for end in np.quantile(values, ends)] if len(values) else None
+    return intervals
 
 
 def _columns(rows: Sequence[Mapping]) -> tuple[list, list]:

@@ -13,10 +13,9 @@ Dimensions: N prompts of a step, G samples a prompt, B = N·G rows, T completion
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -41,7 +40,7 @@ from models import (
     training_dtype,
     use_reference,
 )
-from prefix_sharing import plan_micro_batches, sequence_logps
+from prefix_sharing import check_prefix_sharing, plan_micro_batches, sequence_logps
 from rewards import extract_answer, outcome_reward
 
 
@@ -80,7 +79,9 @@ class Config:
     num_iterations: int = arg(1, "optimizer steps a rollout")
     eps_low: float = arg(0.2, "lower clip of the probability ratio")
     eps_high: float = arg(0.2, "upper clip of the probability ratio")
-    beta: float = arg(0.03, "weight of the KL to the reference; 0 computes no reference")
+    beta: float = arg(
+        0.03, "weight of the KL to the reference; 0 computes no reference and no row without an advantage"
+    )
     # optimisation
     max_steps: int = arg(200, "rollouts")
     learning_rate: float = arg(1e-5, "learning rate after the warm-up, constant")
@@ -183,10 +184,14 @@ class Rollout:
     completions: list[list[Completion]]
     texts: list[list[str]]
     rewards: torch.Tensor  # (N, G)
-    advantages: torch.Tensor | None = None  # (N, G)
+    advantages: list[torch.Tensor] = field(default_factory=list)  # per group: one for each sequence
 
     def tokens(self, g: int) -> list[list[int]]:
         return [completion.tokens for completion in self.completions[g]]
+
+    def set_advantages(self, advantages: torch.Tensor) -> None:
+        """Advantages (N, G), in the order of the rewards."""
+        self.advantages = list(advantages.flatten().split([len(rows) for rows in self.rows]))
 
 
 def sample(
@@ -202,7 +207,7 @@ def sample(
     model.eval()  # dropout or checkpointing would sample from another policy
     completions = generate_groups(
         model, tokens, cache_tokens=config.cache_tokens, seeds=seeds, stop_ids=stop_ids,
-        max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, share=config.prefix_sharing,
     )  # fmt: skip
     texts = [[tokenizer.decode(c.tokens, skip_special_tokens=True) for c in group] for group in completions]
     rewards = [
@@ -211,6 +216,23 @@ def sample(
         for row, text in zip(group_rows, group, strict=True)
     ]
     return Rollout(rows, tokens, completions, texts, torch.tensor(rewards).view(-1, config.num_generations))
+
+
+def with_gradient(rollout: Rollout, beta: float) -> Rollout:
+    """The sequences that a step must compute: without a KL term, one whose advantage is 0 has no gradient.
+
+    The first sequence always stays: every rank has something to run.
+    """
+    if beta > 0:
+        return rollout
+    kept = [advantages.nonzero()[:, 0].tolist() for advantages in rollout.advantages]
+    kept = kept if any(kept) else [[0], *kept[1:]]
+    groups = [g for g, chosen in enumerate(kept) if chosen]
+    columns = {
+        name: [[getattr(rollout, name)[g][k] for k in kept[g]] for g in groups]
+        for name in ("rows", "prompts", "completions", "texts")
+    }
+    return replace(rollout, **columns, advantages=[rollout.advantages[g][kept[g]] for g in groups])
 
 
 def reward_std(accelerator, rewards: torch.Tensor) -> float:
@@ -222,6 +244,10 @@ def reward_std(accelerator, rewards: torch.Tensor) -> float:
     }
     sums = reduce(accelerator, sums)
     return max(0.0, sums["square"] / sums["n"] - (sums["sum"] / sums["n"]) ** 2) ** 0.5
+
+
+def num_tokens(rollout: Rollout) -> int:
+    return sum(len(completion.tokens) for group in rollout.completions for completion in group)
 
 
 def rollout_statistics(rollout: Rollout, labels) -> dict[str, float]:
@@ -236,12 +262,12 @@ def rollout_statistics(rollout: Rollout, labels) -> dict[str, float]:
     return {
         "sequences": len(flat),
         "groups": len(rollout.rewards),
-        "tokens": sum(len(c.tokens) for _, c, _ in flat),
+        "tokens": num_tokens(rollout),
         "reward": float(rollout.rewards.sum()),
         "group_std": float(rollout.rewards.std(dim=1, unbiased=False).sum()),
         "dead_right": float((dead & (rollout.rewards[:, 0] > 0)).sum()),
         "dead_wrong": float((dead & (rollout.rewards[:, 0] <= 0)).sum()),
-        "abs_advantage": float(rollout.advantages.abs().sum()),
+        "abs_advantage": float(sum(advantages.abs().sum() for advantages in rollout.advantages)),
         "right": sum(right),
         "unanswered": sum(answer is None for answer in answers),
         "yes": sum(answer is True for answer in answers),
@@ -270,16 +296,14 @@ def update_micro_batch(model, rollout: Rollout, batch: list[int], old, reference
     """Loss of the groups in `batch`; returns it with its terms and the micro-batch's log-probabilities (B, T)."""
     prompts, completions = [rollout.prompts[g] for g in batch], [rollout.tokens(g) for g in batch]
     logps, entropies, mask = sequence_logps(model, prompts, completions, config.temperature, config.prefix_sharing)
-    first_rows = np.cumsum([0] + [len(rows) for rows in rollout.rows])
-    flat = rollout.advantages.flatten()
-    advantages = torch.cat([flat[first_rows[g] : first_rows[g + 1]] for g in batch]).to(logps.device)
+    advantages = torch.cat([rollout.advantages[g] for g in batch]).to(logps.device)
     weights = token_weights(mask, config.loss_type, counts["sequences"], counts["tokens"], config.max_new_tokens)
     # On the first pass the policy is the one that sampled, and the ratio is exactly 1.
     old_logps = logps.detach() if old is None else old
     loss, terms = grpo_loss(
         logps, old_logps, reference, advantages, weights, config.eps_low, config.eps_high, config.beta
     )
-    terms["entropy"] = (entropies * mask).sum() / counts["tokens"]
+    terms["entropy"] = entropies.sum() / counts["trained_tokens"]
     return loss, terms, logps.detach()
 
 
@@ -347,6 +371,13 @@ def main() -> None:
     stop_ids = stop_token_ids(tokenizer, model)
     probe = sequence_logps(model, [prompts[:1]], [[encode(tokenizer, train["response"][0])]], config.temperature)[0]
     check_gradient_flow(model, probe.mean())
+    if config.prefix_sharing:
+        first = epoch_batches(premise_ids, config.seed, 0, config.claims_per_prefix, config.prompts_per_step)[0]
+        first = share_of_rank(first, rank, world_size)
+        answers = [[encode(tokenizer, train[row]["response"]) for row in group] for group in first]
+        check_prefix_sharing(
+            model, [[prompts[row] for row in group] for group in first], answers, config.micro_batch_tokens
+        )
     engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
     policy = accelerator.unwrap_model(engine)
     motion = AdapterMotion(policy)
@@ -367,6 +398,7 @@ def main() -> None:
         answers = predict(
             accelerator, policy, tokenizer, validation,
             stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
+            share=config.prefix_sharing,
         )  # fmt: skip
         scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
         if config.keep_best and scores["f1"] >= best["f1"]:
@@ -399,18 +431,20 @@ def main() -> None:
 
         # ------------------------------------------------------------ advantages
         batch_std = reward_std(accelerator, rollout.rewards)
-        rollout.advantages = group_advantages(rollout.rewards, config.scale_rewards, batch_std)
-        counts = reduce(accelerator, rollout_statistics(rollout, labels))
+        rollout.set_advantages(group_advantages(rollout.rewards, config.scale_rewards, batch_std))
+        trained = with_gradient(rollout, config.beta)
+        counts = reduce(accelerator, rollout_statistics(rollout, labels) | {"trained_tokens": num_tokens(trained)})
 
         # ------------------------------------------------------------ reference log-probabilities
         clock = time.perf_counter()
         sequences = [
-            [p + c for p, c in zip(rollout.prompts[g], rollout.tokens(g), strict=True)] for g in range(len(groups))
+            [p + c for p, c in zip(prompts_of_group, trained.tokens(g), strict=True)]
+            for g, prompts_of_group in enumerate(trained.prompts)
         ]
         batches = plan_micro_batches(sequences, config.micro_batch_tokens, config.prefix_sharing)
         # ZeRO-2 reduces gradients in each backward: every rank does equally many, the extra ones with weight 0.
         num_batches = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
-        reference = [score_reference(policy, rollout, batch, config) if config.beta > 0 else None for batch in batches]
+        reference = [score_reference(policy, trained, batch, config) if config.beta > 0 else None for batch in batches]
         phase["score"] += time.perf_counter() - clock
 
         # ------------------------------------------------------------ update
@@ -425,14 +459,14 @@ def main() -> None:
             for k in range(num_batches):
                 i, weight = (k, 1.0) if k < len(batches) else (0, 0.0)
                 loss, terms, logps = update_micro_batch(
-                    engine, rollout, batches[i], old[i], reference[i], counts, config
+                    engine, trained, batches[i], old[i], reference[i], counts, config
                 )
                 # DeepSpeed averages over ranks: times world_size, the sum over ranks is the loss of the whole step.
                 backward(accelerator, weight * world_size * loss, last=k == num_batches - 1)
                 if iteration == 0 and weight:
                     old[i] = logps
                     maxima["ratio_deviation"] = max(maxima["ratio_deviation"], float(terms["ratio_deviation"]))
-                    maxima["logp_gap"] = max(maxima["logp_gap"], sampling_gap(rollout, batches[i], logps))
+                    maxima["logp_gap"] = max(maxima["logp_gap"], sampling_gap(trained, batches[i], logps))
                 for name in ("policy_loss", "kl", "clip_fraction", "entropy"):
                     sums[name] = sums.get(name, 0.0) + weight * float(terms[name]) / config.num_iterations
             grad_norm, stepped = step(accelerator, engine, optimizer, config.max_grad_norm)
@@ -493,7 +527,7 @@ def main() -> None:
 def completion_table(rollout: Rollout, hypotheses: list[str], labels: list[int], config: Config) -> str:
     """A Markdown table of some sampled completions with their prompts' claims, labels, rewards and advantages."""
     lines = ["| group | claim | label | reward | advantage | completion |", "|---|---|---|---|---|---|"]
-    flat_rewards, flat_advantages = rollout.rewards.flatten().tolist(), rollout.advantages.flatten().tolist()
+    flat_rewards, flat_advantages = rollout.rewards.flatten().tolist(), torch.cat(rollout.advantages).tolist()
     sequences = [(row, text) for rows, texts in zip(rollout.rows, rollout.texts, strict=True)
                  for row, text in zip(rows, texts, strict=True)]  # fmt: skip
     for b, (row, text) in enumerate(sequences[: config.num_logged_completions]):

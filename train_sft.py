@@ -27,7 +27,7 @@ from generation import predict
 from health import AdapterMotion, check_gradient_flow, report_scores
 from metrics import classification_metrics
 from models import check_context, check_model, load_policy, load_tokenizer, save_model, stop_token_ids, training_dtype
-from prefix_sharing import plan_micro_batches, sequence_logps
+from prefix_sharing import check_prefix_sharing, plan_micro_batches, sequence_logps
 
 
 @dataclass
@@ -118,6 +118,11 @@ class Rows:
     targets: list[list[int]]
     weights: list[list[float]]
 
+    def of(self, groups: list[list[int]]) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
+        """Contexts and targets of the rows in `groups`, group by group."""
+        contexts, targets = ([[column[i] for i in g] for g in groups] for column in (self.contexts, self.targets))
+        return contexts, targets
+
     def total_weight(self, groups: list[list[int]]) -> float:
         return sum(sum(self.weights[i]) for group in groups for i in group)
 
@@ -135,8 +140,7 @@ def make_rows(prompts, completions, labels, class_weights: list[float], prompt_l
 
 def loss_sum(model, rows: Rows, groups: list[list[int]], share: bool) -> torch.Tensor:
     """Negative log-likelihood of the target tokens of the rows in `groups`: a weighted sum."""
-    contexts, targets = ([[column[i] for i in g] for g in groups] for column in (rows.contexts, rows.targets))
-    logps, _, _ = sequence_logps(model, contexts, targets, share=share)  # (B, T)
+    logps, _, _ = sequence_logps(model, *rows.of(groups), share=share)  # (B, T)
     weights = [torch.tensor(rows.weights[i]) for g in groups for i in g]
     return -(logps * torch.nn.utils.rnn.pad_sequence(weights, batch_first=True).to(logps.device)).sum()
 
@@ -206,8 +210,10 @@ def main() -> None:
     )
     check_context(model, max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True)))
     stop_ids = stop_token_ids(tokenizer, model)
-    first = steps[0][1][:1]
-    check_gradient_flow(model, loss_sum(model, rows, first, config.prefix_sharing) / rows.total_weight(first))
+    first = share_of_rank(steps[0][1], accelerator.process_index, world_size)
+    if config.prefix_sharing:
+        check_prefix_sharing(model, *rows.of(first), config.micro_batch_tokens)
+    check_gradient_flow(model, loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1]))
     engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
     policy = accelerator.unwrap_model(engine)
     motion = AdapterMotion(policy)
@@ -229,6 +235,7 @@ def main() -> None:
         answers = predict(
             accelerator, policy, tokenizer, validation,
             stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
+            share=config.prefix_sharing,
         )  # fmt: skip
         scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
         if config.keep_best and loss <= best["loss"]:

@@ -1,12 +1,17 @@
-"""evaluate.py as users run it: a model that always says Yes, made-up predictions to compare, and what users mistype."""
+"""evaluate.py as users run it: a model that always says Yes, the probabilities of the two answers against a plain
+forward pass, made-up predictions to compare, and what users mistype."""
 
 import json
 import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from conftest import build_model
+from datasets import Dataset
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -15,14 +20,22 @@ from transformers import Phi3Config, Phi3ForCausalLM
 import evaluate
 import metrics
 from data import load_split
-from models import encode, tiny_model, tiny_tokenizer
-from preprocess import DataConfig, build, write_dataset
+from generation import predict, score_answers
+from models import encode, stop_token_ids, tiny_model, tiny_tokenizer
+from prefix_sharing import ATTENTION
+from preprocess import ANSWERS, DataConfig, build, special_tokens, templated, write_dataset
 
 
 def constant_model(tokenizer, prompt: str, answer: str) -> Phi3ForCausalLM:
-    """A model that says `answer` after `prompt`: its layers add nothing, and each token's embedding names the next."""
+    """A model that says `answer` after `prompt`."""
     tokens = encode(tokenizer, prompt)[-1:] + encode(tokenizer, answer)
     assert len(set(tokens)) == len(tokens), "a repeated token would have two successors"
+    return successor_model(dict(zip(tokens, tokens[1:], strict=False)))
+
+
+def successor_model(successors: dict[int, int], confidence: float = 1.0) -> Phi3ForCausalLM:
+    """A model of which each token names the next: its layers add nothing, and its head reads the token's embedding."""
+    torch.manual_seed(0)
     tiny = tiny_model(0)
     untied = tiny.config.to_dict() | {"tie_word_embeddings": False, "num_hidden_layers": 1, "layer_types": None}
     model = Phi3ForCausalLM(Phi3Config(**untied))
@@ -32,21 +45,21 @@ def constant_model(tokenizer, prompt: str, answer: str) -> Phi3ForCausalLM:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
         model.lm_head.weight.zero_()
-        for token, following in zip(tokens, tokens[1:], strict=False):
-            model.lm_head.weight[following] += embeddings[token] / embeddings[token].norm()
+        for token, following in successors.items():
+            model.lm_head.weight[following] += confidence * embeddings[token] / embeddings[token].norm()
     return model
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A directory with `data`, a dataset of 3 variables, and `yes`, a model that answers Yes to all of it."""
+    """A directory with `data`, a dataset of 3 variables, `yes`, a model that answers Yes to all of it, and `traces`."""
     directory = tmp_path_factory.mktemp("evaluate")
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(directory / "yes")
-    config = DataConfig(
-        num_variables=[3], relabelings=3, tokenizer=str(directory / "yes"), instruction="", test_fraction=0.5, seed=1
-    )
-    splits, columns, report = build(config)
+    options = {"num_variables": [3], "tokenizer": str(directory / "yes"), "instruction": "", "test_fraction": 0.5}
+    options |= {"relabelings": 3, "seed": 1}
+    write_dataset(*build(DataConfig(**options, target="trace")), directory / "traces")
+    splits, columns, report = build(DataConfig(**options))
     write_dataset(splits, columns, report, directory / "data")
     row = splits["test"][0]
     assert 0 < sum(r["label"] for r in splits["test"]) < len(splits["test"]), "the rows must hold both labels"
@@ -128,6 +141,136 @@ def test_dtype_follows_the_gpu():
         evaluate.inference_dtype("bfloat16", (7, 5))
 
 
+# --- the probabilities of the two answers
+
+
+@pytest.fixture(scope="module")
+def rows(place) -> Dataset:
+    """Rows of several premises, mixed so that grouping by premise reorders them."""
+    data = load_split(str(place / "data"), "test")
+    return data.select(random.Random(0).sample(range(len(data)), 24))
+
+
+@torch.no_grad()
+def plain_logp(model, tokenizer, prompt: str, answer: str) -> float:
+    """Log-probability of an answer after its prompt, from one sequence and the model's own mask."""
+    before, tokens = encode(tokenizer, prompt), encode(tokenizer, answer)
+    logps = model(torch.tensor([before + tokens])).logits[0].double().log_softmax(-1)
+    return sum(float(logps[len(before) + k - 1, token]) for k, token in enumerate(tokens))
+
+
+def test_candidates_are_the_two_targets_whatever_the_label(place, rows, tokenizer):
+    special = special_tokens(tokenizer)
+    no, yes = (templated(tokenizer, "", answer, special)[1] for answer in ANSWERS)
+    assert set(rows["label"]) == {0, 1} and {no, yes} == set(rows["response"])
+    assert evaluate.answer_candidates(str(place / "data"), rows) == [(no, yes)] * len(rows)
+
+
+@pytest.mark.parametrize("response", ["Answer: Maybe", "", "Answer: Yes or No", "The node is the answer."])
+def test_responses_that_are_not_one_answer(place, rows, response):
+    bad = rows.remove_columns("response").add_column("response", [response] * len(rows))
+    with pytest.raises(ValueError, match="mode score: the response .* is not one Yes or No; use --mode generate"):
+        evaluate.answer_candidates(str(place / "data"), bad)
+
+
+def test_a_dataset_that_does_not_name_its_target(tmp_path, rows):
+    with pytest.raises(ValueError, match="mode score: dataset .* has no report.json"):
+        evaluate.answer_candidates(str(tmp_path), rows)
+
+
+def test_scores_equal_a_plain_forward_pass_at_any_budget(family, place, rows, tokenizer):
+    model = build_model(family, vocab_size=len(tokenizer)).train()
+    model.config.max_position_embeddings = 512
+    candidates = evaluate.answer_candidates(str(place / "data"), rows)
+    first, *others = (
+        score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, micro_batch_tokens=budget)
+        for budget in (10_000, 400, 1)
+    )
+    assert model.training, "training goes on in the mode it was in"
+    model.eval()
+    for row, result, (no, yes) in zip(rows, first, candidates, strict=True):
+        kept = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
+        assert {key: row[key] for key in kept} == {key: result[key] for key in kept}
+        logps = [plain_logp(model, tokenizer, row["prompt"], answer) for answer in (no, yes)]
+        assert [result["logp_no"], result["logp_yes"]] == pytest.approx(logps, abs=1e-4)
+        assert result["probability"] == pytest.approx(1 / (1 + np.exp(logps[0] - logps[1])), abs=1e-4)
+        assert result["prediction"] == (result["probability"] > 0.5)
+    assert np.std([result["probability"] for result in first]) > 0.01, "the model must not be constant"
+    for other in others:
+        for key in ("logp_no", "logp_yes", "probability"):
+            assert [r[key] for r in other] == pytest.approx([r[key] for r in first], abs=1e-5)
+
+
+def test_scores_do_not_depend_on_the_other_rows(place, rows, tokenizer):
+    model = build_model("phi3", vocab_size=len(tokenizer))
+    model.config.max_position_embeddings = 512
+    candidates = evaluate.answer_candidates(str(place / "data"), rows)
+    options = {"micro_batch_tokens": 1000, "threshold": 0.3}
+    together = score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, **options)
+    for k in (3, 17):
+        (alone,) = score_answers(Accelerator(cpu=True), model, tokenizer, rows.select([k]), candidates[:1], **options)
+        assert alone["logp_yes"] == pytest.approx(together[k]["logp_yes"], abs=1e-5)
+        assert alone["input"] == together[k]["input"]
+    assert all(result["prediction"] == (result["probability"] > 0.3) for result in together)
+
+
+def test_greedy_answers_are_the_more_probable_ones(place, rows, tokenizer):
+    """A model that says what the prompt's last token names, and gives the two answers nearly all of its probability."""
+    candidates = evaluate.answer_candidates(str(place / "data"), rows)
+    no, yes = (encode(tokenizer, text) for text in candidates[0])
+    markers = [encode(tokenizer, text)[-1] for text in ("#", "?")]
+    assert len({*markers, *no, *yes}) == 5, "a repeated token would have two successors"
+    model = successor_model({markers[0]: no[0], markers[1]: yes[0], no[0]: no[1], yes[0]: yes[1]}, 2.0).eval()
+    model.set_attn_implementation(ATTENTION)
+    says = [k % 3 == 0 for k in range(len(rows))]
+    prompts = [prompt + "#?"[yes] for prompt, yes in zip(rows["prompt"], says, strict=True)]
+    rows = rows.remove_columns("prompt").add_column("prompt", prompts)
+    stop_ids = stop_token_ids(tokenizer, model)
+    greedy = predict(
+        Accelerator(cpu=True), model, tokenizer, rows, stop_ids=stop_ids, max_new_tokens=4, cache_tokens=4000
+    )
+    scored = score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, micro_batch_tokens=4000)
+    assert [row["prediction"] for row in greedy] == [row["prediction"] for row in scored] == says
+    assert 0 < sum(says) < len(says)
+    assert evaluate.whole_answers(scored)["answer_mass"] > 0.95
+
+
+def test_scoring_as_users_run_it(place, run, tmp_path, capsys):
+    arguments = ("--model", place / "yes", "--dataset", place / "data", "--num_resamples", 50)
+    run(*arguments, "--mode", "score", "--threshold", 0.6, "--micro_batch_tokens", 700)
+    run(*arguments)
+    directory = tmp_path / "evaluation_results" / "yes-score"
+    results, rows = json.loads((directory / "metrics.json").read_text()), read_predictions(directory)
+    assert [row["input"] for row in rows] == load_split(str(place / "data"), "test")["input"]
+    assert all(row["prediction"] == 1 and row["probability"] > 0.6 for row in rows)
+    assert (results["mode"], results["threshold"]) == ("score", 0.6) and "max_new_tokens" not in results
+    recomputed = metrics.report(rows, "premise_id", 50, 0)
+    assert {key: results[key] for key in recomputed} == json.loads(json.dumps(recomputed))
+    assert results["answer_mass"] == pytest.approx(
+        np.mean([np.exp(r["logp_yes"]) + np.exp(r["logp_no"]) for r in rows])
+    )
+    assert results["overall"]["auroc"] == pytest.approx(0.5, abs=0.2), "every prompt ends in the same token"
+    assert all(is_png(directory / name) for name in ("confusion_matrix.png", "scores.png", "calibration.png"))
+    printed = capsys.readouterr().out
+    assert "AUROC" in printed and f"calibration: mean probability of Yes {rows[0]['probability']:.1%}" in printed
+    run("--compare", tmp_path / "evaluation_results" / "yes", directory, "--num_resamples", 20)
+    pair = json.loads((tmp_path / "evaluation_results" / "comparison" / "comparison.json").read_text())["pairs"][0]
+    assert pair["difference"]["accuracy"] == 0 and "auroc" not in pair["difference"]
+
+
+def test_the_reliability_diagram():
+    bins = [
+        {"low": 0.0, "high": 0.1, "n": 90, "mean_probability": 0.04, "frequency": 0.1, "interval": [0.05, 0.2]},
+        {"low": 0.9, "high": 1.0, "n": 10, "mean_probability": 0.95, "frequency": 0.5, "interval": [0.2, 0.7]},
+    ]
+    top, bottom = evaluate.calibration_figure(bins, 0.95, "sft").axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in top.lines}
+    assert lines["calibrated"] == [[0, 0], [1, 1]]
+    assert lines["model, 95% intervals"] == [[0.04, 0.1], [0.95, 0.5]]
+    assert [bar.get_height() for bar in bottom.patches] == [90, 10]
+    assert [text.get_text() for text in bottom.texts] == ["90", "10"]
+
+
 # --- errors, all of them before a model is loaded
 
 
@@ -143,6 +286,14 @@ def test_dtype_follows_the_gpu():
         (("--model", "{place}/yes", "--dtype", "int8"), "dtype: 'int8' is not one of"),
         (("--model", "{place}/yes", "--cluster", "row"), "cluster: 'row' is not one of premise_id, structure_id"),
         (("--model", "{place}/yes", "--max_rows", "-1"), "max_rows: must be at least 0"),
+        (("--model", "{place}/yes", "--mode", "guess"), "mode: 'guess' is not one of generate, score"),
+        (("--model", "{place}/yes", "--threshold", "0.4"), "threshold: mode generate reads answers, .* --mode score"),
+        (("--model", "{place}/yes", "--mode", "score", "--threshold", "1"), "threshold: a probability between 0 and 1"),
+        (("--model", "{place}/yes", "--mode", "score", "--micro_batch_tokens", "0"), "micro_batch_tokens: must be at"),
+        (
+            ("--model", "{place}/yes", "--mode", "score", "--dataset", "{place}/traces"),
+            "mode score: dataset .* has target trace, not answers alone; use --mode generate",
+        ),
         (("--model", "{place}/yes", "--compare", "a", "b"), "compare and curves run no model"),
         (("--compare", "a"), "compare: name at least two"),
         (("--compare", "a", "b"), "compare: a has no metrics.json; write it with python evaluate.py .* --output_dir a"),
@@ -231,6 +382,24 @@ def test_comparison_pairs_models_with_the_first_and_the_previous(run, tmp_path, 
     shown = next(line for line in printed.split("\n") if line.startswith("grpo − base"))
     assert f"{comparison['pairs'][1]['difference']['f1']:+.3f} [" in shown
     assert shown.endswith(f"{comparison['pairs'][1]['mcnemar']['p_value']:.2g}")
+
+
+def test_scored_models_are_compared_by_their_probabilities(run, tmp_path, capsys):
+    answers = random.Random(0)
+    directories = [tmp_path / "sft", tmp_path / "grpo"]
+    for directory, accuracy in zip(directories, (0.6, 0.9), strict=True):
+        write_predictions(directory, accuracy)
+        rows = [row | {"prediction": row["prediction"] or 0} for row in read_predictions(directory)]
+        rows = [row | {"probability": (row["prediction"] + answers.random()) / 2} for row in rows]
+        (directory / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("--compare", *directories, "--num_resamples", 40)
+    comparison = json.loads((tmp_path / "evaluation_results" / "comparison" / "comparison.json").read_text())
+    a, b = (model["auroc"] for model in comparison["models"])
+    (pair,) = comparison["pairs"]
+    low, high = pair["intervals"]["auroc"]
+    assert low < pair["difference"]["auroc"] == b - a < high
+    table = capsys.readouterr().out.split("AUROC")[1]
+    assert f"{b - a:+.3f} [{low:+.3f}, {high:+.3f}]" in table and "Brier" in table
 
 
 def test_a_model_does_not_differ_from_itself(tmp_path):

@@ -16,6 +16,7 @@ from train_grpo import (
     completion_table,
     group_advantages,
     grpo_loss,
+    num_tokens,
     reward_std,
     rollout_means,
     rollout_statistics,
@@ -24,6 +25,7 @@ from train_grpo import (
     score_reference,
     token_weights,
     update_micro_batch,
+    with_gradient,
 )
 
 # --- advantages
@@ -134,12 +136,14 @@ def make_rollout(seed: int, groups: int = 8, samples: int = 4) -> Rollout:
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randint(0, 2, (sum(map(len, rows)) // samples, samples), generator=generator) * 2.0 - 1
     texts = [["" for _ in group] for group in rows]
-    return Rollout(rows, prompts, completions, texts, rewards, group_advantages(rewards, "group", 0.0))
+    rollout = Rollout(rows, prompts, completions, texts, rewards)
+    rollout.set_advantages(group_advantages(rewards, "group", 0.0))
+    return rollout
 
 
 def counts_of(rollout: Rollout) -> dict[str, float]:
     lengths = [len(c.tokens) for group in rollout.completions for c in group]
-    return {"sequences": len(lengths), "tokens": sum(lengths)}
+    return {"sequences": len(lengths), "tokens": sum(lengths), "trained_tokens": sum(lengths)}
 
 
 def step_gradients(model, rollout, plan, config, old_shift: float = 0.0):
@@ -202,7 +206,7 @@ def test_step_equals_the_definition(loss_type):
     logps, mask = padded_logps(model, prompts, tokens, 1.3)
     with torch.no_grad(), use_reference(model):
         reference, _ = padded_logps(model, prompts, tokens, 1.3)
-    advantages = rollout.advantages.flatten()
+    advantages = torch.cat(rollout.advantages)
     total = torch.zeros(())
     for b, completion in enumerate(tokens):
         length = len(completion)
@@ -231,9 +235,41 @@ def test_first_pass_has_ratio_exactly_one_and_no_kl(family):
     assert abs(terms["policy_loss"]) < 1e-6
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_without_a_kl_rows_without_advantage_are_not_computed(family, loss_type):
+    model, rollout = build_model(family, lora=True), make_rollout(8)
+    advantages = group_advantages(rollout.rewards, "group", 0.0)
+    advantages[1] = 0.0
+    advantages[2, 1:3] = 0.0
+    rollout.set_advantages(advantages)
+    config = Config(beta=0.0, loss_type=loss_type, max_new_tokens=5)
+    live = with_gradient(rollout, beta=0.0)
+    assert 0 < sum(map(len, live.rows)) == int((advantages != 0).sum()) < advantages.numel()
+    counts = counts_of(rollout)
+    for taken in (rollout, live):
+        counts["trained_tokens"] = num_tokens(taken)
+        loss, _, _ = update_micro_batch(model, taken, list(range(len(taken.rows))), None, None, counts, config)
+        loss.backward()
+        if taken is rollout:
+            expected, expected_loss = gradients(model), float(loss.detach())
+    assert_same_gradients(gradients(model), expected)
+    assert float(loss.detach()) == pytest.approx(expected_loss, abs=1e-6)
+    assert with_gradient(rollout, beta=0.1) is rollout, "the KL term needs every row"
+
+
+def test_a_rank_without_any_advantage_still_has_something_to_run():
+    model, rollout = build_model("phi3", lora=True), make_rollout(5)
+    rollout.set_advantages(torch.zeros_like(rollout.rewards))
+    live = with_gradient(rollout, beta=0.0)
+    assert [len(group) for group in live.rows] == [1] and live.tokens(0) == rollout.tokens(0)[:1]
+    counts = counts_of(rollout) | {"trained_tokens": num_tokens(live)}
+    update_micro_batch(model, live, [0], None, None, counts, Config(beta=0.0))[0].backward()
+    assert all((gradient == 0).all() for gradient in gradients(model).values())
+
+
 def test_a_rollout_without_signal_leaves_only_the_kl():
     model, rollout = trained_policy("phi3"), make_rollout(5)
-    rollout.advantages = torch.zeros_like(rollout.advantages)
+    rollout.set_advantages(torch.zeros_like(rollout.rewards))
     without, _ = step_gradients(model, rollout, [list(range(8))], Config(beta=0.0))
     assert all((gradient == 0).all() for gradient in without.values())
     with_kl, _ = step_gradients(model, rollout, [list(range(8))], Config(beta=0.1))
@@ -319,7 +355,9 @@ def scored_rollout() -> Rollout:
     completions = [[Completion([1] * (k + 1), [-1.0] * (k + 1), stopped=k < 2) for k in range(3)] for _ in texts]
     rewards = torch.tensor([[1.0, -1.0, -0.5], [1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
     rows = [[0] * 3, [1] * 3, [2] * 3]
-    return Rollout(rows, [[[5]] * 3] * 3, completions, texts, rewards, group_advantages(rewards, "none", 0.0))
+    rollout = Rollout(rows, [[[5]] * 3] * 3, completions, texts, rewards)
+    rollout.set_advantages(group_advantages(rewards, "none", 0.0))
+    return rollout
 
 
 def test_rollout_metrics_by_hand():

@@ -1,4 +1,4 @@
-"""The launch commands as a user types them, on one and on two CPU processes under ZeRO-2; all tests share six launches.
+"""The launch commands as a user types them, on one and two CPU processes under ZeRO-2; all tests share a few launches.
 
 One process, two processes and a loop in plain PyTorch must give the same weights: an uneven number of rows and prompts
 makes the ranks' shares, and their numbers of micro-batches, differ.
@@ -91,10 +91,10 @@ def dataset(folder) -> Path:
     return folder / "data"
 
 
-def launch_sft(folder: Path, dataset: Path, processes: int) -> Path:
-    output = folder / f"sft_{processes}"
+def launch_sft(folder: Path, dataset: Path, processes: int, name: str = "", **options) -> Path:
+    output = folder / f"sft_{name or processes}"
     places = {"dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / output.name}
-    launch(processes, "train_sft.py", model="tiny", **places, **SFT, **OFTEN, keep_best=False)
+    launch(processes, "train_sft.py", model="tiny", **places, **SFT, **OFTEN, keep_best=False, **options)
     return output
 
 
@@ -106,6 +106,11 @@ def sft_two(folder, dataset):
 @pytest.fixture(scope="module")
 def sft_one(folder, dataset):
     return launch_sft(folder, dataset, 1)
+
+
+@pytest.fixture(scope="module")
+def sft_plain(folder, dataset):
+    return launch_sft(folder, dataset, 1, "plain", prefix_sharing=False)
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +135,10 @@ def start_adapter(folder, dataset, tokenizer) -> Path:
     return folder / "adapter"
 
 
-def launch_grpo(folder: Path, dataset: Path, adapter: Path, processes: int) -> Path:
-    output = folder / f"grpo_{processes}"
+def launch_grpo(folder: Path, dataset: Path, adapter: Path, processes: int, name: str = "", **options) -> Path:
+    output = folder / f"grpo_{name or processes}"
     places = {"dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / output.name}
-    launch(processes, "train_grpo.py", model=adapter, **places, **GRPO, **OFTEN)
+    launch(processes, "train_grpo.py", model=adapter, **places, **GRPO, **OFTEN, **options)
     return output
 
 
@@ -147,11 +152,16 @@ def grpo_one(folder, dataset, start_adapter):
     return launch_grpo(folder, dataset, start_adapter, 1)
 
 
-def assert_same_weights(a: Path, b: Path, file: str) -> None:
+@pytest.fixture(scope="module")
+def grpo_plain(folder, dataset, start_adapter):
+    return launch_grpo(folder, dataset, start_adapter, 1, "plain", prefix_sharing=False)
+
+
+def assert_same_weights(a: Path, b: Path, file: str, atol: float = 1e-5) -> None:
     first, second = load_file(a / file), load_file(b / file)
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def assert_same_curves(a: Path, b: Path, rel: float = 1e-4) -> None:
@@ -186,6 +196,11 @@ def test_sft_on_two_processes_equals_one(sft_two, sft_one, folder):
     assert_same_curves(folder / "logs" / "sft_2", folder / "logs" / "sft_1")
 
 
+def test_sft_with_shared_prefixes_equals_sft_without(sft_one, sft_plain, folder):
+    assert_same_weights(sft_one, sft_plain, "model.safetensors")
+    assert_same_curves(folder / "logs" / "sft_1", folder / "logs" / "sft_plain")
+
+
 def test_sft_equals_a_loop_in_plain_pytorch(sft_two, dataset, folder, tokenizer):
     """Row by row, AdamW and clipping by torch: no packing, no micro-batches, no DeepSpeed."""
     rows, config = load_from_disk(dataset)["train"], SftConfig(**SFT)
@@ -210,8 +225,8 @@ def test_sft_equals_a_loop_in_plain_pytorch(sft_two, dataset, folder, tokenizer)
     assert [value for _, value in logged["train/loss"]] == pytest.approx(losses, rel=1e-4)
     assert [value for _, value in logged["train/grad_norm"]] == pytest.approx(norms, rel=1e-3)
     assert max(norms) > config.max_grad_norm, "a run without clipping tests no clipping"
-    save_model(model, tokenizer, folder / "plain")
-    assert_same_weights(sft_two, folder / "plain", "model.safetensors")
+    save_model(model, tokenizer, folder / "torch")
+    assert_same_weights(sft_two, folder / "torch", "model.safetensors")
 
 
 # --- GRPO
@@ -241,6 +256,13 @@ def test_grpo_on_two_processes_equals_one(grpo_two, grpo_one, folder):
     assert_same_curves(folder / "logs" / "grpo_2", folder / "logs" / "grpo_1", rel=1e-3)
     for checkpoint in ("checkpoint-1", "checkpoint-2"):
         assert_same_weights(grpo_two / checkpoint, grpo_one / checkpoint, ADAPTER)
+
+
+def test_grpo_with_shared_prefixes_equals_grpo_without(grpo_one, grpo_plain, folder):
+    assert_same_curves(folder / "logs" / "grpo_1", folder / "logs" / "grpo_plain", rel=1e-3)
+    for checkpoint in ("checkpoint-1", "checkpoint-2"):
+        # Adam's steps are of the size of the rate, 1e-2, however small the gradient whose rounding differs.
+        assert_same_weights(grpo_one / checkpoint, grpo_plain / checkpoint, ADAPTER, atol=5e-5)
 
 
 def test_grpo_keeps_the_adapter_of_the_best_evaluation(grpo_two, start_adapter, folder):

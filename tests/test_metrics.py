@@ -7,8 +7,22 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
-from metrics import SCORES, baselines, classification_metrics, clustered_bootstrap, compare, format_table, report
+from metrics import (
+    PROBABILITY_SCORES,
+    SCORES,
+    baselines,
+    calibration_bins,
+    classification_metrics,
+    clustered_bootstrap,
+    compare,
+    constant_probability,
+    format_probability_table,
+    format_table,
+    probability_metrics,
+    report,
+)
 
 TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
 
@@ -43,6 +57,19 @@ def random_pair(n, seed=0, answered=True):
     choices = [0, 1] if answered else [0, 1, None]
     predictions = [label if rng.random() < 0.6 else choices[rng.integers(len(choices))] for label in labels]
     return labels, predictions
+
+
+def make_scored_rows(labels, probabilities, clusters=None):
+    rows = make_rows(labels, [int(p > 0.5) for p in probabilities], clusters)
+    return [row | {"probability": float(p)} for row, p in zip(rows, probabilities, strict=True)]
+
+
+def random_scores(n, seed=0):
+    """Labels and probabilities that know something of them, many equal, 0 and 1 among them."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < 0.3).astype(int)
+    probabilities = np.clip(np.round(0.3 * labels + rng.normal(0.4, 0.3, n), 2), 0, 1)
+    return labels.tolist(), probabilities.tolist()
 
 
 def width(interval):
@@ -138,6 +165,158 @@ def test_baselines():
 def test_bad_rows(labels, predictions, message):
     with pytest.raises(ValueError, match=message):
         classification_metrics(labels, predictions)
+
+
+# ---- probabilities
+
+
+def test_hand_computed_probability_scores():
+    scores = probability_metrics([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    assert scores["auroc"] == pytest.approx(3 / 4)  # of the four pairs only 0.4 over 0.35 is the wrong way round
+    assert scores["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    assert scores["brier"] == pytest.approx((0.1**2 + 0.4**2 + 0.65**2 + 0.2**2) / 4)
+    assert scores["log_loss"] == pytest.approx(-(np.log([0.9, 0.6, 0.35, 0.8]).sum()) / 4)
+    # bins (0, 0.1]: 1 row; (0.3, 0.4]: 0.4 and 0.35, one of them Yes; (0.7, 0.8]: 1 row
+    assert scores["ece"] == pytest.approx((1 * 0.1 + 2 * (1 / 2 - 0.75 / 2) + 1 * 0.2) / 4)
+    assert "note" not in scores
+
+
+def test_a_constant_probability_ranks_nothing_and_is_calibrated():
+    labels = [1] * 2 + [0] * 8
+    scores = constant_probability(labels)
+    assert scores["auroc"] == 0.5 and scores["average_precision"] == pytest.approx(0.2)
+    assert scores["brier"] == pytest.approx(0.2 * 0.8) and scores["ece"] == pytest.approx(0)
+    assert scores["log_loss"] == pytest.approx(-(0.2 * np.log(0.2) + 0.8 * np.log(0.8)))
+
+
+def test_certainty_that_is_wrong_costs_a_finite_loss():
+    scores = probability_metrics([0, 1], [1.0, 1.0])
+    assert scores["log_loss"] == pytest.approx(-np.log(np.finfo(float).eps) / 2)
+    assert scores["brier"] == scores["auroc"] == scores["ece"] == 0.5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_resampled_scores_equal_scikit_learn_with_the_weights(seed):
+    """The array formulas of the intervals, on weights among which are zeros, against scikit-learn on each resample."""
+    from metrics import _probability_scores
+
+    labels, probabilities = (np.array(column, dtype=float) for column in random_scores(80, seed))
+    weights = np.random.default_rng(seed).integers(0, 4, (5, 80)).astype(float)
+    weights[0] = 1
+    weights[1, probabilities > 0.9] = 0  # the highest ranks hold nothing
+    ours = _probability_scores(weights, labels, probabilities)
+    for r, w in enumerate(weights):
+        assert ours["auroc"][r] == pytest.approx(sk.roc_auc_score(labels, probabilities, sample_weight=w))
+        expected = sk.average_precision_score(labels, probabilities, sample_weight=w)
+        assert ours["average_precision"][r] == pytest.approx(expected)
+        assert ours["brier"][r] == pytest.approx(sk.brier_score_loss(labels, probabilities, sample_weight=w))
+        assert ours["log_loss"][r] == pytest.approx(sk.log_loss(labels, probabilities, sample_weight=w))
+        repeated = np.repeat(np.arange(80), w.astype(int))
+        alone = probability_metrics(labels[repeated], probabilities[repeated])
+        assert ours["ece"][r] == pytest.approx(alone["ece"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calibration_equals_scikit_learn(seed):
+    labels, probabilities = random_scores(200, seed)
+    bins = calibration_bins(make_scored_rows(labels, probabilities, [i // 5 for i in range(200)]), num_resamples=100)
+    frequencies, means = calibration_curve(labels, probabilities, n_bins=10, strategy="uniform")
+    assert [part["frequency"] for part in bins] == pytest.approx(frequencies)
+    assert [part["mean_probability"] for part in bins] == pytest.approx(means)
+    assert sum(part["n"] for part in bins) == 200
+    for part in bins:
+        assert part["low"] <= part["mean_probability"] <= part["high"]
+        assert part["interval"][0] <= part["frequency"] <= part["interval"][1]
+    gaps = sum(part["n"] * abs(part["frequency"] - part["mean_probability"]) for part in bins) / 200
+    assert probability_metrics(labels, probabilities)["ece"] == pytest.approx(gaps)
+
+
+def test_probability_intervals_come_from_the_same_resamples():
+    """scikit-learn on the resamples themselves, drawn again as the other scores' are."""
+    labels, probabilities = random_scores(120, 5)
+    rows = make_scored_rows(labels, probabilities, [i // 6 for i in range(120)])
+    intervals = clustered_bootstrap(rows, num_resamples=60, seed=7)
+    draws = np.random.default_rng(7).multinomial(20, np.full(20, 1 / 20), size=60)
+    weights = [np.repeat(draw, 6) for draw in draws]
+    aucs = [sk.roc_auc_score(labels, probabilities, sample_weight=w) for w in weights]
+    assert intervals["auroc"] == pytest.approx(np.quantile(aucs, [0.025, 0.975]))
+    right = [np.average([row["prediction"] == row["label"] for row in rows], weights=w) for w in weights]
+    assert intervals["accuracy"] == pytest.approx(np.quantile(right, [0.025, 0.975]))
+    assert set(intervals) == {*SCORES, *PROBABILITY_SCORES}
+
+
+def test_chunks_and_copies_of_rows_change_no_probability_interval(monkeypatch):
+    labels, probabilities = random_scores(90, 2)
+    clusters = [i // 3 for i in range(90)]
+    once = clustered_bootstrap(make_scored_rows(labels, probabilities, clusters), num_resamples=50)
+    monkeypatch.setattr("metrics._WEIGHTS_AT_ONCE", 7 * 90)
+    twice = clustered_bootstrap(make_scored_rows(labels * 2, probabilities * 2, clusters * 2), num_resamples=50)
+    for name in once:
+        assert twice[name] == pytest.approx(once[name])
+
+
+def test_one_class_only_has_no_auroc():
+    rows = make_scored_rows([0] * 6, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    overall = report(rows, num_resamples=20)["overall"]
+    assert overall["auroc"] is overall["average_precision"] is overall["intervals"]["auroc"] is None
+    assert "one class only" in overall["note"] and overall["brier"] > 0 and width(overall["intervals"]["brier"]) > 0
+    assert compare(rows, rows, num_resamples=20)["intervals"].keys().isdisjoint({"auroc", "average_precision"})
+    line = format_probability_table([("model", overall)]).splitlines()[1]
+    assert line.split()[:3] == ["model", "none", "none"]
+
+
+def test_resamples_of_one_class_are_left_out():
+    # Two clusters, one of each class: half of the resamples hold one class only; in the others the ranking is right.
+    rows = make_scored_rows([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
+    assert clustered_bootstrap(rows, num_resamples=40)["auroc"] == [1.0, 1.0]
+
+
+def test_probabilities_that_are_not():
+    rows = make_scored_rows([0, 1], [0.1, 0.9])
+    with pytest.raises(ValueError, match="1 of 2 rows have a probability"):
+        report([rows[0], {**rows[1], "probability": None}])
+    with pytest.raises(ValueError, match="row 1: probability is 1.5"):
+        report([rows[0], {**rows[1], "probability": 1.5}])
+    with pytest.raises(ValueError, match="row 0: probability is nan"):
+        probability_metrics([0, 1], [float("nan"), 0.5])
+    with pytest.raises(ValueError, match="2 labels but 1 probabilities"):
+        probability_metrics([0, 1], [0.5])
+    with pytest.raises(ValueError, match="no rows"):
+        probability_metrics([], [])
+
+
+def test_a_report_of_scored_rows():
+    labels, probabilities = random_scores(240)
+    rows = make_scored_rows(labels, probabilities, [i // 12 for i in range(240)])
+    result = report(rows, num_resamples=50)
+    for group in (result["overall"], *result["by_num_variables"].values(), *result["by_relation"].values()):
+        assert set(group["intervals"]) == {*SCORES, *PROBABILITY_SCORES}
+    for name in PROBABILITY_SCORES:
+        low, high = result["overall"]["intervals"][name]
+        assert low < result["overall"][name] < high or name == "ece"  # whose resamples lie higher: noise adds to it
+    assert result["calibration"] == calibration_bins(rows, num_resamples=50)
+    assert result["constant_probability"] == constant_probability(labels)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    unscored = report([{k: v for k, v in row.items() if k != "probability"} for row in rows], num_resamples=50)
+    assert unscored.keys() == result.keys() - {"calibration", "constant_probability"}
+    assert unscored["overall"].items() <= {**result["overall"], "intervals": unscored["overall"]["intervals"]}.items()
+
+
+def test_probabilities_are_compared_on_the_same_resamples():
+    labels, probabilities = random_scores(150, 1)
+    clusters = [i // 5 for i in range(150)]
+    better = [0.5 * p + 0.5 * label for label, p in zip(labels, probabilities, strict=True)]
+    a, b = make_scored_rows(labels, probabilities, clusters), make_scored_rows(labels, better, clusters)
+    result = compare(a, b[::-1], num_resamples=100)
+    for name in PROBABILITY_SCORES:
+        assert result["difference"][name] == result["b"][name] - result["a"][name]
+    low, high = result["intervals"]["auroc"]
+    assert 0 < low < result["difference"]["auroc"] < high
+    assert set(compare(a, a, num_resamples=10)["difference"].values()) == {0.0}
+    same_ranks = make_scored_rows(labels, [p / 2 for p in probabilities], clusters)
+    assert compare(a, same_ranks, num_resamples=50)["intervals"]["auroc"] == [0.0, 0.0]
+    answers = [{k: v for k, v in row.items() if k != "probability"} for row in b]
+    assert "auroc" not in compare(a, answers, num_resamples=10)["difference"]
 
 
 # ---- bootstrap
