@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -106,8 +106,10 @@ def epoch_batches(
     return steps
 
 
-def share_of_rank(groups: list[list[int]], rank: int, world_size: int) -> list[list[int]]:
-    """The groups of a step that this rank computes: about equally many rows on each, every row on exactly one.
+def share_of_rank(
+    groups: list[list[int]], rank: int, world_size: int, cost: Callable[[list[int]], int] = len
+) -> list[list[int]]:
+    """The groups of a step that this rank computes: about equal in summed `cost`, every row on exactly one rank.
 
     Groups are split where there are fewer than ranks; a rank gets nothing only if there are fewer rows than ranks.
     """
@@ -116,6 +118,9 @@ def share_of_rank(groups: list[list[int]], rank: int, world_size: int) -> list[l
         longest = groups.pop(max(range(len(groups)), key=lambda g: len(groups[g])))
         groups += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
     shares: list[list[list[int]]] = [[] for _ in range(world_size)]
-    for group in sorted(groups, key=len, reverse=True):
-        min(shares, key=lambda share: sum(map(len, share))).append(group)
+    loads = [0] * world_size
+    for weight, group in sorted(((cost(group), group) for group in groups), key=lambda pair: -pair[0]):
+        least = loads.index(min(loads))
+        shares[least].append(group)
+        loads[least] += weight
     return shares[rank]

@@ -222,7 +222,11 @@ def predict(
     prompts = [encode(tokenizer, text) for text in rows["prompt"]]
     # A premise's prompts and completions should fit the cache together.
     groups = premise_groups(rows["premise_id"], max(1, min(ROWS_PER_GROUP, cache_tokens // (2 * max_new_tokens))))
-    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes)
+
+    def cost(group: list[int]) -> int:
+        return len(pack([[prompts[index] for index in group]])) + len(group) * max_new_tokens
+
+    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes, cost)
     was_training = model.training
     model.eval()
     completions = generate_groups(
@@ -275,9 +279,12 @@ def score_answers(
     def sequences(group: list[int]) -> list[Tokens]:
         return [prompts[index] + answer for index in group for answer in answers[index]]
 
+    def cost(group: list[int]) -> int:
+        return len(pack([sequences(group)]))
+
     groups = premise_groups(rows["premise_id"], ROWS_PER_GROUP)
-    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes)
-    mine = [part for group in mine for part in _halved(group, lambda g: len(pack([sequences(g)])), micro_batch_tokens)]
+    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes, cost)
+    mine = [part for group in mine for part in _halved(group, cost, micro_batch_tokens)]
     was_training = model.training
     model.eval()
     found: list[tuple[int, float, float]] = []  # row, logp_no, logp_yes

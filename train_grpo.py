@@ -40,7 +40,7 @@ from models import (
     training_dtype,
     use_reference,
 )
-from prefix_sharing import check_prefix_sharing, plan_micro_batches, sequence_logps
+from prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
 from rewards import extract_answer, outcome_reward
 
 
@@ -342,6 +342,11 @@ def main() -> None:
         texts = relabel_rows(train, None, config.seed, epoch) if config.relabel_each_epoch else train
         return [encode(tokenizer, text) for text in texts["prompt"]], texts["hypothesis"]
 
+    def longest_tokens(group: list[int]) -> int:
+        """Packed tokens of all samples of a group of rows, if none stops early: what a rank's work is shared out by."""
+        samples = len(group) * config.num_generations
+        return len(pack([[prompts[row] for row in group]])) + samples * config.max_new_tokens
+
     prompts, hypotheses = prompts_of_epoch(0)
     check(
         config.prompts_per_step <= len(train),
@@ -373,7 +378,7 @@ def main() -> None:
     check_gradient_flow(model, probe.mean())
     if config.prefix_sharing:
         first = epoch_batches(premise_ids, config.seed, 0, config.claims_per_prefix, config.prompts_per_step)[0]
-        first = share_of_rank(first, rank, world_size)
+        first = share_of_rank(first, rank, world_size, longest_tokens)
         answers = [[encode(tokenizer, train[row]["response"]) for row in group] for group in first]
         check_prefix_sharing(
             model, [[prompts[row] for row in group] for group in first], answers, config.micro_batch_tokens
@@ -425,7 +430,7 @@ def main() -> None:
 
         # ------------------------------------------------------------ sample and score
         clock = time.perf_counter()
-        groups = share_of_rank(queue.pop(0), rank, world_size)
+        groups = share_of_rank(queue.pop(0), rank, world_size, longest_tokens)
         rollout = sample(policy, tokenizer, prompts, labels, groups, stop_ids, number, config)
         phase["rollout"] += time.perf_counter() - clock
 

@@ -27,7 +27,7 @@ from generation import predict
 from health import AdapterMotion, check_gradient_flow, report_scores
 from metrics import classification_metrics
 from models import check_context, check_model, load_policy, load_tokenizer, save_model, stop_token_ids, training_dtype
-from prefix_sharing import check_prefix_sharing, plan_micro_batches, sequence_logps
+from prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
 
 
 @dataclass
@@ -123,6 +123,9 @@ class Rows:
         contexts, targets = ([[column[i] for i in g] for g in groups] for column in (self.contexts, self.targets))
         return contexts, targets
 
+    def packed_tokens(self, group: list[int]) -> int:
+        return len(pack([[self.contexts[i] + self.targets[i] for i in group]]))
+
     def total_weight(self, groups: list[list[int]]) -> float:
         return sum(sum(self.weights[i]) for group in groups for i in group)
 
@@ -157,7 +160,7 @@ def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], conf
     """Mean negative log-likelihood over all completion tokens of the rows, weighted as in training, on all ranks."""
     model.eval()
     groups = premise_groups(premise_ids, config.claims_per_prefix)
-    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes)
+    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes, rows.packed_tokens)
     sums = {"loss": 0.0, "weight": 0.0}
     for batch in micro_batches(mine, rows, config):
         sums["loss"] += float(loss_sum(model, rows, batch, config.prefix_sharing))
@@ -210,7 +213,7 @@ def main() -> None:
     )
     check_context(model, max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True)))
     stop_ids = stop_token_ids(tokenizer, model)
-    first = share_of_rank(steps[0][1], accelerator.process_index, world_size)
+    first = share_of_rank(steps[0][1], accelerator.process_index, world_size, rows.packed_tokens)
     if config.prefix_sharing:
         check_prefix_sharing(model, *rows.of(first), config.micro_batch_tokens)
     check_gradient_flow(model, loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1]))
@@ -257,7 +260,7 @@ def main() -> None:
         set_learning_rate(optimizer, learning_rate(number, len(steps), config))
 
         # forward and backward: every rank equally often, since ZeRO-2 reduces gradients in each backward
-        mine = share_of_rank(groups, accelerator.process_index, world_size)
+        mine = share_of_rank(groups, accelerator.process_index, world_size, rows.packed_tokens)
         batches = micro_batches(mine, rows, config)
         count = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
         for k in range(count):

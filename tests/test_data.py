@@ -78,6 +78,17 @@ def test_every_row_is_on_one_rank_and_shares_are_fair(sizes, world_size):
     assert groups == numbered(sizes), "the caller's groups stay as they are"
 
 
+@settings(max_examples=100, deadline=None)
+@given(group_lists, st.integers(1, 4))
+def test_shares_are_fair_in_what_a_group_costs(sizes, world_size):
+    groups = numbered(sizes)
+    cost = lambda group: 100 // len(group)  # noqa: E731  the smallest groups cost most
+    shares = [share_of_rank(groups, rank, world_size, cost) for rank in range(world_size)]
+    assert sorted(row for share in shares for row in flat(share)) == list(range(sum(sizes)))
+    loads = [sum(map(cost, share)) for share in shares]
+    assert max(loads) - min(loads) <= max(cost(group) for share in shares for group in share)
+
+
 def test_nothing_to_share_for_more_ranks_than_rows():
     shares = [share_of_rank([[5, 6]], rank, 4) for rank in range(4)]
     assert sorted(map(len, shares)) == [0, 0, 1, 1] and sorted(row for share in shares for row in flat(share)) == [5, 6]
