@@ -1,9 +1,14 @@
 """The benchmarks run, and count what they time."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,3 +22,86 @@ def test_data_engine_times_every_stage(tmp_path):
         assert [(entry["num_variables"], entry["row_count"]) for entry in figures[labels]] == [(3, 90), (4, 720)]
         assert all(0 < entry["rows"] <= entry["total"] for entry in figures[labels])
     assert figures["peak_gib"] > 0 and "all: 810 rows" in done.stdout
+
+
+SMALL = ["--shape", "32", "1", "48", "2", "--repeats", "1", "--threads", "1"]
+
+
+def run_benchmark(script: str, path: Path, *options: str) -> tuple[list[dict], str]:
+    """The rows of its figures, and what it printed."""
+    command = [sys.executable, f"benchmarks/{script}.py", *SMALL, "--json", str(path), *options]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text())["rows"], done.stdout
+
+
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("common")
+
+
+def test_grpo_step_computes_the_tokens_that_sharing_needs(tmp_path):
+    points = ["--G", "3", "--T", "2", "4", "--prompts", "1", "--rivals", "padded"]
+    figure = tmp_path / "step.png"
+    rows, printed = run_benchmark("grpo_step", tmp_path / "step.json", *points, "--figure", str(figure))
+    assert [(row["T"], row["phase"]) for row in rows] == [
+        (t, phase) for t in (2, 4) for phase in ("step", "rollout", "scoring", "update")
+    ]
+    for row in rows:
+        assert row["rival"] == "padded" and row["G"] == 3 and abs(row["P"] - 350) < 5
+        assert row["ratio"] == row["theirs"] / row["ours"] and row["ratio"] > 0
+        assert row["ours_of_machine"] > 0 and row["theirs_of_machine"] > 0
+        if row["phase"] in ("scoring", "update"):
+            # a few tokens less where two samples begin alike
+            assert row["theirs_tokens"] == 3 * (row["P"] + row["T"])
+            assert row["P"] < row["ours_tokens"] <= row["P"] + 3 * row["T"]
+    assert "settings: ours" in printed and figure.stat().st_size > 10_000
+
+
+def test_sft_step_shares_premises(tmp_path):
+    points = ["--rows", "4", "--claims_per_prefix", "1", "4", "--rivals", "padded"]
+    rows, _ = run_benchmark("sft_step", tmp_path / "sft.json", *points)
+    alone, shared = rows
+    assert (alone["G"], shared["G"]) == (1, 4)
+    assert alone["ours_tokens"] <= alone["theirs_tokens"]
+    assert 2 < shared["token_ratio"] < 4, "four claims of a premise cost little more than one"
+    assert shared["ours_rows_per_second"] == 4 / shared["ours"]
+
+
+def test_evaluation_gives_the_answers_of_the_plain_loop(tmp_path):
+    (row,), printed = run_benchmark("evaluation", tmp_path / "evaluation.json", "--quick", "--tokens", "3")
+    assert row["row_count"] == 180 and row["premises"] == 5 and row["token_ratio"] > 5
+    assert row["different_predictions"] == 0 and row["different_texts"] <= 2
+    assert "180 rows on 5 premises" in printed
+
+
+def test_rival_that_is_not_installed_is_named(common, monkeypatch):
+    monkeypatch.setitem(common.PACKAGES, "trl", "no_such_package")
+    with pytest.raises(ValueError, match="trl is not installed: run pip install -r benchmarks/requirements.txt"):
+        common.check_rivals(["trl", "padded"])
+    common.check_rivals(["padded"])
+
+
+def test_operations_count_matrices_and_attention(common):
+    model = build_model("phi3", lora=True)
+    base = sum(p.numel() for n, p in model.named_parameters() if "base_layer" in n and p.dim() == 2)
+    lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+    head, pairs = 61 * 32, 4 * 32 * 2  # vocabulary x hidden size; 4 d a layer
+    forward = 2 * 3 * (base + lora) + 2 * 2 * head + 6 * pairs
+    assert common.operations(model, [[[1, 2, 3]]], True, 3, 2, backward=False) == forward
+    update = common.operations(model, [[[1, 2, 3]]], True, 3, 2, backward=True)
+    assert update == 2 * forward + 6 * pairs + 2 * 3 * lora
+    shared = common.operations(model, [[[1, 2, 3], [1, 2, 4]]], True, 4, 2, backward=False)
+    assert shared == 2 * 4 * (base + lora) + 2 * 2 * head + 9 * pairs  # the two last tokens see three each
+
+
+def test_medians_drop_the_first_run(common):
+    runs = [{"step": common.Measure(seconds, tokens)} for seconds, tokens in ((9, 1), (1, 5), (3, 5), (2, 5))]
+    assert common.medians(runs)["step"] == common.Measure(2, 5)
+
+
+def test_peak_memory_is_that_of_the_work(common):
+    grpo_step = importlib.import_module("grpo_step")
+    size = grpo_step.peak_memory(lambda: torch.ones(16, 2**20).sum())
+    assert 64 * 2**20 <= size + 2**20 <= 80 * 2**20

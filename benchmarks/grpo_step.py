@@ -1,0 +1,464 @@
+"""A GRPO step with shared prefixes against TRL's GRPOTrainer, prefix-grouper and a plain padded loop.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/grpo_step.py --G 8 --json step.json --figure step.png    # T = 4, 16, 64, 256
+    python benchmarks/grpo_step.py --quick --json step.json                    # less than 5 minutes
+    python benchmarks/grpo_step.py --from_json step.json --figure step.png
+    python benchmarks/grpo_step.py --memory --G 8 --json memory.json           # peak memory of the update; needs no TRL
+
+A step is the rollout (G samples of T tokens for each of `--prompts` prompts), scoring (log-probabilities under a frozen
+copy of the adapter) and the update (loss, backward, clipping, AdamW). All sides have the same weights, LoRA on every
+linear layer, prompts and lengths: no sample may stop early. Rewards are random numbers, since the model may answer
+nothing. Ours are the functions of train_grpo.py. The rivals, each with its settings:
+
+    trl             trl.GRPOTrainer, its methods timed: rollout by `generate` or by continuous batching, rows a device
+    prefix-grouper  its attention and its row in our scoring and update, of given completions; it has no rollout
+    padded          a `generate` loop with every prompt repeated, then train_grpo.py with prefix_sharing off
+
+A setting is a way to sample and a micro-batch: all of the step at once or a group at a time (trl: rows). Each side
+first does a step at each, and the best of each phase is kept. Then the sides take turns; the first turn is dropped;
+figures are medians in seconds. `by tokens` is the ratio of the tokens that the sides compute; in a step those of the
+update count twice, since a backward pass costs about a forward one. What counts as operations stands in common.py.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from unittest.mock import patch
+
+import common
+import numpy as np
+import torch
+from common import PHASES, Bench, Clock, Measure, Run, Side
+from datasets import Dataset
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+import train_grpo
+from arguments import check, run_script
+from generation import Completion
+from models import add_reference, encode, use_reference
+from prefix_sharing import TOLERANCE, plan_micro_batches, sequence_logps
+from train_grpo import Rollout
+
+RIVALS = ["trl", "prefix-grouper", "padded"]
+PARTS = [("rollout",), ("scoring", "update")]  # the phases that the elements of a setting decide
+BETA = 0.03
+WHOLE = 10**9  # a token budget that holds a whole step; with 1, each group stands alone
+
+
+class Point:
+    """What a line of the table is measured on: `prompts` real prompts, in groups of `claims` that share a premise."""
+
+    def __init__(self, where: Bench, n: int, g: int, t: int, claims: int, options):
+        self.bench, self.g, self.t = where, g, t
+        rows = common.nearest_premises(n, where.tokenizer, options.prompt_tokens, max(1, options.prompts // claims))
+        self.rows = [row for premise in rows for row in premise[:claims]]
+        self.groups = [list(range(k * claims, (k + 1) * claims)) for k in range(len(rows))]
+        self.prompts = [encode(where.tokenizer, row["prompt"]) for row in self.rows]
+        self.size = g * len(self.rows)  # sequences of a step
+        self.at = {"N": n, "G": g, "T": t, "P": round(sum(map(len, self.prompts)) / len(self.rows)), "claims": claims}
+
+    def config(self, budget: int, share: bool = True) -> train_grpo.Config:
+        lengths = {"num_generations": self.g, "max_new_tokens": self.t}
+        return train_grpo.Config(
+            beta=BETA, prefix_sharing=share, micro_batch_tokens=budget, cache_tokens=budget, **lengths
+        )
+
+    def rollout(self) -> Rollout:
+        """Random completions, for what starts after the sampling."""
+        rows = [[row for row in group for _ in range(self.g)] for group in self.groups]
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(10, len(self.bench.tokenizer), (self.size, self.t), generator=random).tolist()
+        done = iter(Completion(tokens) for tokens in ids)
+        prompts = [[self.prompts[row] for row in group] for group in rows]
+        return Rollout(rows, prompts, [[next(done) for _ in group] for group in rows], [], torch.empty(0))
+
+
+def sequences(rollout: Rollout, cut: int = 0) -> list[list[list[int]]]:
+    """Tokens of every sequence, group by group, without the last `cut` of them."""
+    tokens = [[c.tokens[: len(c.tokens) - cut] for c in group] for group in rollout.completions]
+    pairs = zip(rollout.prompts, tokens, strict=True)
+    return [[p + c for p, c in zip(*pair, strict=True)] for pair in pairs]
+
+
+# --- the sides
+
+
+class Product(Side):
+    """The functions of train_grpo.py; with `share` false the plain path, after a rollout by `generate`."""
+
+    settings = [("step", "step"), ("group", "group")]
+
+    def __init__(self, point: Point, model: torch.nn.Module, share: bool = True):
+        self.point, self.model, self.share = point, model, share
+        self.clock = Clock(model)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
+        self.steps_done = 0
+
+    def sample(self, setting: str) -> Rollout:
+        point, whole = self.point, setting == "step"
+        self.steps_done += 1
+        self.model.eval()
+        if self.share:
+            labels, config = [row["label"] for row in point.rows], point.config(WHOLE if whole else 1)
+            inputs = (self.model, point.bench.tokenizer, point.prompts, labels, point.groups)
+            return train_grpo.sample(*inputs, set(), self.steps_done, config)
+        rollout = point.rollout()
+        prompts = [prompt for group in rollout.prompts for prompt in group]
+        options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+        pad, batch = point.bench.tokenizer.pad_token_id, len(prompts) if whole else point.g
+        done = iter(common.padded_generate(self.model, prompts, batch, point.t, pad, **options))
+        rollout.completions = [[Completion(next(done)) for _ in group] for group in rollout.prompts]
+        return rollout
+
+    def learn(self, rollout: Rollout, setting: str) -> None:
+        """Scoring and update of a rollout."""
+        point = self.point
+        config = point.config(WHOLE if setting == "step" else 1, self.share)
+        rollout.set_advantages(train_grpo.group_advantages(torch.randn(len(point.rows), point.g), "group", 1.0))
+        counts = {"sequences": point.size} | dict.fromkeys(("tokens", "trained_tokens"), point.size * point.t)
+        with self.clock.phase("scoring"):
+            batches = plan_micro_batches(sequences(rollout), config.micro_batch_tokens, self.share)
+            references = [train_grpo.score_reference(self.model, rollout, batch, config) for batch in batches]
+        with self.clock.phase("update"):
+            self.model.train()
+            for batch, reference in zip(batches, references, strict=True):
+                inputs = (self.model, rollout, batch, None, reference, counts, config)
+                train_grpo.update_micro_batch(*inputs)[0].backward()
+            torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, sampling: str, batching: str) -> Run:
+        with self.clock.phase("step"):
+            with self.clock.phase("rollout"):
+                rollout = self.sample(sampling)
+            check_lengths([c.tokens for group in rollout.completions for c in group], self.point.t)
+            self.learn(rollout, batching)
+        return self.clock.take()
+
+
+def check_lengths(completions: list[list[int]], t: int) -> None:
+    lengths = set(map(len, completions))
+    assert lengths == {t}, f"completions of {lengths} tokens, not {t}: a sample has stopped early"
+
+
+class Grouped(Product):
+    """train_grpo.py with the log-probabilities of prefix-grouper in place of ours, on the same model."""
+
+    def step(self, sampling: str, batching: str) -> Run:
+        with self.in_place():
+            self.learn(self.point.rollout(), batching)
+        return self.clock.take()
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        def attend(query, key, value, mask, module, **options):
+            return sdpa_attention_forward(module, query, key, value, mask if mask.numel() else None, **options)[0]
+
+        def attention(module, query, key, value, attention_mask, prefix_grouper, **options):
+            return prefix_grouper.forward(attend, query, key, value, module, **options), None
+
+        AttentionInterface.register("prefix_grouper", attention)
+        decoder = self.model.get_base_model()
+        own = decoder.config._attn_implementation
+        decoder.set_attn_implementation("prefix_grouper")
+        with patch.object(train_grpo, "sequence_logps", self.logps):
+            yield
+        decoder.set_attn_implementation(own)
+
+    def logps(self, model, prompts, completions, temperature=1.0, share=True) -> tuple[torch.Tensor, ...]:
+        """As `sequence_logps`, for G completions of T tokens a prompt. A row is a prompt and its completions."""
+        from prefix_grouper import PrefixGrouper
+
+        g, t, device = self.point.g, self.point.t, self.point.bench.device
+        prompts = [prompt for group in prompts for prompt in group][::g]
+        targets = torch.tensor([tokens for group in completions for tokens in group], device=device)  # (B, T)
+        grouper = PrefixGrouper([[len(prompt)] + [t] * g for prompt in prompts], device=device)
+        # It hands on masks of padding. The causal ones that SDPA needs are made here, once for all layers.
+        info, width = grouper.group_info, max(map(len, prompts))
+        seen = torch.ones(width + t, width + t, dtype=torch.bool, device=device).tril()
+        info.suffix_attn_mask = info.suffix_attn_mask[:, None, None, :] & seen[width:]
+        own = torch.eye(width, dtype=torch.bool, device=device)  # padding that saw nothing would be NaN
+        prefix_mask = info.prefix_attn_mask[:, None, None, :] & seen[:width, :width] | own
+        padded = min(map(len, prompts)) < width
+        info.prefix_attn_mask = prefix_mask if padded else seen[:0]  # without one, SDPA's causal path, which is faster
+        rows = [p + targets[k * g : (k + 1) * g].flatten().tolist() for k, p in enumerate(prompts)]
+        depths = [[*range(len(p)), *list(range(len(p), len(p) + t)) * g] for p in prompts]
+        longest = max(map(len, rows))
+        ids, depths = (torch.tensor([x + [0] * (longest - len(x)) for x in y], device=device) for y in (rows, depths))
+        decoder = model.get_base_model()
+        hidden = decoder.model(input_ids=ids, position_ids=depths, use_cache=False, prefix_grouper=grouper)[0]
+        states = grouper.split_output(hidden, include_prefix_last=1)[2][:, :-1]  # (B, T, d): each predicts a target
+        logps = decoder.lm_head(states).float().div(temperature).log_softmax(-1)
+        logps = logps.gather(-1, targets[..., None])[..., 0]
+        return logps, torch.zeros_like(logps), torch.ones_like(logps, dtype=torch.bool)
+
+    def check_equal(self) -> None:
+        """Its log-probabilities are ours, with one group and with all groups in a batch."""
+        rollout = self.point.rollout()
+        for batch in (slice(0, 1), slice(None)):
+            inputs = rollout.prompts[batch], [rollout.tokens(g) for g in range(len(rollout.rows))][batch]
+            with torch.no_grad(), use_reference(self.model):
+                expected = sequence_logps(self.model, *inputs)[0]
+                with self.in_place():
+                    off = float((self.logps(self.model, *inputs)[0] - expected).abs().max())
+            assert off <= TOLERANCE[self.point.bench.dtype], f"prefix-grouper is off by {off:.1e} nats"
+
+
+class TRL(Side):
+    """trl.GRPOTrainer on the same prompts, policy and frozen copy of the adapter."""
+
+    def __init__(self, point: Point):
+        self.point = point
+        rows = sorted({point.size, point.g, max(1, point.g // 2)}, reverse=True)
+        self.settings = [("continuous" if k == 1 else "generate", size) for k, size in enumerate(rows)]
+
+    def trainer(self, sampling: str, rows: int, count: int):
+        from trl import GRPOConfig, GRPOTrainer
+
+        point, longest, page = self.point, max(map(len, self.point.prompts)), 32
+        options = {"generation_kwargs": {"min_new_tokens": point.t}}
+        if sampling == "continuous":
+            # Samples share the pages of their prompt that are full. It knows no least length: no token is the end.
+            blocks = point.size * (-(-(longest + point.t) // page) + 1)
+            pages = {"page_size": page, "num_blocks": blocks, "max_batch_tokens": max(point.size, longest) + page}
+            options = {"generation_kwargs": {"eos_token_id": -1}, "use_transformers_continuous_batching": True}
+            options["transformers_continuous_batching_config"] = pages
+        config = GRPOConfig(
+            **common.trainer_options(point.bench, count),
+            **options,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=point.size // rows,
+            num_generations=point.g,
+            max_completion_length=point.t,
+            beta=BETA,
+            loss_type="grpo",
+            shuffle_dataset=False,
+        )
+        policy = point.bench.policy()
+        policy.get_base_model().set_attn_implementation("sdpa")
+        return GRPOTrainer(
+            model=policy,
+            args=config,
+            processing_class=point.bench.tokenizer,
+            reward_funcs=lambda completions, **_: torch.randn(len(completions)).tolist(),
+            train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in point.rows]),
+        )
+
+    def steps(self, setting: tuple, count: int, after: Callable[[], None] = lambda: None) -> list[Run]:
+        point, trainer = self.point, self.trainer(*setting, count)
+        clock = Clock(trainer.model)
+        generate, score = trainer._generate, trainer._get_per_token_logps_and_entropies
+
+        def timed_generate(prompts):
+            with clock.phase("rollout"):
+                out = generate(prompts)
+            assert out[0] == [p for p in point.prompts for _ in range(point.g)], "TRL has other prompts than we"
+            check_lengths(out[1], point.t)
+            return out
+
+        def timed_score(*args, **options):
+            if torch.is_grad_enabled():  # the update's own
+                return score(*args, **options)
+            with clock.phase("scoring"):
+                return score(*args, **options)
+
+        trainer._generate, trainer._get_per_token_logps_and_entropies = timed_generate, timed_score
+        runs = common.train_beside(trainer, clock, after)
+        for run in runs:  # the rest of the step is its update
+            step, rollout, scoring = (run[phase] for phase in PHASES[:3])
+            seconds = step.seconds - rollout.seconds - scoring.seconds
+            run["update"] = Measure(seconds, step.tokens - rollout.tokens - scoring.tokens, step.peak)
+        return runs
+
+
+# --- the comparison
+
+
+def measure(point: Point, options, rate: float) -> list[dict]:
+    """The rows of one point: every rival's phases against ours."""
+    model = point.bench.policy()
+    add_reference(model)
+    makers = {
+        "padded": lambda: Product(point, model, share=False),
+        "prefix-grouper": lambda: Grouped(point, model),
+        "trl": lambda: TRL(point),  # the last one leads
+    }
+    sides = {"ours": Product(point, model)} | {name: make() for name, make in makers.items() if name in options.rivals}
+    if "prefix-grouper" in sides:
+        sides["prefix-grouper"].check_equal()
+    settings, found = common.contest(sides, PARTS, options.repeats)
+    work = {}
+    for name, run in found.items():
+        share, rollout = name in ("ours", "prefix-grouper"), point.rollout()
+        heads = point.size * point.t  # the last token of a completion is sampled and not computed in the rollout
+        work[name] = {
+            phase: common.operations(
+                model, sequences(rollout, int(phase == "rollout")), share, run[phase].tokens, heads, phase == "update"
+            )
+            for phase in run
+            if phase != "step"
+        }
+        if "step" in run:
+            work[name]["step"] = sum(work[name].values())
+            run["step"].tokens = run["rollout"].tokens + run["scoring"].tokens + 2 * run["update"].tokens
+    rows = []
+    for name, phase in product([name for name in RIVALS if name in sides], PHASES):
+        if phase in found[name]:
+            at = {"rival": name, "phase": phase} | point.at
+            at |= {"sequence_tokens": point.size * (point.at["P"] + point.t)}
+            at |= {"ours_setting": settings["ours"], "theirs_setting": settings[name]}
+            pair = [(found[side][phase], work[side][phase]) for side in ("ours", name)]
+            rows.append(common.compare(at, *pair, rate))
+    return rows
+
+
+# --- memory
+
+
+def peak_memory(work: Callable[[], None]) -> int:
+    """Bytes that `work` needs at its peak beyond what is held before it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+
+    def status(name: str) -> int:
+        return next(1024 * int(x.split()[1]) for x in Path("/proc/self/status").read_text().splitlines() if name in x)
+
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)  # what glibc has kept of freed memory would be used again unseen
+    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far, that of loading
+    before = status("VmRSS")
+    work()
+    return status("VmHWM") - before
+
+
+def probe(options) -> None:
+    """In a process of its own: the peak of one scoring and update, after one that warms up."""
+    with common.bench(options) as where:
+        point = Point(where, options.num_variables[0], options.G[0], options.T[0], 1, options)
+        model = where.policy()
+        add_reference(model)
+        side, rollout = Product(point, model, options.probe == "ours"), point.rollout()
+        side.learn(rollout, "step")
+        tokens = side.clock.take()["update"].tokens
+        size = peak_memory(lambda: side.learn(rollout, "step"))
+    print(json.dumps({"side": options.probe} | point.at | {"rows": point.size, "tokens": tokens, "bytes": size}))
+
+
+def memory(options) -> dict:
+    """Peaks of both paths at every G and T, all rows in one micro-batch, and a straight line through them."""
+    # glibc would keep what is freed; with this, tensors from 64 KiB on are given back at once.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    points, lines = [], {}
+    for g, t, side in product(options.G, options.T, ("ours", "plain")):
+        # The same options again; of an option given twice the last one holds.
+        command = [sys.executable, __file__, *sys.argv[1:], "--probe", side, "--G", str(g), "--T", str(t)]
+        done = subprocess.run(command, cwd=common.ROOT, env=environment, text=True, capture_output=True)
+        check(done.returncode == 0, f"memory of {side} at G {g}, T {t}: {done.stderr[-2000:]}")
+        points.append(json.loads(done.stdout.splitlines()[-1]))
+        print("{side:<6} G {G:<3} T {T:<4} rows {rows:<4} tokens {tokens:>7,}".format(**points[-1]), end="")
+        print(f" {points[-1]['bytes'] / 2**20:>8,.0f} MiB", flush=True)
+    for side in ("ours", "plain"):
+        tokens, sizes = np.array([(x["tokens"], x["bytes"]) for x in points if x["side"] == side], dtype=float).T
+        if len(tokens) > 2:
+            slope, start = np.polyfit(tokens, sizes, 1)
+            off = float(np.abs(slope * tokens + start - sizes).max() / sizes.max())
+            lines[side] = {"bytes_per_token": slope, "bytes": start, "largest_deviation": off}
+            print(f"{side:<6} {start / 2**20:,.0f} MiB + {slope / 2**10:,.1f} KiB a token, to {off:.1%} of the largest")
+    return {"points": points, **lines}
+
+
+# --- figure
+
+
+def draw(figures: dict, path: str) -> None:
+    """The ratio against T, a line for each G, and dashed the ratio of the computed tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rival = next(name for name in RIVALS if any(row["rival"] == name for row in figures["rows"]))
+    first = next(row for row in figures["rows"] if row["rival"] == rival)
+    rows = [row for row in figures["rows"] if all(row[key] == first[key] for key in ("rival", "N", "claims"))]
+    phases = [phase for phase in PHASES if any(row["phase"] == phase for row in rows)]
+    every_g, every_t = (sorted({row[key] for row in rows}) for key in ("G", "T"))
+    options = {"figsize": (3 * len(phases), 3.8), "layout": "constrained", "squeeze": False, "sharey": True}
+    figure, axes = pyplot.subplots(1, len(phases), **options)
+    for axis, phase in zip(axes[0], phases, strict=True):
+        for g, marker, shade in zip(every_g, "os^Dv", ("0.7", "0.4", "0.0", "0.2", "0.55"), strict=False):
+            points = sorted((r for r in rows if r["phase"] == phase and r["G"] == g), key=lambda r: r["T"])
+            t = [r["T"] for r in points]
+            axis.plot(t, [r["ratio"] for r in points], color=shade, marker=marker, label=f"G = {g}")
+            axis.plot(t, [r["token_ratio"] for r in points], color=shade, linestyle="--", linewidth=1)
+        axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
+        axis.set(title=phase, xlabel="T, tokens of a completion", xscale="log", ylim=(0, None))
+        axis.set_xticks(every_t, map(str, every_t))
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    name = {"trl": "TRL", "padded": "padded rows"}.get(rival, rival)
+    axes[0, 0].set_ylabel(f"time of {name} / ours")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles.append(pyplot.Line2D([], [], color="0.4", linestyle="--", linewidth=1))
+    figure.legend(handles, [*labels, "ratio of computed tokens"], loc="outside lower center", ncols=6, frameon=False)
+    figure.suptitle(f"A GRPO step against {name}: prompts of {first['P']} tokens, rows of N = {first['N']}")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    options = common.parser(__doc__.splitlines()[0], RIVALS)
+    options.add_argument("--G", type=int, nargs="+", help="samples of a prompt (4 8 16; quick: 8)")
+    options.add_argument("--T", type=int, nargs="+", help="tokens of a completion (4 16 64 256; quick: 4 16)")
+    options.add_argument("--prompts", type=int, help="prompts of a step (2; quick: 1)")
+    options.add_argument("--num_variables", type=int, nargs="+", default=[5], choices=[2, 3, 4, 5], help="rows of N")
+    options.add_argument("--prompt_tokens", type=int, default=350, help="take the premises nearest to this length")
+    options.add_argument("--claims_per_prefix", type=int, nargs="+", default=[1], help="prompts that share a premise")
+    options.add_argument("--memory", action="store_true", help="measure the peak memory alone, of both paths")
+    options.add_argument("--figure", help="file to draw the ratios in")
+    options.add_argument("--from_json", help="draw the figures of this file, measure nothing")
+    options.add_argument("--probe", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    options = options.parse_args()
+    options.G = options.G or ([8] if options.quick else [4, 8, 16])
+    options.T = options.T or ([4, 16] if options.quick else [4, 16, 64, 256])
+    options.prompts = options.prompts or (1 if options.quick else 2)
+    options.repeats = min(options.repeats, 2) if options.quick else options.repeats
+    check(options.from_json is None or options.figure is not None, "--from_json only draws: name a file with --figure")
+    if options.from_json:
+        figures = json.loads(Path(options.from_json).read_text())
+    elif options.probe:
+        return probe(options)
+    elif options.memory:
+        return common.write({"memory": memory(options)}, options.json)
+    else:
+        common.check_rivals(options.rivals)
+        with common.bench(options) as where:
+            figures = {"machine": common.machine(where, options.threads), "rows": []}
+            for n, claims, g, t in product(options.num_variables, options.claims_per_prefix, options.G, options.T):
+                point = Point(where, n, g, t, claims, options)
+                rows = measure(point, options, figures["machine"]["matrix_rate"])
+                figures["rows"] += rows
+                print(common.table(rows), flush=True)
+                common.write(figures, options.json)  # what a long run has so far
+    if options.figure:
+        draw(figures, options.figure)
+
+
+if __name__ == "__main__":
+    run_script(main)
