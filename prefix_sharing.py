@@ -162,6 +162,12 @@ class _TreeAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, tiles: list[Tile], attend: Callable) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.tiles, ctx.attend = tiles, attend
+        device = query.device.type
+        ctx.autocast = {
+            "device_type": device,
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+        }
         return torch.cat([attend(*_tile_of(query, key, value, tile), tile.mask)[0] for tile in tiles], dim=1)
 
     @staticmethod
@@ -169,7 +175,7 @@ class _TreeAttention(torch.autograd.Function):
         inputs = ctx.saved_tensors
         grads = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in inputs]
         for tile in ctx.tiles:
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):  # a backward pass runs outside of autocast
                 leaves = [tensor.detach().requires_grad_() for tensor in _tile_of(*inputs, tile)]
                 output = ctx.attend(*leaves, tile.mask)[0]
             of_query, *of_blocks = torch.autograd.grad(output, leaves, grad_output[:, tile.rows])
@@ -228,7 +234,10 @@ def sequence_logps(
     return logps, entropies, mask
 
 
-def _packed(groups: list[list[Tokens]], lengths: list[int], device: torch.device) -> tuple[dict, ...]:
+Layout = tuple[dict, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _packed(groups: list[list[Tokens]], lengths: list[int], device: torch.device) -> Layout:
     """Model inputs; positions that predict (M,); what they predict (M,); which of M each completion token is."""
     tree = pack(groups)
     nodes = torch.tensor([n for path, length in zip(tree.paths, lengths, strict=True) for n in path[-length:]])
@@ -237,7 +246,7 @@ def _packed(groups: list[list[Tokens]], lengths: list[int], device: torch.device
     return tree.inputs(device), predicting.to(device), ids.to(device), order
 
 
-def _padded(groups: list[list[Tokens]], lengths: list[int], device: torch.device) -> tuple[dict, ...]:
+def _padded(groups: list[list[Tokens]], lengths: list[int], device: torch.device) -> Layout:
     """As `_packed`, for a right-padded row a sequence; the positions are a mask (B, width)."""
     rows = [torch.tensor(sequence) for group in groups for sequence in group]
     input_ids = pad_sequence(rows, batch_first=True)

@@ -48,16 +48,17 @@ PACKAGES = {"trl": "trl", "prefix-grouper": "prefix_grouper"}  # rivals that hav
 PHASES = ("step", "rollout", "scoring", "update")
 
 
-def parser(description: str, rivals: list[str]) -> ArgumentParser:
-    """The options that all benchmarks have."""
+def parser(description: str, rivals: list[str] | None = None) -> ArgumentParser:
+    """The options that all benchmarks have, and those of a contest if there are rivals."""
     options = ArgumentParser(description=description)
-    options.add_argument("--rivals", nargs="+", default=rivals, choices=rivals, help="what to compare with")
-    options.add_argument("--repeats", type=int, default=3, help="timed runs of each side, after one that is dropped")
+    if rivals:
+        options.add_argument("--rivals", nargs="+", default=rivals, choices=rivals, help="what to compare with")
+        options.add_argument("--repeats", type=int, default=3, help="timed runs of each side, after a dropped one")
+        options.add_argument("--quick", action="store_true", help="few points, less than 5 minutes on 2 cores")
     options.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the CPU")
     options.add_argument("--model", help="a model's directory instead of random weights")
     shape = {"nargs": 4, "type": int, "default": [512, 8, 1536, 8], "metavar": ("D", "LAYERS", "INNER", "HEADS")}
     options.add_argument("--shape", **shape, help="of the model with random weights")
-    options.add_argument("--quick", action="store_true", help="few points, less than 5 minutes on 2 cores")
     options.add_argument("--json", help="file for the figures")
     return options
 

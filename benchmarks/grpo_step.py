@@ -4,7 +4,6 @@
     python benchmarks/grpo_step.py --G 8 --json step.json --figure step.png    # T = 4, 16, 64, 256
     python benchmarks/grpo_step.py --quick --json step.json                    # less than 5 minutes
     python benchmarks/grpo_step.py --from_json step.json --figure step.png
-    python benchmarks/grpo_step.py --memory --G 8 --json memory.json           # peak memory of the update; needs no TRL
 
 A step is the rollout (G samples of T tokens for each of `--prompts` prompts), scoring (log-probabilities under a frozen
 copy of the adapter) and the update (loss, backward, clipping, AdamW). All sides have the same weights, LoRA on every
@@ -21,13 +20,7 @@ figures are medians in seconds. `by tokens` is the ratio of the tokens that the 
 update count twice, since a backward pass costs about a forward one. What counts as operations stands in common.py.
 """
 
-import argparse
-import ctypes
-import gc
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -35,7 +28,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import common
-import numpy as np
 import torch
 from common import PHASES, Bench, Clock, Measure, Run, Side
 from datasets import Dataset
@@ -324,66 +316,6 @@ def measure(point: Point, options, rate: float) -> list[dict]:
     return rows
 
 
-# --- memory
-
-
-def peak_memory(work: Callable[[], None]) -> int:
-    """Bytes that `work` needs at its peak beyond what is held before it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-
-    def status(name: str) -> int:
-        return next(1024 * int(x.split()[1]) for x in Path("/proc/self/status").read_text().splitlines() if name in x)
-
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)  # what glibc has kept of freed memory would be used again unseen
-    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far, that of loading
-    before = status("VmRSS")
-    work()
-    return status("VmHWM") - before
-
-
-def probe(options) -> None:
-    """In a process of its own: the peak of one scoring and update, after one that warms up."""
-    with common.bench(options) as where:
-        point = Point(where, options.num_variables[0], options.G[0], options.T[0], 1, options)
-        model = where.policy()
-        add_reference(model)
-        side, rollout = Product(point, model, options.probe == "ours"), point.rollout()
-        side.learn(rollout, "step")
-        tokens = side.clock.take()["update"].tokens
-        size = peak_memory(lambda: side.learn(rollout, "step"))
-    print(json.dumps({"side": options.probe} | point.at | {"rows": point.size, "tokens": tokens, "bytes": size}))
-
-
-def memory(options) -> dict:
-    """Peaks of both paths at every G and T, all rows in one micro-batch, and a straight line through them."""
-    # glibc would keep what is freed; with this, tensors from 64 KiB on are given back at once.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    points, lines = [], {}
-    for g, t, side in product(options.G, options.T, ("ours", "plain")):
-        # The same options again; of an option given twice the last one holds.
-        command = [sys.executable, __file__, *sys.argv[1:], "--probe", side, "--G", str(g), "--T", str(t)]
-        done = subprocess.run(command, cwd=common.ROOT, env=environment, text=True, capture_output=True)
-        check(done.returncode == 0, f"memory of {side} at G {g}, T {t}: {done.stderr[-2000:]}")
-        points.append(json.loads(done.stdout.splitlines()[-1]))
-        print("{side:<6} G {G:<3} T {T:<4} rows {rows:<4} tokens {tokens:>7,}".format(**points[-1]), end="")
-        print(f" {points[-1]['bytes'] / 2**20:>8,.0f} MiB", flush=True)
-    for side in ("ours", "plain"):
-        tokens, sizes = np.array([(x["tokens"], x["bytes"]) for x in points if x["side"] == side], dtype=float).T
-        if len(tokens) > 2:
-            slope, start = np.polyfit(tokens, sizes, 1)
-            off = float(np.abs(slope * tokens + start - sizes).max() / sizes.max())
-            lines[side] = {"bytes_per_token": slope, "bytes": start, "largest_deviation": off}
-            print(f"{side:<6} {start / 2**20:,.0f} MiB + {slope / 2**10:,.1f} KiB a token, to {off:.1%} of the largest")
-    return {"points": points, **lines}
-
-
 # --- figure
 
 
@@ -430,10 +362,8 @@ def main() -> None:
     options.add_argument("--num_variables", type=int, nargs="+", default=[5], choices=[2, 3, 4, 5], help="rows of N")
     options.add_argument("--prompt_tokens", type=int, default=350, help="take the premises nearest to this length")
     options.add_argument("--claims_per_prefix", type=int, nargs="+", default=[1], help="prompts that share a premise")
-    options.add_argument("--memory", action="store_true", help="measure the peak memory alone, of both paths")
     options.add_argument("--figure", help="file to draw the ratios in")
     options.add_argument("--from_json", help="draw the figures of this file, measure nothing")
-    options.add_argument("--probe", choices=["ours", "plain"], help=argparse.SUPPRESS)
     options = options.parse_args()
     options.G = options.G or ([8] if options.quick else [4, 8, 16])
     options.T = options.T or ([4, 16] if options.quick else [4, 16, 64, 256])
@@ -442,10 +372,6 @@ def main() -> None:
     check(options.from_json is None or options.figure is not None, "--from_json only draws: name a file with --figure")
     if options.from_json:
         figures = json.loads(Path(options.from_json).read_text())
-    elif options.probe:
-        return probe(options)
-    elif options.memory:
-        return common.write({"memory": memory(options)}, options.json)
     else:
         common.check_rivals(options.rivals)
         with common.bench(options) as where:

@@ -24,15 +24,21 @@ def test_data_engine_times_every_stage(tmp_path):
     assert figures["peak_gib"] > 0 and "all: 810 rows" in done.stdout
 
 
-SMALL = ["--shape", "32", "1", "48", "2", "--repeats", "1", "--threads", "1"]
+SMALL = ["--shape", "32", "1", "48", "2", "--threads", "1"]
 
 
-def run_benchmark(script: str, path: Path, *options: str) -> tuple[list[dict], str]:
-    """The rows of its figures, and what it printed."""
+def run_small(script: str, path: Path, *options: str) -> tuple[dict, str]:
+    """Its figures, on a very small model, and what it printed."""
     command = [sys.executable, f"benchmarks/{script}.py", *SMALL, "--json", str(path), *options]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(path.read_text())["rows"], done.stdout
+    return json.loads(path.read_text()), done.stdout
+
+
+def run_benchmark(script: str, path: Path, *options: str) -> tuple[list[dict], str]:
+    """The rows of a contest's figures, from one repeat, and what it printed."""
+    figures, printed = run_small(script, path, "--repeats", "1", *options)
+    return figures["rows"], printed
 
 
 @pytest.fixture
@@ -101,7 +107,15 @@ def test_medians_drop_the_first_run(common):
     assert common.medians(runs)["step"] == common.Measure(2, 5)
 
 
+def test_update_memory_measures_both_paths(tmp_path):
+    figures, _ = run_small("update_memory", tmp_path / "memory.json", "--G", "4", "--T", "8")
+    ours, plain = figures["points"]
+    assert (ours["side"], plain["side"]) == ("ours", "plain") and ours["rows"] == plain["rows"] == 4
+    assert plain["tokens"] == 4 * (plain["P"] + 8) and ours["tokens"] <= ours["P"] + 4 * 8
+    assert min(ours["bytes"], plain["bytes"]) > 0
+
+
 def test_peak_memory_is_that_of_the_work(common):
-    grpo_step = importlib.import_module("grpo_step")
-    size = grpo_step.peak_memory(lambda: torch.ones(16, 2**20).sum())
+    update_memory = importlib.import_module("update_memory")
+    size = update_memory.peak_memory(lambda: torch.ones(16, 2**20).sum())
     assert 64 * 2**20 <= size + 2**20 <= 80 * 2**20

@@ -247,6 +247,19 @@ def test_rows_come_in_the_order_of_the_groups():
                 b += 1
 
 
+def test_autocast_holds_in_the_backward_pass(family):
+    """As on one GPU without DeepSpeed: fp32 weights, products in bf16."""
+    model = build_model(family)
+    prompts, completions = random_groups(3)
+    found = []
+    for share in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            logps, _, _ = sequence_logps(model, prompts, completions, share=share)
+        logps.sum().backward()
+        found.append(gradients(model))
+    assert_same_gradients(*found, relative=0.1)
+
+
 def test_half_precision_logits_are_normalised_in_fp32():
     model = build_model("qwen2").to(torch.bfloat16)
     with torch.no_grad():
