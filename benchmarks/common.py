@@ -53,7 +53,7 @@ def parser(description: str, rivals: list[str] | None = None) -> ArgumentParser:
     options = ArgumentParser(description=description)
     if rivals:
         options.add_argument("--rivals", nargs="+", default=rivals, choices=rivals, help="what to compare with")
-        options.add_argument("--repeats", type=int, default=3, help="timed runs of each side, after a dropped one")
+        options.add_argument("--repeats", type=int, help="timed runs of each side, after a dropped one (3; quick: 2)")
         options.add_argument("--quick", action="store_true", help="few points, less than 5 minutes on 2 cores")
     options.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the CPU")
     options.add_argument("--model", help="a model's directory instead of random weights")
@@ -275,7 +275,7 @@ def tuned(side: Side, parts: list[tuple[str, ...]]) -> tuple:
     return tuple(side.settings[fastest(part)][k] for k, part in enumerate(parts))
 
 
-def contest(sides: dict[str, Side], parts: list[tuple[str, ...]], repeats: int) -> tuple[dict, dict[str, Run]]:
+def contest(sides: dict[str, Side], parts: list[tuple[str, ...]], options: Namespace) -> tuple[dict, dict[str, Run]]:
     """Settings and median phases of each side, which take turns. The last one leads: a trainer cannot be halted."""
     settings = {name: tuned(side, parts) for name, side in sides.items()}
     print("settings: " + "; ".join(f"{name} {' '.join(map(str, s))}" for name, s in settings.items()), flush=True)
@@ -286,6 +286,7 @@ def contest(sides: dict[str, Side], parts: list[tuple[str, ...]], repeats: int) 
         for name in others:
             runs[name].append(sides[name].step(*settings[name]))
 
+    repeats = options.repeats or (2 if options.quick else 3)
     runs[lead] = sides[lead].steps(settings[lead], repeats + 1, turn)
     return settings, {name: medians(side_runs) for name, side_runs in runs.items()}
 

@@ -290,7 +290,7 @@ def measure(point: Point, options, rate: float) -> list[dict]:
     sides = {"ours": Product(point, model)} | {name: make() for name, make in makers.items() if name in options.rivals}
     if "prefix-grouper" in sides:
         sides["prefix-grouper"].check_equal()
-    settings, found = common.contest(sides, PARTS, options.repeats)
+    settings, found = common.contest(sides, PARTS, options)
     work = {}
     for name, run in found.items():
         share, rollout = name in ("ours", "prefix-grouper"), point.rollout()
@@ -368,7 +368,6 @@ def main() -> None:
     options.G = options.G or ([8] if options.quick else [4, 8, 16])
     options.T = options.T or ([4, 16] if options.quick else [4, 16, 64, 256])
     options.prompts = options.prompts or (1 if options.quick else 2)
-    options.repeats = min(options.repeats, 2) if options.quick else options.repeats
     check(options.from_json is None or options.figure is not None, "--from_json only draws: name a file with --figure")
     if options.from_json:
         figures = json.loads(Path(options.from_json).read_text())

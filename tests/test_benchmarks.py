@@ -77,9 +77,9 @@ def test_sft_step_shares_premises(tmp_path):
 
 def test_evaluation_gives_the_answers_of_the_plain_loop(tmp_path):
     (row,), printed = run_benchmark("evaluation", tmp_path / "evaluation.json", "--quick", "--tokens", "3")
-    assert row["row_count"] == 180 and row["premises"] == 5 and row["token_ratio"] > 5
+    assert row["row_count"] == 120 and row["premises"] == 4 and row["token_ratio"] > 5
     assert row["different_predictions"] == 0 and row["different_texts"] <= 2
-    assert "180 rows on 5 premises" in printed
+    assert "120 rows on 4 premises" in printed
 
 
 def test_rival_that_is_not_installed_is_named(common, monkeypatch):
