@@ -79,8 +79,14 @@ class Config:
     num_iterations: int = arg(1, "optimizer steps a rollout")
     eps_low: float = arg(0.2, "lower clip of the probability ratio")
     eps_high: float = arg(0.2, "upper clip of the probability ratio")
+    dual_clip: float = arg(0.0, "bound of the ratio where the advantage is negative, above 1 + eps_high; 0: none")
+    importance: str = arg("token", "probability ratio of each token | sequence (GSPO: of a completion, by its length)")
+    mask_truncated: bool = arg(False, "leave completions that were cut at max_new_tokens out of the loss")
     beta: float = arg(
         0.03, "weight of the KL to the reference; 0 computes no reference and no row without an advantage"
+    )
+    kl_correction: bool = arg(
+        False, "weight k3 by the probability ratio: then its gradient is that of the KL, off policy too"
     )
     # optimisation
     max_steps: int = arg(200, "rollouts")
@@ -102,6 +108,9 @@ class Config:
 
     def __post_init__(self):
         check_choice("loss_type", self.loss_type, ("grpo", "dapo", "dr_grpo"))
+        check_choice("importance", self.importance, ("token", "sequence"))
+        bounded = self.dual_clip == 0 or self.dual_clip > 1 + self.eps_high
+        check(bounded, f"dual_clip: 0 for none, or more than 1 + eps_high, {1 + self.eps_high}; got {self.dual_clip}")
         check_choice("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
         check(self.num_generations >= 2, f"num_generations: a group needs at least 2, got {self.num_generations}")
         check(self.temperature > 0, f"temperature: sampling needs more than 0, got {self.temperature}")
@@ -146,30 +155,39 @@ def grpo_loss(
     ref_logps: torch.Tensor | None,
     advantages: torch.Tensor,
     weights: torch.Tensor,
-    eps_low: float,
-    eps_high: float,
-    beta: float,
+    config: Config,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The clipped objective with the k3 estimate of the KL to the reference (DeepSeekMath, equations 3 and 4).
+    """The clipped objective with an estimate of the KL to the reference (DeepSeekMath, equations 3 and 4).
 
     `logps`, `old_logps`, `ref_logps`, `weights` are (B, T), `advantages` (B,); a weight is 0 beyond a completion's end.
+    `importance` sequence: the ratio of GSPO (arXiv 2507.18071, equation 7), the geometric mean of the tokens' ratios.
+    `dual_clip`: a bound of the loss where the advantage is negative (arXiv 1912.09729, equation 5). `kl_correction`:
+    k3 times the ratio, whose gradient is that of the KL; k3's own is not, least of all off policy (TRL #4967).
     Returns the loss, a scalar, and weighted sums of the terms for logging.
     """
-    ratio = torch.exp(logps - old_logps)
-    advantage = advantages[:, None]
-    unclipped, clipped = ratio * advantage, ratio.clamp(1 - eps_low, 1 + eps_high) * advantage
-    policy_loss = (-torch.minimum(unclipped, clipped) * weights).sum()
+    log_ratio, advantage = logps - old_logps, advantages[:, None]
+    if config.importance == "sequence":
+        held = weights > 0
+        log_ratio = (log_ratio * held).sum(dim=1, keepdim=True) / held.sum(dim=1, keepdim=True).clamp_min(1)
+    ratio = log_ratio.exp()  # (B, T), or (B, 1)
+    unclipped, clipped = ratio * advantage, ratio.clamp(1 - config.eps_low, 1 + config.eps_high) * advantage
+    objective = torch.minimum(unclipped, clipped)
+    bounded = objective
+    if config.dual_clip > 0:
+        bounded = torch.where(advantage < 0, torch.maximum(objective, config.dual_clip * advantage), objective)
+    policy_loss = -(bounded * weights).sum()
     kl = torch.zeros_like(policy_loss)
     if ref_logps is not None:
-        log_ratio = ref_logps - logps
-        kl = ((torch.exp(log_ratio) - log_ratio - 1) * weights).sum()
+        gap = ref_logps - logps
+        k3 = gap.exp() - gap - 1
+        kl = (k3 * (logps - old_logps).exp() * weights if config.kl_correction else k3 * weights).sum()
     terms = {
         "policy_loss": policy_loss.detach(),
         "kl": kl.detach(),
-        "clip_fraction": ((clipped < unclipped) * weights).sum().detach(),
+        "clip_fraction": (((clipped < unclipped) | (bounded > objective)) * weights).sum().detach(),
         "ratio_deviation": ((ratio.detach() - 1).abs() * (weights > 0)).max(),
     }
-    return policy_loss + beta * kl, terms
+    return policy_loss + config.beta * kl, terms
 
 
 # --- one rollout
@@ -218,21 +236,23 @@ def sample(
     return Rollout(rows, tokens, completions, texts, torch.tensor(rewards).view(-1, config.num_generations))
 
 
-def with_gradient(rollout: Rollout, beta: float) -> Rollout:
-    """The sequences that a step must compute: without a KL term, one whose advantage is 0 has no gradient.
-
-    The first sequence always stays: every rank has something to run.
-    """
-    if beta > 0:
-        return rollout
-    kept = [advantages.nonzero()[:, 0].tolist() for advantages in rollout.advantages]
-    kept = kept if any(kept) else [[0], *kept[1:]]
+def with_gradient(rollout: Rollout, config: Config) -> Rollout:
+    """The sequences that a step must compute: not masked ones, nor, without a KL term, those of advantage 0."""
+    kept = []
+    for advantages, completions in zip(rollout.advantages, rollout.completions, strict=True):
+        live = (advantages != 0).tolist() if config.beta == 0 else [True] * len(completions)
+        kept.append([k for k, c in enumerate(completions) if live[k] and not is_masked(c, config)])
     groups = [g for g, chosen in enumerate(kept) if chosen]
     columns = {
         name: [[getattr(rollout, name)[g][k] for k in kept[g]] for g in groups]
         for name in ("rows", "prompts", "completions", "texts")
     }
     return replace(rollout, **columns, advantages=[rollout.advantages[g][kept[g]] for g in groups])
+
+
+def is_masked(completion: Completion, config: Config) -> bool:
+    """Whether the loss leaves it out: cut at max_new_tokens, its reward says little about the tokens it has."""
+    return config.mask_truncated and not completion.stopped
 
 
 def reward_std(accelerator, rewards: torch.Tensor) -> float:
@@ -297,13 +317,11 @@ def update_micro_batch(model, rollout: Rollout, batch: list[int], old, reference
     prompts, completions = [rollout.prompts[g] for g in batch], [rollout.tokens(g) for g in batch]
     logps, entropies, mask = sequence_logps(model, prompts, completions, config.temperature, config.prefix_sharing)
     advantages = torch.cat([rollout.advantages[g] for g in batch]).to(logps.device)
-    weights = token_weights(mask, config.loss_type, counts["sequences"], counts["tokens"], config.max_new_tokens)
+    weights = token_weights(mask, config.loss_type, counts["sequences"], counts["loss_tokens"], config.max_new_tokens)
     # On the first pass the policy is the one that sampled, and the ratio is exactly 1.
     old_logps = logps.detach() if old is None else old
-    loss, terms = grpo_loss(
-        logps, old_logps, reference, advantages, weights, config.eps_low, config.eps_high, config.beta
-    )
-    terms["entropy"] = entropies.sum() / counts["trained_tokens"]
+    loss, terms = grpo_loss(logps, old_logps, reference, advantages, weights, config)
+    terms["entropy"] = entropies.sum() / max(1, counts["trained_tokens"])
     return loss, terms, logps.detach()
 
 
@@ -437,8 +455,13 @@ def main() -> None:
         # ------------------------------------------------------------ advantages
         batch_std = reward_std(accelerator, rollout.rewards)
         rollout.set_advantages(group_advantages(rollout.rewards, config.scale_rewards, batch_std))
-        trained = with_gradient(rollout, config.beta)
-        counts = reduce(accelerator, rollout_statistics(rollout, labels) | {"trained_tokens": num_tokens(trained)})
+        trained = with_gradient(rollout, config)
+        counts = rollout_statistics(rollout, labels) | {"trained_tokens": num_tokens(trained)}
+        counts["loss_tokens"] = sum(
+            len(c.tokens) for group in rollout.completions for c in group if not is_masked(c, config)
+        )
+        counts = reduce(accelerator, counts)
+        counts["loss_tokens"] = max(1.0, counts["loss_tokens"])  # every completion may be masked
 
         # ------------------------------------------------------------ reference log-probabilities
         clock = time.perf_counter()
@@ -448,7 +471,7 @@ def main() -> None:
         ]
         batches = plan_micro_batches(sequences, config.micro_batch_tokens, config.prefix_sharing)
         # ZeRO-2 reduces gradients in each backward: every rank does equally many, the extra ones with weight 0.
-        num_batches = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
+        num_batches = int(reduce(accelerator, {"n": max(1, len(batches))}, "max")["n"])
         reference = [score_reference(policy, trained, batch, config) if config.beta > 0 else None for batch in batches]
         phase["score"] += time.perf_counter() - clock
 
@@ -458,22 +481,25 @@ def main() -> None:
         set_learning_rate(optimizer, rate)
         engine.train()
         old: list[torch.Tensor | None] = [None] * len(batches)
-        sums: dict[str, float] = {}
+        sums = dict.fromkeys(("policy_loss", "kl", "clip_fraction", "entropy"), 0.0)
         maxima = {"ratio_deviation": 0.0, "logp_gap": 0.0}
         for iteration in range(config.num_iterations):
             for k in range(num_batches):
-                i, weight = (k, 1.0) if k < len(batches) else (0, 0.0)
+                if k >= len(batches):
+                    spare = update_micro_batch(engine, rollout, [0], None, None, counts, config)[0]
+                    backward(accelerator, 0.0 * spare, last=k == num_batches - 1)
+                    continue
                 loss, terms, logps = update_micro_batch(
-                    engine, trained, batches[i], old[i], reference[i], counts, config
+                    engine, trained, batches[k], old[k], reference[k], counts, config
                 )
                 # DeepSpeed averages over ranks: times world_size, the sum over ranks is the loss of the whole step.
-                backward(accelerator, weight * world_size * loss, last=k == num_batches - 1)
-                if iteration == 0 and weight:
-                    old[i] = logps
+                backward(accelerator, world_size * loss, last=k == num_batches - 1)
+                if iteration == 0:
+                    old[k] = logps
                     maxima["ratio_deviation"] = max(maxima["ratio_deviation"], float(terms["ratio_deviation"]))
-                    maxima["logp_gap"] = max(maxima["logp_gap"], sampling_gap(trained, batches[i], logps))
-                for name in ("policy_loss", "kl", "clip_fraction", "entropy"):
-                    sums[name] = sums.get(name, 0.0) + weight * float(terms[name]) / config.num_iterations
+                    maxima["logp_gap"] = max(maxima["logp_gap"], sampling_gap(trained, batches[k], logps))
+                for name in sums:
+                    sums[name] += float(terms[name]) / config.num_iterations
             grad_norm, stepped = step(accelerator, engine, optimizer, config.max_grad_norm)
         phase["update"] += time.perf_counter() - clock
 

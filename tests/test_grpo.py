@@ -72,52 +72,99 @@ def test_token_weights():
         assert (weights[~mask] == 0).all()
 
 
-def numpy_loss(logps, old, reference, advantages, weights, eps_low, eps_high, beta):
+def numpy_loss(logps, old, reference, advantages, weights, config: Config) -> float:
+    """The objective token by token, as the papers write it."""
     total = 0.0
     for b, t in np.argwhere(weights > 0):
-        ratio = np.exp(logps[b, t] - old[b, t])
-        bounded = min(max(ratio, 1 - eps_low), 1 + eps_high)
-        total -= weights[b, t] * min(ratio * advantages[b], bounded * advantages[b])
+        token_ratio = ratio = np.exp(logps[b, t] - old[b, t])
+        if config.importance == "sequence":
+            held = weights[b] > 0
+            ratio = np.exp((logps[b] - old[b])[held].mean())
+        bounded = min(max(ratio, 1 - config.eps_low), 1 + config.eps_high)
+        objective = min(ratio * advantages[b], bounded * advantages[b])
+        if config.dual_clip and advantages[b] < 0:
+            objective = max(objective, config.dual_clip * advantages[b])
         gap = reference[b, t] - logps[b, t]
-        total += weights[b, t] * beta * (np.exp(gap) - gap - 1)
+        k3 = (np.exp(gap) - gap - 1) * (token_ratio if config.kl_correction else 1)
+        total += weights[b, t] * (config.beta * k3 - objective)
     return total
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_loss_equals_numpy(seed):
+@pytest.mark.parametrize(
+    "options", [{}, {"dual_clip": 1.5}, {"importance": "sequence"}, {"kl_correction": True}], ids=str
+)
+def test_loss_equals_numpy(seed, options):
     rng = np.random.default_rng(seed)
     logps, old, reference = -rng.exponential(1.0, (3, 6, 5)).astype(np.float64)
     advantages, mask = rng.normal(size=6), rng.random((6, 5)) < 0.8
     weights = mask * rng.random((6, 5))
     values = [torch.tensor(x) for x in (logps, old, reference, advantages, weights)]
-    loss, terms = grpo_loss(*values, eps_low=0.2, eps_high=0.3, beta=0.1)
-    expected = numpy_loss(logps, old, reference, advantages, weights, 0.2, 0.3, 0.1)
+    config = Config(eps_low=0.2, eps_high=0.3, beta=0.1, **options)
+    loss, terms = grpo_loss(*values, config)
+    expected = numpy_loss(logps, old, reference, advantages, weights, config)
     assert float(loss) == pytest.approx(expected, rel=1e-10)
     assert float(terms["policy_loss"] + 0.1 * terms["kl"]) == pytest.approx(expected, rel=1e-10)
-    without = grpo_loss(values[0], values[1], None, *values[3:], eps_low=0.2, eps_high=0.3, beta=0.1)[0]
-    assert float(without) == pytest.approx(numpy_loss(logps, old, logps, advantages, weights, 0.2, 0.3, 0.1), rel=1e-10)
+    without = grpo_loss(values[0], values[1], None, *values[3:], config)[0]
+    assert float(without) == pytest.approx(numpy_loss(logps, old, logps, advantages, weights, config), rel=1e-10)
+
+
+CLIPPING = [  # ratio, advantage, d loss / d logp = -A·ratio, or 0 where it is clipped
+    (1.5, 1.0, 0.0),  # already above 1 + eps_high and asked to rise: clipped
+    (1.5, -1.0, 1.5),  # asked to fall: not clipped
+    (0.5, -1.0, 0.0),  # already below 1 - eps_low and asked to fall: clipped
+    (0.5, 1.0, -0.5),
+    (1.25, 1.0, -1.25),  # inside the upper bound of 0.3, outside the lower one of 0.2
+    (0.75, -1.0, 0.0),
+    (1.0, 1.0, -1.0),
+    (4.0, -1.0, 4.0),  # a token that has become likely and is bad: unbounded
+]
+DUAL_CLIPPING = [(4.0, -1.0, 0.0), (1.9, -1.0, 1.9), (4.0, 1.0, 0.0), (1.1, 1.0, -1.1)]  # but for dual_clip 2
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "gradient"),
-    [
-        (1.5, 1.0, 0.0),  # already above 1 + eps_high and asked to rise: clipped
-        (1.5, -1.0, 1.5),  # asked to fall: not clipped
-        (0.5, -1.0, 0.0),  # already below 1 - eps_low and asked to fall: clipped
-        (0.5, 1.0, -0.5),
-        (1.25, 1.0, -1.25),  # inside the upper bound of 0.3, outside the lower one of 0.2
-        (0.75, -1.0, 0.0),
-        (1.0, 1.0, -1.0),
-    ],
+    ("dual_clip", "ratio", "advantage", "gradient"),
+    [*((0.0, *case) for case in CLIPPING), *((2.0, *case) for case in DUAL_CLIPPING)],
 )
-def test_clipping_by_hand(ratio, advantage, gradient):
+def test_clipping_by_hand(dual_clip, ratio, advantage, gradient):
     logps = torch.tensor([[np.log(ratio)]], requires_grad=True)
     one = torch.ones(1, 1)
-    loss, terms = grpo_loss(logps, 0 * one, None, torch.tensor([advantage]), one, 0.2, 0.3, 0.0)
+    config = Config(eps_low=0.2, eps_high=0.3, beta=0.0, dual_clip=dual_clip)
+    loss, terms = grpo_loss(logps, 0 * one, None, torch.tensor([advantage]), one, config)
     loss.backward()
-    assert float(logps.grad) == pytest.approx(gradient)  # d loss / d logp = -A·ratio
+    assert float(logps.grad) == pytest.approx(gradient)
     assert float(terms["clip_fraction"]) == (gradient == 0)
     assert float(terms["ratio_deviation"]) == pytest.approx(abs(ratio - 1))
+
+
+def test_the_ratio_of_a_sequence_by_hand():
+    """Two tokens, ratios 2 and 1/2: the sequence's is 1, and nothing is clipped; the padding has no say."""
+    logps = torch.tensor([[np.log(2.0), np.log(0.5), 7.0]], requires_grad=True)
+    weights = torch.tensor([[0.5, 0.5, 0.0]])
+    for importance, clipped, gradient in (("sequence", 0.0, [-0.5, -0.5, 0.0]), ("token", 0.5, [0.0, -0.25, 0.0])):
+        config = Config(importance=importance, beta=0.0)
+        loss, terms = grpo_loss(logps, torch.zeros(1, 3), None, torch.tensor([1.0]), weights, config)
+        (got,) = torch.autograd.grad(loss, logps)
+        torch.testing.assert_close(got, torch.tensor([gradient], dtype=got.dtype))
+        assert float(terms["clip_fraction"]) == clipped
+
+
+def test_corrected_k3_has_the_gradient_of_the_kl():
+    """Expected over what an older policy samples, k3 times the ratio has the exact KL's gradient; k3 alone has not."""
+    torch.manual_seed(0)
+    new, old, reference = torch.randn(3, 7, dtype=torch.float64)
+    new.requires_grad_()
+    logps, old, reference = new.log_softmax(0), old.log_softmax(0), reference.log_softmax(0)
+    (exact,) = torch.autograd.grad((logps.exp() * (logps - reference)).sum(), new, retain_graph=True)
+    found = {}
+    for correction in (False, True):
+        config = Config(beta=1.0, kl_correction=correction)
+        columns = [x[:, None] for x in (logps, old, reference)]
+        # every token once, weighted by its probability under the policy that sampled
+        loss, _ = grpo_loss(*columns, torch.zeros(7, dtype=torch.float64), old.exp()[:, None], config)
+        (found[correction],) = torch.autograd.grad(loss, new, retain_graph=True)
+    torch.testing.assert_close(found[True], exact)
+    assert (found[False] - exact).abs().max() > 0.01
 
 
 # --- one step
@@ -143,7 +190,7 @@ def make_rollout(seed: int, groups: int = 8, samples: int = 4) -> Rollout:
 
 def counts_of(rollout: Rollout) -> dict[str, float]:
     lengths = [len(c.tokens) for group in rollout.completions for c in group]
-    return {"sequences": len(lengths), "tokens": sum(lengths), "trained_tokens": sum(lengths)}
+    return {"sequences": len(lengths)} | dict.fromkeys(("tokens", "loss_tokens", "trained_tokens"), sum(lengths))
 
 
 def step_gradients(model, rollout, plan, config, old_shift: float = 0.0):
@@ -243,7 +290,7 @@ def test_without_a_kl_rows_without_advantage_are_not_computed(family, loss_type)
     advantages[2, 1:3] = 0.0
     rollout.set_advantages(advantages)
     config = Config(beta=0.0, loss_type=loss_type, max_new_tokens=5)
-    live = with_gradient(rollout, beta=0.0)
+    live = with_gradient(rollout, Config(beta=0.0))
     assert 0 < sum(map(len, live.rows)) == int((advantages != 0).sum()) < advantages.numel()
     counts = counts_of(rollout)
     for taken in (rollout, live):
@@ -254,17 +301,33 @@ def test_without_a_kl_rows_without_advantage_are_not_computed(family, loss_type)
             expected, expected_loss = gradients(model), float(loss.detach())
     assert_same_gradients(gradients(model), expected)
     assert float(loss.detach()) == pytest.approx(expected_loss, abs=1e-6)
-    assert with_gradient(rollout, beta=0.1) is rollout, "the KL term needs every row"
+    every = with_gradient(rollout, Config(beta=0.1))
+    assert (every.rows, every.completions) == (rollout.rows, rollout.completions), "the KL term needs every row"
 
 
-def test_a_rank_without_any_advantage_still_has_something_to_run():
-    model, rollout = build_model("phi3", lora=True), make_rollout(5)
+def test_a_rank_without_any_advantage_has_nothing_to_compute():
+    rollout = make_rollout(5)
     rollout.set_advantages(torch.zeros_like(rollout.rewards))
-    live = with_gradient(rollout, beta=0.0)
-    assert [len(group) for group in live.rows] == [1] and live.tokens(0) == rollout.tokens(0)[:1]
-    counts = counts_of(rollout) | {"trained_tokens": num_tokens(live)}
-    update_micro_batch(model, live, [0], None, None, counts, Config(beta=0.0))[0].backward()
-    assert all((gradient == 0).all() for gradient in gradients(model).values())
+    assert with_gradient(rollout, Config(beta=0.0)).rows == []
+
+
+def test_completions_that_were_cut_can_be_left_out(family):
+    """The gradient is that of a rollout in which they have advantage 0, but a token mean counts no token of theirs."""
+    model, rollout = build_model(family, lora=True), make_rollout(9)
+    flat = [completion for group in rollout.completions for completion in group]
+    for b, completion in enumerate(flat):
+        completion.stopped = b % 3 > 0
+    config = Config(beta=0.0, mask_truncated=True, loss_type="dapo")
+    live = with_gradient(rollout, config)
+    assert all(completion.stopped for group in live.completions for completion in group)
+    counts = counts_of(rollout) | {"loss_tokens": sum(len(c.tokens) for c in flat if c.stopped)}
+    update_micro_batch(model, live, list(range(len(live.rows))), None, None, counts, config)[0].backward()
+    got = gradients(model)
+    for group, advantages in zip(rollout.completions, rollout.advantages, strict=True):
+        advantages[[k for k, completion in enumerate(group) if not completion.stopped]] = 0.0
+    inputs = (rollout, list(range(8)), None, None, counts, Config(beta=0.0, loss_type="dapo"))
+    update_micro_batch(model, *inputs)[0].backward()
+    assert_same_gradients(got, gradients(model))
 
 
 def test_a_rollout_without_signal_leaves_only_the_kl():
