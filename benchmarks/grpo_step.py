@@ -118,7 +118,9 @@ class Product(Side):
         point = self.point
         config = point.config(WHOLE if setting == "step" else 1, self.share)
         rollout.set_advantages(train_grpo.group_advantages(torch.randn(len(point.rows), point.g), "group", 1.0))
-        counts = {"sequences": point.size} | dict.fromkeys(("tokens", "trained_tokens"), point.size * point.t)
+        counts = {"sequences": point.size} | dict.fromkeys(
+            ("tokens", "loss_tokens", "trained_tokens"), point.size * point.t
+        )
         with self.clock.phase("scoring"):
             batches = plan_micro_batches(sequences(rollout), config.micro_batch_tokens, self.share)
             references = [train_grpo.score_reference(self.model, rollout, batch, config) for batch in batches]
