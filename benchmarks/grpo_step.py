@@ -365,14 +365,14 @@ def main() -> None:
     options.add_argument("--prompt_tokens", type=int, default=350, help="take the premises nearest to this length")
     options.add_argument("--claims_per_prefix", type=int, nargs="+", default=[1], help="prompts that share a premise")
     options.add_argument("--figure", help="file to draw the ratios in")
-    options.add_argument("--from_json", help="draw the figures of this file, measure nothing")
+    options.add_argument("--from_json", nargs="+", help="draw the figures of these files, measure nothing")
     options = options.parse_args()
     options.G = options.G or ([8] if options.quick else [4, 8, 16])
     options.T = options.T or ([4, 16] if options.quick else [4, 16, 64, 256])
     options.prompts = options.prompts or (1 if options.quick else 2)
     check(options.from_json is None or options.figure is not None, "--from_json only draws: name a file with --figure")
     if options.from_json:
-        figures = json.loads(Path(options.from_json).read_text())
+        figures = {"rows": [row for path in options.from_json for row in json.loads(Path(path).read_text())["rows"]]}
     else:
         common.check_rivals(options.rivals)
         with common.bench(options) as where:
