@@ -342,10 +342,11 @@ def draw(figures: dict, path: str) -> None:
             axis.plot(t, [r["ratio"] for r in points], color=shade, marker=marker, label=f"G = {g}")
             axis.plot(t, [r["token_ratio"] for r in points], color=shade, linestyle="--", linewidth=1)
         axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
-        axis.set(title=phase, xlabel="T, tokens of a completion", xscale="log", ylim=(0, None))
+        axis.set(title=phase, xlabel="T, tokens of a completion", xscale="log")
         axis.set_xticks(every_t, map(str, every_t))
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylim(bottom=0)  # of all panels, once everything is drawn
     name = {"trl": "TRL", "padded": "padded rows"}.get(rival, rival)
     axes[0, 0].set_ylabel(f"time of {name} / ours")
     handles, labels = axes[0, 0].get_legend_handles_labels()
