@@ -10,7 +10,8 @@ copy of the adapter) and the update (loss, backward, clipping, AdamW). All sides
 linear layer, prompts and lengths: no sample may stop early. Rewards are random numbers, since the model may answer
 nothing. Ours are the functions of train_grpo.py. The rivals, each with its settings:
 
-    trl             trl.GRPOTrainer, its methods timed: rollout by `generate` or by continuous batching, rows a device
+    trl             trl.GRPOTrainer, its methods timed: rollout by `generate` or by continuous batching (on a CPU only with
+                    --threads 1), rows a device
     prefix-grouper  its attention and its row in our scoring and update, of given completions; it has no rollout
     padded          a `generate` loop with every prompt repeated, then train_grpo.py with prefix_sharing off
 
@@ -216,7 +217,9 @@ class TRL(Side):
     def __init__(self, point: Point):
         self.point = point
         rows = sorted({point.size, point.g, max(1, point.g // 2)}, reverse=True)
-        self.settings = [("continuous" if k == 1 else "generate", size) for k, size in enumerate(rows)]
+        # Its loop runs in a thread of its own. With several of torch's threads on a CPU, one rollout takes minutes.
+        able = point.bench.device.type == "cuda" or torch.get_num_threads() == 1
+        self.settings = [("continuous" if able and k == 1 else "generate", size) for k, size in enumerate(rows)]
 
     def trainer(self, sampling: str, rows: int, count: int):
         from trl import GRPOConfig, GRPOTrainer
