@@ -10,8 +10,8 @@ copy of the adapter) and the update (loss, backward, clipping, AdamW). All sides
 linear layer, prompts and lengths: no sample may stop early. Rewards are random numbers, since the model may answer
 nothing. Ours are the functions of train_grpo.py. The rivals, each with its settings:
 
-    trl             trl.GRPOTrainer, its methods timed: rollout by `generate` or by continuous batching (on a CPU only with
-                    --threads 1), rows a device
+    trl             trl.GRPOTrainer, its methods timed: rollout by `generate` or by continuous batching (on a CPU with
+                    --threads 1 only), rows a device
     prefix-grouper  its attention and its row in our scoring and update, of given completions; it has no rollout
     padded          a `generate` loop with every prompt repeated, then train_grpo.py with prefix_sharing off
 
