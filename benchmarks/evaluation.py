@@ -60,9 +60,9 @@ class Padded(Side):
     def __init__(self, where: Bench, rows: Dataset, model: torch.nn.Module, tokens: int):
         self.bench, self.model, self.tokens, self.clock = where, model, tokens, Clock(model)
         self.prompts, self.texts = list(rows["prompt"]), []
-        # Every fourth stretch of as many rows as the largest batch has, so that its lengths are as alike as in all.
+        # Every eighth stretch of as many rows as the largest batch has, so that its lengths are as alike as in all.
         order, stretch = sorted(self.prompts, key=len, reverse=True), max(BATCHES)
-        part = [text for start in range(0, len(order), 4 * stretch) for text in order[start : start + stretch]]
+        part = [text for start in range(0, len(order), 8 * stretch) for text in order[start : start + stretch]]
         times = {batch: self.answer(part, batch)["step"].seconds for batch in (BATCHES[0], *BATCHES)}  # the first twice
         self.settings = [(min(times, key=times.get),)]
 
