@@ -161,9 +161,8 @@ def nearest_premises(n: int, tokenizer, prompt_tokens: int, count: int) -> list[
 @torch.no_grad()
 def padded_generate(model, prompts: list[Tokens], batch: int, length: int, pad: int, **options) -> list[Tokens]:
     """The plain loop: left-padded batches through `generate`, `length` new tokens for every prompt."""
-    config = GenerationConfig(
-        max_new_tokens=length, eos_token_id=None, pad_token_id=pad, disable_compile=True, **options
-    )
+    # No token ends a row; None would be filled in from the model's own generation_config.
+    config = GenerationConfig(max_new_tokens=length, eos_token_id=-1, pad_token_id=pad, disable_compile=True, **options)
     device = next(model.parameters()).device
     done: list[Tokens] = []
     for start in range(0, len(prompts), batch):
