@@ -54,8 +54,8 @@ def parser(description: str, rivals: list[str] | None = None) -> ArgumentParser:
     if rivals:
         options.add_argument("--rivals", nargs="+", default=rivals, choices=rivals, help="what to compare with")
         options.add_argument("--repeats", type=int, help="timed runs of each side, after a dropped one (3; quick: 2)")
-        options.add_argument("--quick", action="store_true", help="few points, less than 5 minutes on 2 cores")
-    options.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the CPU")
+        options.add_argument("--quick", action="store_true", help="one point, less than 5 minutes")
+    options.add_argument("--threads", type=int, default=1, help="threads of the CPU; 1 is steady beside other load")
     options.add_argument("--model", help="a model's directory instead of random weights")
     shape = {"nargs": 4, "type": int, "default": [512, 8, 1536, 8], "metavar": ("D", "LAYERS", "INNER", "HEADS")}
     options.add_argument("--shape", **shape, help="of the model with random weights")

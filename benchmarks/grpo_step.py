@@ -363,7 +363,7 @@ def draw(figures: dict, path: str) -> None:
 def main() -> None:
     options = common.parser(__doc__.splitlines()[0], RIVALS)
     options.add_argument("--G", type=int, nargs="+", help="samples of a prompt (4 8 16; quick: 8)")
-    options.add_argument("--T", type=int, nargs="+", help="tokens of a completion (4 16 64 256; quick: 4 16)")
+    options.add_argument("--T", type=int, nargs="+", help="tokens of a completion (4 16 64 256; quick: 16)")
     options.add_argument("--prompts", type=int, help="prompts of a step (2; quick: 1)")
     options.add_argument("--num_variables", type=int, nargs="+", default=[5], choices=[2, 3, 4, 5], help="rows of N")
     options.add_argument("--prompt_tokens", type=int, default=350, help="take the premises nearest to this length")
@@ -372,7 +372,7 @@ def main() -> None:
     options.add_argument("--from_json", nargs="+", help="draw the figures of these files, measure nothing")
     options = options.parse_args()
     options.G = options.G or ([8] if options.quick else [4, 8, 16])
-    options.T = options.T or ([4, 16] if options.quick else [4, 16, 64, 256])
+    options.T = options.T or ([16] if options.quick else [4, 16, 64, 256])
     options.prompts = options.prompts or (1 if options.quick else 2)
     check(options.from_json is None or options.figure is not None, "--from_json only draws: name a file with --figure")
     if options.from_json:
