@@ -11,7 +11,7 @@ equivalence class; then what they say about the claim, and the answer. Both styl
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -239,7 +239,10 @@ def _write_path(path: Sequence[int], variables: Sequence[str]) -> str:
 
 
 def _read_path(text: str, variables: Sequence[str]) -> tuple[int, ...]:
-    return tuple(variables.index(name) for name in text.split(" -> "))
+    names = text.split(" -> ")
+    if len(set(names)) < len(names):
+        raise ValueError(text)
+    return tuple(map(variables.index, names))
 
 
 def _write_edges(dag: DAG, variables: Sequence[str]) -> str:
@@ -250,6 +253,8 @@ def _read_edges(text: str, variables: Sequence[str]) -> DAG:
     dag = [0] * len(variables)
     for edge in text.split(", ") if text != "none" else ():
         cause, effect = _read_path(edge, variables)
+        if dag[effect] >> cause & 1:
+            raise ValueError(text)
         dag[effect] |= 1 << cause
     return tuple(dag)
 
@@ -259,7 +264,9 @@ def _write_paths(alternatives: tuple, variables: Sequence[str]) -> str:
 
 
 def _read_paths(text: str, variables: Sequence[str]) -> tuple:
-    alternatives = (paths.split(" and ") for paths in text.split(", or "))
+    alternatives = [paths.split(" and ") for paths in text.split(", or ")]
+    if len(set(map(frozenset, alternatives))) < len(alternatives):  # else a right statement could be endless
+        raise ValueError(text)
     return tuple(tuple(_read_path(path, variables) for path in paths) for paths in alternatives)
 
 
@@ -289,7 +296,11 @@ def _patterns() -> tuple[tuple[str, re.Pattern], ...]:
 
 def read_step(sentence: str, variables: Sequence[str]) -> Step | None:
     """The step that a sentence of either style states; None if it is none."""
-    sentence = " ".join(sentence.split()).removesuffix(".")
+    return _read_sentence(" ".join(sentence.split()).removesuffix("."), tuple(variables))
+
+
+@lru_cache(maxsize=16384)
+def _read_sentence(sentence: str, variables: tuple[str, ...]) -> Step | None:
     for kind, pattern in _patterns():
         match = pattern.fullmatch(sentence)
         if match:
@@ -364,28 +375,43 @@ def _covers(alternatives: tuple, members: Sequence[DAG], claim: Claim) -> bool:
     for paths in alternatives:
         wanted = sorted(sum(1 << v for v in path) for path in paths)
         edges = [edge for path in paths for edge in zip(path, path[1:], strict=False)]
-        inside = [
-            all(dag[v] >> u & 1 for u, v in edges) and any(sorted(masks) == wanted for masks in witnesses(dag, claim))
-            for dag in members
-        ]
-        if not any(inside):
+        inside = [all(dag[v] >> u & 1 for u, v in edges) for dag in members]
+        # Its edges make it a witness in every member that has them or in none: one such member tells.
+        first = next((dag for dag, has in zip(members, inside, strict=True) if has), None)
+        if first is None or not any(sorted(masks) == wanted for masks in witnesses(first, claim)):
             return False
         having.append(inside)
     return all(map(any, zip(*having, strict=True)))
 
 
-def _subject(step: Step) -> tuple:
-    """What the step settles: two steps of one subject are two answers to one question."""
+def subject(step: Step) -> tuple:
+    """What the step settles: two steps of one subject are two answers to one question, in any order of its pair."""
     match step.kind, step.values:
         case (("adjacent" | "separated"), (a, b, *_)):
-            return "pair", {a, b}
+            return "pair", 1 << a | 1 << b
         case (("collider" | "chain"), (a, c, b)):
-            return "triple", c, {a, b}
+            return "triple", c, 1 << a | 1 << b
         case (("directed" | "undirected"), (a, b)):
-            return "edge", {a, b}
-        case ("every" | "counterexample") as kind, _:  # there may be several
-            return (kind,)
-    return step
+            return "edge", 1 << a | 1 << b
+        case (("no link" | "forward link" | "backward link" | "open link"), (a, b)):
+            return "link", 1 << a | 1 << b
+        case (("from" | "into") as kind, (a, _)):
+            return kind, a
+        case (("every" | "counterexample"), _):  # several of either may be right
+            return ("evidence",)
+        case kind, values if kind in _DERIVED:
+            named = dict(zip(_FIELDS[kind], values, strict=True))
+            return "orientation", 1 << named["a"] | 1 << named["b"]
+    return (step.kind,)
+
+
+@lru_cache(maxsize=2048)
+def required_steps(premise: Premise, claim: Claim) -> dict[tuple, Step]:
+    """{subject: exact step} of what a complete trace settles, in order, the answer last; shared, so not to be changed.
+
+    Raises Corr2CauseError if no graph satisfies the premise: nothing is right or wrong there.
+    """
+    return {subject(step): step for step in reasoning_steps(premise, claim) if step.kind not in _DERIVED}
 
 
 def check_trace(text: str, premise: Premise, claim: Claim) -> TraceCheck:
@@ -393,9 +419,8 @@ def check_trace(text: str, premise: Premise, claim: Claim) -> TraceCheck:
 
     Raises Corr2CauseError if no graph satisfies the premise: nothing is right or wrong there.
     """
-    required = [step for step in reasoning_steps(premise, claim) if step.kind not in _DERIVED]
-    sentences = []
+    required, sentences = required_steps(premise, claim), []
     for sentence, step in read_trace(text, premise.variables):
         sentences.append(CheckedSentence(sentence, step, step is not None and is_right(step, premise, claim)))
-    settled = [_subject(s.step) for s in sentences if s.right]
-    return TraceCheck(tuple(sentences), tuple(step for step in required if _subject(step) not in settled))
+    settled = {subject(s.step) for s in sentences if s.right}
+    return TraceCheck(tuple(sentences), tuple(step for what, step in required.items() if what not in settled))

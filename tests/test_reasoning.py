@@ -132,6 +132,9 @@ def checked(premises):
     for premise in premises:
         for claim in all_claims(len(premise.variables)):
             steps = r.reasoning_steps(premise, claim)
+            required = r.required_steps(premise, claim)
+            assert list(required.values()) == [step for step in steps if not step.kind.startswith("rule")]
+            assert all(r.subject(step) == what for what, step in required.items())
             for style in r.STYLES:
                 found = r.check_trace(r.trace(premise, claim, style), premise, claim)
                 assert [sentence.step for sentence in found.sentences] == steps
@@ -287,6 +290,10 @@ def test_a_left_out_line_is_missing(line):
         "Edge A => C.",
         "From A: C C.",
         "Every graph: A to C.",
+        "Every graph: A -> C -> A.",
+        "Every graph: A -> C -> D, or A -> C -> D.",
+        "Every graph: A -> C and B -> C, or B -> C and A -> C.",
+        "Counterexample: A -> C, A -> C.",
         "Answer: Maybe",
     ],
 )
@@ -312,6 +319,36 @@ def test_another_separating_set_and_another_cover_are_right_too():
     assert r.check_trace(swapped, diamond, claim).complete
     one = r.trace(diamond, claim).replace(cover, "Every graph: A -> C -> D.")
     assert [sentence.text for sentence in r.check_trace(one, diamond, claim).wrong] == ["Every graph: A -> C -> D."]
+
+
+def test_a_link_named_the_other_way_round_is_right_too():
+    claim = g.Claim("direct", 2, 0)
+    text = r.trace(COLLIDER, claim).replace("Link C A: C <- A.", "Link A C: A -> C.")
+    assert "Link A C" in text and r.check_trace(text, COLLIDER, claim).complete
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("Pair A B: kept.", "Pair B A: cut given C.", True),
+        ("Pair A B: kept.", "Pair A C: kept.", False),
+        ("Pair A B: kept.", "Edge A - B.", False),
+        ("Triple A C B: collider.", "Triple B C A: no collider.", True),
+        ("Triple A C B: collider.", "Triple A B C: collider.", False),
+        ("Rule 1: A -> C - D gives C -> D.", "Rule 2: D -> A -> C gives D -> C.", True),
+        ("Rule 1: A -> C - D gives C -> D.", "Rule 1: A -> C - B gives C -> B.", False),
+        ("Edge A -> B.", "Edge B - A.", True),
+        ("Link A B: none.", "Link B A: B -> A.", True),
+        ("From A: C.", "From A: none.", True),
+        ("From A: C.", "Into A: C.", False),
+        ("Shared: C.", "Shared: none.", True),
+        ("Every graph: A -> C.", "Counterexample: none.", True),
+        ("Answer: Yes", "Answer: No", True),
+    ],
+)
+def test_statements_of_one_subject_answer_one_question(one, other, same):
+    first, second = (r.subject(r.read_step(line, "ABCD")) for line in (one, other))
+    assert (first == second) == same
 
 
 def test_the_two_paths_of_a_collider_come_in_any_order():

@@ -1,10 +1,27 @@
-"""Reading answers out of text, and the outcome reward, with the ways that a policy might try to cheat it."""
+"""Reading answers out of text, and the rewards, with the ways that a policy might try to cheat each and all of them."""
+
+import random
+from itertools import combinations
 
 import pytest
-from hypothesis import example, given
+from brute_force import all_claims
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rewards import NO_ANSWER_REWARD, RIGHT_REWARD, WRONG_REWARD, extract_answer, outcome_reward
+import graphs as g
+import reasoning as r
+from rewards import (
+    NO_ANSWER_REWARD,
+    RIGHT_REWARD,
+    WRONG_REWARD,
+    extract_answer,
+    format_reward,
+    length_reward,
+    outcome_reward,
+    process_reward,
+)
+
+# ---------------------------------------------------------------- answers
 
 ANSWER_FORMS = [
     "{}",
@@ -135,6 +152,9 @@ def test_any_text_is_read(text):
     assert extract_answer(text + "\n\nAnswer: No") is False
 
 
+# ---------------------------------------------------------------- outcome
+
+
 def test_outcome_reward_values():
     assert (RIGHT_REWARD, WRONG_REWARD, NO_ANSWER_REWARD) == (1.0, -1.0, -0.5)
     assert outcome_reward("Answer: Yes", 1) == outcome_reward("Answer: No", 0) == 1.0
@@ -168,3 +188,330 @@ def test_bad_label(label):
 def test_bad_class_weights(weights):
     with pytest.raises(ValueError, match="class_weights"):
         outcome_reward("Answer: Yes", 1, weights)
+
+
+# ---------------------------------------------------------------- process
+
+CLASSES = {n: list(g.representatives(n)) for n in (2, 3, 4)}
+
+
+@st.composite
+def questions(draw):
+    """(premise, claim): any class of 2 to 4 variables in any letters, any claim on it."""
+    n = draw(st.integers(2, 4))
+    dag = g.relabel(draw(st.sampled_from(CLASSES[n])), draw(st.permutations(range(n))))
+    return g.premise_of(dag), draw(st.sampled_from(all_claims(n)))
+
+
+def statements(variables):
+    """Every Pair, Triple and Edge statement that can be made, grouped by what it is about."""
+    pairs = list(combinations(variables, 2))
+    others = {pair: [v for v in variables if v not in pair] for pair in pairs}
+    sets = {
+        pair: [" ".join(c) or "none" for k in range(len(o) + 1) for c in combinations(o, k)]
+        for pair, o in others.items()
+    }
+    yield from ([f"Pair {a} {b}: kept.", *(f"Pair {a} {b}: cut given {s}." for s in sets[a, b])] for a, b in pairs)
+    yield from (
+        [f"Triple {a} {c} {b}: {k}." for k in ("collider", "no collider")] for a, b in pairs for c in others[a, b]
+    )
+    yield from ([f"Edge {a} -> {b}.", f"Edge {b} -> {a}.", f"Edge {a} - {b}."] for a, b in pairs)
+
+
+def is_true(sentence, premise, claim):
+    return r.is_right(r.read_step(sentence, premise.variables), premise, claim)
+
+
+@pytest.mark.parametrize("style", r.STYLES)
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_every_exact_trace_earns_exactly_one(n, style):
+    rng = random.Random(n)
+    for dag in CLASSES[n]:
+        premise = g.premise_of(g.relabel(dag, rng.sample(range(n), n)))
+        for claim in all_claims(n):
+            text = r.trace(premise, claim, style)
+            assert process_reward(text, premise, claim) == format_reward(text, True) == 1.0
+            assert outcome_reward(text, g.exact_label(g.markov_equivalence_class(premise), claim)) == 1.0
+
+
+PREMISE = g.premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1
+CLAIM = g.Claim("indirect", 0, 3)
+TRACE = r.trace(PREMISE, CLAIM)
+REQUIRED = 16  # six pairs, three triples, three edges, from, into, shared, every
+RULE = "Rule 1: A -> C - D gives C -> D."
+PROSE = "It seems to me that the variables A and B are in some way connected."  # 68 characters
+
+
+@pytest.mark.parametrize(
+    "text, score",
+    [
+        ("", 0),
+        (" \n\n", 0),
+        ("Answer: Yes", 0),
+        (TRACE, 16),
+        (TRACE.replace("Answer: Yes", "Answer: No"), 16),  # the outcome reward's business
+        (TRACE.replace("Answer: Yes", ""), 16),
+        (TRACE.replace("Answer: Yes", "**Answer: Yes**"), 16),
+        (TRACE.replace("\n", " "), 16),
+        ("- " + TRACE.replace("\n", "\n2. "), 16),
+        ("\n".join(sorted(TRACE.splitlines()[:-1])), 16),
+        (TRACE.replace("Pair A B: cut given none.\n", ""), 15),
+        (TRACE.replace("Pair A B: cut given none.", "Pair A B: cut given C."), 14),
+        (TRACE.replace("Pair A D: cut given B C.", "Pair D A: cut given C."), 16),  # true as well
+        (TRACE.replace("Edge C -> D.", "Edge C -> D. Edge C -> D."), 15),
+        (TRACE.replace("Edge C -> D.", "Edge C -> D. Edge C - D."), 15),
+        (TRACE.replace("Edge C -> D.", "Edge C - D. Edge C -> D."), 13),  # the first word on it counts, and it is false
+        (TRACE.replace("From A: C.", "From A: C D. From A: C."), 13),
+        (TRACE.replace("Every graph", "Counterexample: A -> C.\nEvery graph"), 13),
+        (TRACE.replace(RULE, ""), 16),
+        (TRACE.replace(RULE, f"{RULE} {RULE}"), 15),
+        (TRACE.replace(RULE, f"{RULE} Rule 1: B -> C - D gives C -> D."), 15),  # one reason is enough
+        (TRACE.replace(RULE, "Rule 1: A -> C - B gives C -> B."), 15),
+        ("Link A B: none.\n" + TRACE, 16),  # true, not asked for
+        ("Link A B: none.\nLink B A: none.\n" + TRACE, 15),
+        ("Link A B: A -> B.\n" + TRACE, 15),
+        (PROSE + "\n" + TRACE, 15),
+        (PROSE[:-1] + "; " + PROSE + "\n" + TRACE, 13),  # one sentence of 137 characters
+        ("Is there a way from A to D? Yes.\n" + TRACE, 15),
+        (TRACE + "\nAnswer: Yes", 15),
+        (TRACE + "\nEdge C -> D.", 15),
+        (TRACE + "\n" + PROSE, 15),
+        (TRACE.replace("From A: C.", "Answer: Yes\nFrom A: C."), 12 - 5),
+        (TRACE.replace("From A: C.", "**Yes.**\nFrom A: C."), 12 - 5),
+        (TRACE.replace("From A: C.", "The answer is yes.\nFrom A: C."), 12 - 5),
+        ("Answer: Yes\n" + TRACE, -16),
+        (TRACE.replace("\n", "\nSo.\n"), 16 - 17),
+    ],
+)
+def test_process_reward_values(text, score):
+    assert process_reward(text, PREMISE, CLAIM) == score / REQUIRED
+
+
+def test_a_long_sentence_that_is_read_costs_no_more_than_a_short_one():
+    text = r.trace(PREMISE, CLAIM, "full")
+    collider = next(line for line in text.splitlines() if "is a collider" in line)
+    assert len(collider) > 80
+    assert process_reward(f"{collider}\n{text}", PREMISE, CLAIM) == 15 / REQUIRED
+    false = "In B - C - D the set that separates B and D leaves out C, which is a collider: B -> C <- D."
+    # The required triple is gone, and the right sentence on B - C - D comes too late.
+    assert process_reward(text.replace(collider, false), PREMISE, CLAIM) == 12 / REQUIRED
+
+
+def test_no_process_reward_from_a_premise_that_no_graph_satisfies():
+    premise = g.Premise(g.LETTERS[:3], frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
+    with pytest.raises(g.UnsatisfiableError, match="no graph satisfies"):
+        process_reward("", premise, g.Claim("direct", 0, 1))
+
+
+@settings(deadline=None)
+@given(questions(), st.data())
+def test_hedging_never_pays(question, data):
+    """Two or more statements on one pair, triple or edge, in any order, alone or within the exact trace."""
+    premise, claim = question
+    about = data.draw(st.sampled_from(list(statements(premise.variables))))
+    hedge = data.draw(st.lists(st.sampled_from(about), min_size=2, max_size=6, unique=True))
+    assert process_reward("\n".join(hedge), premise, claim) <= 0
+    kept = [line for line in r.trace(premise, claim).splitlines() if line not in about]
+    assert process_reward("\n".join(hedge + kept), premise, claim) <= process_reward("\n".join(kept), premise, claim)
+
+
+@settings(deadline=None)
+@given(questions(), st.sampled_from(r.STYLES), st.data())
+def test_every_single_corruption_costs(question, style, data):
+    premise, claim = question
+    lines = r.trace(premise, claim, style).splitlines()
+    at = data.draw(st.integers(0, len(lines) - 1))
+    line, before, after = lines[at], lines[:at], lines[at + 1 :]
+    false = [s for about in statements(premise.variables) for s in about if not is_true(s, premise, claim)]
+    corrupted = {
+        "false": [*before, data.draw(st.sampled_from(false)), *after],
+        "false beside it": [*before, line, data.draw(st.sampled_from(false)), *after],
+        "twice": [*before, line, line, *after],
+        "said again": [*lines[:-1], line, lines[-1]],
+        "unreadable": [*before, f"Perhaps {line}", *after],
+        "answer first": [lines[-1], *lines[:-1]],
+        "answer earlier": [*before, lines[-1], *lines[at:-1]] if after else [],
+    }
+    if not r.read_step(line, premise.variables).kind.startswith("rule"):  # of which any reason or none will do
+        corrupted["dropped"] = [*before, *after]
+    for name, changed in corrupted.items():
+        text = "\n".join(changed)
+        process, form = process_reward(text, premise, claim), format_reward(text, reasoning=True)
+        assert process <= 1 and form <= 1 and process + form < 2, f"{name}:\n{text}"
+
+
+ENDLESS = {
+    "a true line": "Pair A B: cut given none.\n" * 500,
+    "a false line": "Pair A B: kept.\n" * 500,
+    "no full stop": "Pair A B: cut given none, " * 500,
+    "no space": "Pair" * 500,
+    "unreadable": "Therefore A and B. " * 500,
+    "answers": "Answer: Yes\n" * 500,
+    "after the answer": TRACE + "\n" + "and so on " * 500,
+    "alternatives": "Every graph: A -> C -> D" + ", or A -> C -> D" * 500 + ".",
+    "swapped alternatives": "Every graph: A -> C and B -> C" + ", or B -> C and A -> C" * 500 + ".",
+    "a circle": "Every graph: A" + " -> C -> A" * 500 + ".",
+    "edges": "Counterexample: A -> C" + ", A -> C" * 500 + ".",
+    "a set": "From A: C" + " and C" * 500 + ".",
+}
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS.keys())
+def test_endless_text_goes_to_minus_one(text):
+    assert process_reward(text, PREMISE, CLAIM) == -1.0
+
+
+@settings(deadline=None)
+@given(questions(), st.lists(st.sampled_from(TRACE.splitlines() + PIECES), max_size=30).map("\n".join))
+def test_the_process_reward_is_bounded_and_any_text_has_one(question, text):
+    assert -1 <= process_reward(text, *question) <= 1
+
+
+# ---------------------------------------------------------------- format
+
+ANSWER_LINES = [
+    "Answer: Yes",
+    "Answer: No",
+    "answer: no.",
+    "**Answer: Yes**",
+    "**Answer:** NO",
+    "- Answer: `Yes`!",
+    "# ANSWER : No",
+]
+NOT_THE_FORM = [
+    "Yes",
+    "Therefore: Yes",
+    "The answer is yes.",
+    "Answer:",
+    "Answer: Maybe",
+    "Answer: Yes or No",
+    "Answer: Yes, A -> B.",
+    "My Answer: No",
+    "Answer: Yes?",
+    "Answer: Yes/No",
+    "Answer: Yes Answer: No",
+]
+
+
+@pytest.mark.parametrize("line", ANSWER_LINES)
+def test_the_form(line):
+    assert format_reward(line, reasoning=False) == format_reward(f"\n {line} \n", reasoning=False) == 1.0
+    for reasons in ("Pair A B: kept.", "\n\n## Step 1\n\nIs C a collider? No.\n", PROSE, "No edge is left."):
+        assert format_reward(f"{reasons}\n{line}\n", reasoning=True) == 1.0
+        assert format_reward(f"{reasons}\n{line}", reasoning=False) == 0.0
+    assert format_reward(line, reasoning=True) == 0.0
+
+
+@pytest.mark.parametrize("line", NOT_THE_FORM)
+def test_not_the_form(line):
+    assert format_reward(line, reasoning=False) == format_reward(f"Edge A - B.\n{line}", reasoning=True) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n \n",
+        "Edge A - B.",
+        "Answer: Yes\nAnswer: No",
+        "Answer: Yes\nAnswer: Yes",
+        "Answer: Yes\nEdge A - B.",
+        "Answer: Yes\nEdge A - B.\nAnswer: Yes",
+        "**Yes.**\nEdge A - B.\nAnswer: Yes",
+        "Edge A - B.\nThe answer is no.\nAnswer: Yes",
+        "Edge A - B.\nTherefore: No\nAnswer: No",
+        "Edge A - B.\nAnswer: Yes or No\nAnswer: No",
+        "Edge A - B.\nAnswer:\nYes",
+        "Edge A - B. Answer: Yes",
+        "***\n---\nAnswer: Yes",
+        "Edge A - B.\nAnswer: Yes\n---",
+    ],
+)
+def test_neither_form(text):
+    assert format_reward(text, reasoning=True) == format_reward(text, reasoning=False) == 0.0
+
+
+@given(st.lists(st.sampled_from(PIECES + ANSWER_LINES + ["\n", "Edge"]), max_size=12).map(" ".join), st.booleans())
+@example("Edge\nAnswer: Yes", True)
+def test_what_has_the_form_has_an_answer(text, reasoning):
+    assert not format_reward(text, reasoning) or extract_answer(text) is not None
+
+
+# ---------------------------------------------------------------- length
+
+
+@pytest.mark.parametrize(
+    "num_tokens, expected", [(0, 0), (99, 0), (100, 0), (101, -0.01), (150, -0.5), (199, -0.99), (200, -1), (900, -1)]
+)
+def test_length_reward_values(num_tokens, expected):
+    assert length_reward(num_tokens, free_tokens=100, max_new_tokens=200) == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_token_need_be_free():
+    assert [length_reward(k, free_tokens=0, max_new_tokens=4) for k in range(6)] == [0, -0.25, -0.5, -0.75, -1, -1]
+
+
+@pytest.mark.parametrize("free, most", [(-1, 10), (10, 10), (11, 10), (0, 0), (float("nan"), 10)])
+def test_bad_free_tokens(free, most):
+    with pytest.raises(ValueError, match="free_tokens must be"):
+        length_reward(5, free, most)
+
+
+def test_bad_num_tokens():
+    with pytest.raises(ValueError, match="num_tokens must be"):
+        length_reward(-1, 5, 10)
+
+
+# ---------------------------------------------------------------- all together
+
+
+def rewards_of(text, premise, claim):
+    """(outcome, process, format, length) with room for 1.5 exact traces, free up to 1, counted in words."""
+    label = g.exact_label(g.markov_equivalence_class(premise), claim)
+    words = len(r.trace(premise, claim).split())
+    length = length_reward(len(text.split()), words, words + words // 2)
+    return outcome_reward(text, label), process_reward(text, premise, claim), format_reward(text, True), length
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_saying_everything_earns_next_to_nothing(n):
+    """All statements, the best order for the policy first (true ones), with the right answer."""
+    rng = random.Random(n)
+    for dag in CLASSES[n]:
+        premise = g.premise_of(g.relabel(dag, rng.sample(range(n), n)))
+        claim = rng.choice(all_claims(n))
+        trace, everything = r.trace(premise, claim), [s for about in statements(premise.variables) for s in about]
+        true_first = sorted(everything, key=lambda s: not is_true(s, premise, claim))
+        for lines in (true_first, true_first[::-1], rng.sample(everything, len(everything))):
+            for reasons in (lines, [*trace.splitlines()[:-1], *lines]):
+                text = "\n".join([*reasons, trace.splitlines()[-1]])
+                assert process_reward(text, premise, claim) <= -0.5
+                assert sum(rewards_of(text, premise, claim)) <= sum(rewards_of(trace, premise, claim)) - 2
+
+
+REASONS = TRACE.removesuffix("Answer: Yes")
+LINKS = "Link A B: none.\nLink A C: A -> C.\nLink B C: B -> C.\nLink B D: none.\nLink C D: C -> D.\n"
+HACKS = {
+    "empty": "",
+    "the answer alone": "Answer: Yes",
+    "a wrong answer": REASONS + "Answer: No",
+    "no answer": REASONS,
+    "both answers in a line": REASONS + "Answer: Yes or No",
+    "both answers, right one last": REASONS + "Answer: No\nAnswer: Yes",
+    "the answer first": "Answer: Yes\n" + REASONS,
+    "the answer first and last": "Answer: Yes\n" + TRACE,
+    "the answer again and again": REASONS + "Answer: Yes\n" * 100,
+    "every line twice": REASONS.replace("\n", "\n\n") + TRACE,
+    "in both styles": REASONS + r.trace(PREMISE, CLAIM, "full"),
+    "true but beside the point": LINKS + TRACE,
+    "true but beside the point, again and again": LINKS * 100 + TRACE,
+    "prose before": PROSE + "\n" + TRACE,
+    "endless": REASONS * 100,
+}
+
+
+@pytest.mark.parametrize("text", HACKS.values(), ids=HACKS.keys())
+def test_an_honest_trace_earns_more_than_any_hack(text):
+    honest, hack = rewards_of(TRACE, PREMISE, CLAIM), rewards_of(text, PREMISE, CLAIM)
+    assert honest == (1, 1, 1, 0)
+    assert all(a <= b for a, b in zip(hack, honest, strict=True)) and hack != honest
