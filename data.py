@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import corr2cause
 from arguments import check
 from models import encode
 from reasoning import trace
+from rewards import extract_answer
 
 
 def load_split(directory: str, split: str) -> Dataset:
@@ -27,25 +29,48 @@ def load_split(directory: str, split: str) -> Dataset:
     return rows
 
 
+def data_config(directory: str, setting: str, remedy: str) -> dict:
+    """The configuration that preprocess.py wrote the dataset with; a ValueError names `setting`, which needs it."""
+    report = Path(directory) / "report.json"
+    check(report.is_file(), f"{setting}: dataset {directory} has no report.json, which names its target; {remedy}")
+    return json.loads(report.read_text())["config"]
+
+
 def trace_style(directory: str) -> str | None:
     """The style of the dataset's traces; None if its responses are answers alone.
 
     Raises ValueError if they are neither: letters in a teacher's free text cannot be told from words.
     """
-    report = Path(directory) / "report.json"
-    check(report.is_file(), f"relabel_each_epoch: dataset {directory} has no report.json, which names its target")
-    config = json.loads(report.read_text())["config"]
+    config = data_config(directory, "relabel_each_epoch", "use relabel_each_epoch false")
     check(config["target"] != "teacher", "relabel_each_epoch: not for target teacher; use target answer or trace")
     return config["trace_style"] if config["target"] == "trace" else None
 
 
+def answer_candidates(directory: str, rows: Dataset | dict, setting: str, remedy: str) -> list[tuple[str, str]]:
+    """(No, Yes) for every row: its response, and the same with the answer swapped, whichever of them is the target.
+
+    Raises ValueError, naming `setting` and `remedy`, unless the responses are answers alone: given only the prompt, the
+    answer line that ends a reasoning is not what a model of reasoning was trained to say.
+    """
+    target = data_config(directory, setting, remedy)["target"]
+    check(target == "answer", f"{setting}: dataset {directory} has target {target}, not answers alone; {remedy}")
+    pairs = {}
+    for response in set(rows["response"]):
+        (no, count), (yes, _) = (re.subn(r"\b(?:Yes|No)\b", answer, response) for answer in ("No", "Yes"))
+        readable = count == 1 and extract_answer(no) is False and extract_answer(yes) is True
+        text = f"the response {response[:80]!r} of dataset {directory}"
+        check(readable, f"{setting}: {text} is not one Yes or No; {remedy}")
+        pairs[response] = no, yes
+    return [pairs[response] for response in rows["response"]]
+
+
 def relabel_rows(rows: Dataset, style: str | None, seed: int, epoch: int) -> dict[str, list[str]]:
-    """Columns prompt, response and hypothesis with the letters of every premise exchanged at random.
+    """Columns prompt, response, premise and hypothesis with the letters of every premise exchanged at random.
 
     A function of (seed, epoch, premise): rows of one premise stay together, and an epoch repeats itself. Labels stay;
     a trace of `style` is written anew. Raises ValueError for a row whose prompt or response has other text in it.
     """
-    columns: dict[str, list[str]] = {"prompt": [], "response": [], "hypothesis": []}
+    columns: dict[str, list[str]] = {"prompt": [], "response": [], "premise": [], "hypothesis": []}
     parse = cache(corr2cause.parse_premise)
     for row in rows:
         check(row["input"] in row["prompt"], f"relabel_each_epoch: the prompt does not hold its input {row['input']!r}")
@@ -61,6 +86,7 @@ def relabel_rows(rows: Dataset, style: str | None, seed: int, epoch: int) -> dic
             response = response.replace(old, new)
         columns["prompt"].append(row["prompt"].replace(row["input"], corr2cause.write_input(text, hypothesis)))
         columns["response"].append(response)
+        columns["premise"].append(text)
         columns["hypothesis"].append(hypothesis)
     return columns
 

@@ -1,17 +1,18 @@
 """Answers of a model to a split, their scores with intervals, and paired comparisons of models.
 
     python evaluate.py --model models/tiny_sft_model --dataset data/tiny --split test
+    python evaluate.py --num_samples 9 --model models/tiny_sft_model --dataset data/tiny --split test
     python evaluate.py --mode score --model models/tiny_sft_model --dataset data/tiny --split test
     accelerate launch --config_file accelerate_configs/zero2_2xl4.yaml evaluate.py --model models/phi3_grpo_model \\
         --dataset data/phi3 --quantization nf4 --output_dir evaluation_results/phi3_grpo_model
     python evaluate.py --compare evaluation_results/phi3_sft_model evaluation_results/phi3_grpo_model
     python evaluate.py --curves logs/sft logs/grpo
 
-The first three write metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to
-`output_dir`. Mode generate samples greedy answers. Mode score samples nothing: it asks how probable Yes is against No,
-on datasets whose responses are answers alone, and writes calibration.png besides. `--compare` reads such directories
-and writes comparison.json and comparison.png; `--curves` reads TensorBoard directories and writes learning_curves.png.
-Neither needs a model.
+The first four write metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to
+`output_dir`. Mode generate takes the greedy answer, or the majority of `num_samples` sampled ones. Mode score samples
+nothing: it asks how probable Yes is against No, on datasets whose responses are answers alone, and writes
+calibration.png besides. `--compare` reads such directories and writes comparison.json and comparison.png; `--curves`
+reads TensorBoard directories and writes learning_curves.png. Neither needs a model.
 
 Most rows are No, so an accuracy says little: every table starts with the two answers that need no model. Rows of a
 premise are right or wrong together, so the intervals resample premises (metrics.py).
@@ -20,7 +21,6 @@ premise are right or wrong together, so the intervals resample premises (metrics
 import json
 import os
 import random
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,17 +35,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import metrics
 from arguments import arg, check, check_choice, parse_config, run_script
 from checkpoints import claim_output_dir, list_checkpoints
-from data import encode_rows, load_split, premise_groups
+from data import answer_candidates, load_split, premise_groups
 from distributed import start
 from generation import predict, score_answers
 from models import check_context, check_model, encode, load_for_inference, load_tokenizer, stop_token_ids
 from prefix_sharing import check_prefix_sharing
-from rewards import extract_answer
 
 RESULTS = "evaluation_results"
 MODES = ("generate", "score")
 RECORDED = ("mode", "model", "revision", "quantization", "dataset", "split", "max_rows", "seed")
-RECORDED_OF_MODE = {"generate": ("max_new_tokens",), "score": ("threshold",)}
+RECORDED_OF_MODE = {"generate": ("max_new_tokens", "num_samples", "temperature"), "score": ("threshold",)}
 SCORE_NAMES = {"f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "mcc": "MCC"}
 LOW_MASS = 0.5  # below it, the two answers are not what the model would say
 BASELINE_NAMES = {"majority": "majority answer", "always_yes": "always Yes"}
@@ -73,31 +71,42 @@ class Config:
     name: str = arg("", "label in tables and figures; empty: the model's directory")
     dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
     split: str = arg("test", "train | validation | test")
-    mode: str = arg("generate", "generate: greedy answers | score: how probable Yes is against No, without sampling")
+    mode: str = arg("generate", "generate: answers in text | score: how probable Yes is against No, without sampling")
+    num_samples: int = arg(1, "generate: samples of a row, whose majority is the prediction; 1: greedy answers")
+    temperature: float | None = arg(None, "generate: sampling temperature of num_samples; none given: 1")
     threshold: float = arg(0.5, "score: probability of Yes above which the prediction is Yes, between 0 and 1")
     micro_batch_tokens: int = arg(2048, "score: packed tokens a forward pass on one process; less needs less memory")
     max_rows: int = arg(0, "rows to evaluate, a random choice that seed fixes; 0: all")
     max_new_tokens: int = arg(16, "tokens of a completion, at most: 16 for an answer, 512 for reasoning")
     cache_tokens: int = arg(8192, "tokens in the key-value cache of one process: prompts and longest completions")
-    prefix_sharing: bool = arg(True, "compute a premise once for all its claims; false computes every row by itself")
+    prefix_sharing: bool = arg(True, "compute a premise once for all its claims; false: every sequence by itself")
     cluster: str = arg("premise_id", "premise_id | structure_id: what the intervals resample")
     num_resamples: int = arg(2000, "resamples of the intervals")
-    seed: int = arg(0, "seed of the resamples and of the choice of max_rows")
+    seed: int = arg(0, "seed of the resamples, of the choice of max_rows and of sampling")
     compare: list[str] = arg([], "instead of a model: output directories of earlier runs, the baseline first")
     curves: list[str] = arg([], "instead of a model: TensorBoard directories of runs")
     output_dir: str = arg(
-        "", f"where results go; empty: {RESULTS}/ and the model's name (score: name-score), comparison or curves"
+        "",
+        f"where results go; empty: {RESULTS}/ and the model's name, comparison or curves "
+        "(mode score: name-score, 9 samples: name-majority-9)",
     )
     overwrite: bool = arg(False, "use an output_dir that is not empty")
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "cache_tokens", "micro_batch_tokens", "num_resamples"):
+        for name in ("max_new_tokens", "num_samples", "cache_tokens", "micro_batch_tokens", "num_resamples"):
             check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
         check(self.max_rows >= 0, f"max_rows: must be at least 0 (all rows), got {self.max_rows}")
         check_choice("mode", self.mode, MODES)
         check(0 < self.threshold < 1, f"threshold: a probability between 0 and 1, got {self.threshold}")
         has_threshold = self.mode == "score" or self.threshold == 0.5
         check(has_threshold, "threshold: mode generate reads answers, not probabilities; add --mode score")
+        several = self.num_samples > 1
+        check(not several or self.mode == "generate", "num_samples: mode score samples nothing; use --mode generate")
+        if self.temperature is None:
+            self.temperature = 1.0 if several else 0.0
+        check(several or self.temperature == 0, "temperature: a single answer is greedy; add --num_samples above 1")
+        remedy = "give more, or leave num_samples out for greedy answers"
+        check(not several or self.temperature > 0, f"temperature: no sampling at {self.temperature}; {remedy}")
         check_choice("cluster", self.cluster, ("premise_id", "structure_id"))
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         reads_only = bool(self.compare or self.curves)
@@ -127,27 +136,6 @@ def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtyp
     return torch.float32 if capability is None else torch.bfloat16 if has_bf16 else torch.float16
 
 
-def answer_candidates(directory: str, rows: Dataset) -> list[tuple[str, str]]:
-    """(No, Yes) for every row: its response, and the same with the answer swapped, whichever of them is the target.
-
-    Raises ValueError unless the responses are answers alone: given only the prompt, the answer line that ends a
-    reasoning is not what a model of reasoning was trained to say.
-    """
-    remedy = "use --mode generate"
-    report = Path(directory) / "report.json"
-    check(report.is_file(), f"mode score: dataset {directory} has no report.json, which names its target; {remedy}")
-    target = json.loads(report.read_text())["config"]["target"]
-    check(target == "answer", f"mode score: dataset {directory} has target {target}, not answers alone; {remedy}")
-    pairs = {}
-    for response in set(rows["response"]):
-        (no, count), (yes, _) = (re.subn(r"\b(?:Yes|No)\b", answer, response) for answer in ("No", "Yes"))
-        readable = count == 1 and extract_answer(no) is False and extract_answer(yes) is True
-        text = f"the response {response[:80]!r} of dataset {directory}"
-        check(readable, f"mode score: {text} is not one Yes or No; {remedy}")
-        pairs[response] = no, yes
-    return [pairs[response] for response in rows["response"]]
-
-
 def evaluate(config: Config) -> None:
     """Run the model on the split, on all processes; rank 0 writes the results and prints the table."""
     name = config.name or default_name(config.model)
@@ -155,9 +143,10 @@ def evaluate(config: Config) -> None:
     data = load_split(config.dataset, config.split)
     size = min(config.max_rows or len(data), len(data))  # not the first ones: they are the claims of a few premises
     data = data.select(sorted(random.Random(config.seed).sample(range(len(data)), size)))
-    candidates = answer_candidates(config.dataset, data) if config.mode == "score" else []
-    default = f"{RESULTS}/{name}" + ("-score" if config.mode == "score" else "")
-    output_dir = claim_results_dir(config.output_dir or default, config.overwrite)
+    scored = config.mode == "score"
+    candidates = answer_candidates(config.dataset, data, "mode score", "use --mode generate") if scored else []
+    way = "-score" if scored else f"-majority-{config.num_samples}" if config.num_samples > 1 else ""
+    output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/{name}{way}", config.overwrite)
     tokenizer = load_tokenizer(config.model, config.revision)
 
     accelerator = start(config.seed)
@@ -167,14 +156,15 @@ def evaluate(config: Config) -> None:
     model = load_for_inference(config.model, config.quantization, dtype, device, config.revision)
     answers = {text for pair in candidates for text in pair}
     room = max((len(encode(tokenizer, text)) for text in answers), default=config.max_new_tokens)
-    check_context(model, max(len(encode(tokenizer, text)) for text in data["prompt"]) + room)
+    prompts = [encode(tokenizer, text) for text in data["prompt"]]
+    check_context(model, max(map(len, prompts)) + room)
     accelerator.print(f"{name}: {len(data):,} rows on {accelerator.num_processes} x {device.type}, {dtype}", flush=True)
     if config.prefix_sharing:
         first = premise_groups(data["premise_id"], len(data))[0]
-        prompts, responses = encode_rows(tokenizer, data.select(first))
-        check_prefix_sharing(model, [prompts], [responses], config.micro_batch_tokens)
+        responses = [encode(tokenizer, text) for text in data.select(first)["response"]]
+        check_prefix_sharing(model, [[prompts[row] for row in first]], [responses], config.micro_batch_tokens)
     start_time = time.perf_counter()
-    if config.mode == "score":
+    if scored:
         rows = score_answers(
             accelerator, model, tokenizer, data, candidates,
             micro_batch_tokens=config.micro_batch_tokens, threshold=config.threshold, share=config.prefix_sharing,
@@ -183,6 +173,7 @@ def evaluate(config: Config) -> None:
         rows = predict(
             accelerator, model, tokenizer, data, stop_ids=stop_token_ids(tokenizer, model),
             max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens, share=config.prefix_sharing,
+            num_samples=config.num_samples, temperature=config.temperature, seed=config.seed,
         )  # fmt: skip
     seconds = time.perf_counter() - start_time
     if accelerator.is_main_process:
@@ -202,10 +193,16 @@ def evaluate(config: Config) -> None:
 
 
 def whole_answers(rows: list[dict]) -> dict[str, float]:
-    """Of greedy answers the share that was cut; of scored ones how probable it is that the model says either at all."""
-    if "stopped" in rows[0]:
-        return {"truncated_rate": sum(not row["stopped"] for row in rows) / len(rows)}
-    return {"answer_mass": float(np.mean([np.exp([row["logp_no"], row["logp_yes"]]).sum() for row in rows]))}
+    """Of generated answers the share of rows with a cut one; of several samples a row, how far they agree.
+
+    Of scored answers how probable it is that the model says either at all.
+    """
+    if "stopped" not in rows[0]:
+        return {"answer_mass": float(np.mean([np.exp([row["logp_no"], row["logp_yes"]]).sum() for row in rows]))}
+    figures = {"truncated_rate": sum(not row["stopped"] for row in rows) / len(rows)}
+    if "votes" in rows[0]:
+        figures["agreement"] = float(np.mean([max(row["votes"][:2]) / sum(row["votes"]) for row in rows]))
+    return figures
 
 
 def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
@@ -231,8 +228,11 @@ def print_results(results: dict) -> None:
     print(f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})")
     if "calibration" in results:
         print_probabilities(results)
+    if "agreement" in results:
+        samples = f"{results['num_samples']} samples a row at temperature {results['temperature']:g}"
+        print(f"{samples}: {results['agreement']:.1%} of them give their row's more frequent answer")
     if results.get("truncated_rate", 0) > 0:
-        print(f"{results['truncated_rate']:.1%} of the completions were cut at max_new_tokens; raise it if many are")
+        print(f"{results['truncated_rate']:.1%} of rows have a completion cut at max_new_tokens; raise it if many do")
 
 
 def print_probabilities(results: dict) -> None:

@@ -23,7 +23,7 @@ from models import encode
 from prefix_sharing import PackedTree, Tokens, pack, plan_micro_batches, sequence_logps
 from rewards import extract_answer
 
-ROWS_PER_GROUP = 64  # claims of a premise that share its tokens: few enough to divide the rows evenly among ranks
+ROWS_PER_GROUP = 64  # claims of a premise, or their samples, that share its tokens: few enough to divide among ranks
 RESULT_COLUMNS = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
 
 
@@ -213,44 +213,66 @@ def predict(
     max_new_tokens: int,
     cache_tokens: int,
     share: bool = True,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[dict]:
-    """Greedy answers to every row: each rank computes its share, every rank gets all, in the order of `rows`.
+    """Answers to every row: each rank computes its share, every rank gets all, in the order of `rows`.
 
+    The prediction is the `majority` of `num_samples` completions, of one greedy one if not told otherwise. The random
+    stream of each is named by (seed, row, sample), so neither grouping nor the number of ranks changes a prediction.
     Each result has what metrics.py reads (`input`, `label`, `prediction` 0|1|None, `premise_id`, `structure_id`,
-    `num_variables`, `template`) and `completion` (text) and `stopped` (False: cut at `max_new_tokens`).
+    `num_variables`, `template`) and what `majority` tells of the completions.
     """
     prompts = [encode(tokenizer, text) for text in rows["prompt"]]
+    # Sequence s is sample s % num_samples of row s // num_samples: neighbours in a group, which share a prefill.
+    premises = [premise for premise in rows["premise_id"] for _ in range(num_samples)]
     # A premise's prompts and completions should fit the cache together.
-    groups = premise_groups(rows["premise_id"], max(1, min(ROWS_PER_GROUP, cache_tokens // (2 * max_new_tokens))))
+    groups = premise_groups(premises, max(1, min(ROWS_PER_GROUP, cache_tokens // (2 * max_new_tokens))))
 
     def cost(group: list[int]) -> int:
-        return len(pack([[prompts[index] for index in group]])) + len(group) * max_new_tokens
+        held = {s // num_samples for s in group}
+        return len(pack([[prompts[index] for index in held]])) + len(group) * max_new_tokens
 
     mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes, cost)
     was_training = model.training
     model.eval()
     completions = generate_groups(
         model,
-        [[prompts[index] for index in group] for group in mine],
+        [[prompts[s // num_samples] for s in group] for group in mine],
         cache_tokens=cache_tokens,
         stop_ids=stop_ids,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seeds=[[(seed, *divmod(s, num_samples)) for s in group] for group in mine],
         share=share,
     )
     model.train(was_training)
     texts = [
-        (index, tokenizer.decode(completion.tokens, skip_special_tokens=True), completion.stopped)
+        (s, tokenizer.decode(completion.tokens, skip_special_tokens=True), completion.stopped)
         for group, group_completions in zip(mine, completions, strict=True)
-        for index, completion in zip(group, group_completions, strict=True)
+        for s, completion in zip(group, group_completions, strict=True)
     ]
-    results = []
-    for index, text, stopped in sorted(gather(accelerator, texts)):
-        answer = extract_answer(text)
-        row = {name: rows[index][name] for name in RESULT_COLUMNS}
-        results.append(
-            {**row, "prediction": None if answer is None else int(answer), "completion": text, "stopped": stopped}
-        )
-    return results
+    samples = [(text, stopped) for _, text, stopped in sorted(gather(accelerator, texts))]
+    of_rows = (samples[s : s + num_samples] for s in range(0, len(samples), num_samples))
+    columns = rows.select_columns(list(RESULT_COLUMNS))
+    return [row | majority(of_row) for row, of_row in zip(columns, of_rows, strict=True)]
+
+
+def majority(samples: list[tuple[str, bool]]) -> dict:
+    """What the samples of a row, (text, stopped) each, answer together: self-consistency (arXiv 2203.11171).
+
+    `prediction` is the answer that more of them give than the other; None after a tie, or where none of them answers.
+    `completion` is the first text with that answer, the first of all if there is none; `stopped` says that no sample
+    was cut. Of several samples also `votes`, how many say No, say Yes and give no answer, and `completions`, the texts.
+    """
+    texts, stopped = zip(*samples, strict=True)
+    answers = [extract_answer(text) for text in texts]
+    no, yes, unanswered = (answers.count(answer) for answer in (False, True, None))
+    prediction = None if no == yes else int(yes > no)
+    completion = texts[answers.index(prediction)] if prediction in answers else texts[0]
+    result = {"prediction": prediction, "completion": completion, "stopped": all(stopped)}
+    return result | ({"votes": [no, yes, unanswered], "completions": list(texts)} if len(samples) > 1 else {})
 
 
 @torch.no_grad()

@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 import corr2cause
 import graphs
 import reasoning
-from data import encode_rows, epoch_batches, load_split, premise_groups, relabel_rows, share_of_rank, trace_style
-from preprocess import DataConfig, build, write_dataset
+from data import (
+    answer_candidates,
+    encode_rows,
+    epoch_batches,
+    load_split,
+    premise_groups,
+    relabel_rows,
+    share_of_rank,
+    trace_style,
+)
+from preprocess import ANSWERS, DataConfig, build, special_tokens, templated, write_dataset
 
 premise_lists = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=60)
 group_lists = st.lists(st.integers(1, 9), min_size=1, max_size=12)
@@ -140,12 +149,12 @@ def test_relabelled_rows_ask_the_same_in_other_letters(traces):
     rows = load_split(traces, "train").select(range(72))
     columns = relabel_rows(rows, trace_style(traces), 0, 0)
     changed = 0
-    for row, prompt, response, hypothesis in zip(rows, *columns.values(), strict=True):
+    for row, prompt, response, relabelled, hypothesis in zip(rows, *columns.values(), strict=True):
         text = prompt[prompt.index("Premise: ") :].split("<|end|>")[0]
         premise_text, stated = corr2cause.split_input(text)
         premise = corr2cause.parse_premise(premise_text)
         claim = corr2cause.parse_hypothesis(hypothesis, premise.variables)
-        assert stated == hypothesis
+        assert (premise_text, stated) == (relabelled, hypothesis)
         assert graphs.structure_id(premise) == row["structure_id"]
         assert graphs.exact_label(graphs.markov_equivalence_class(premise), claim) == row["label"]
         assert response == reasoning.trace(premise, claim, "full") + "<|end|>"
@@ -169,10 +178,47 @@ def test_what_cannot_be_relabelled_is_refused(traces, tmp_path):
         relabel_rows(rows, "compact", 0, 0)
     with pytest.raises(ValueError, match="relabel_each_epoch: the prompt does not hold its input"):
         relabel_rows(rows.map(lambda row: {"prompt": "Question?"}), None, 0, 0)
-    with pytest.raises(ValueError, match="has no report.json"):
+    with pytest.raises(ValueError, match="relabel_each_epoch: .* has no report.json, .*; use relabel_each_epoch false"):
         trace_style(str(tmp_path))
     (tmp_path / "report.json").write_text('{"config": {"target": "teacher"}}')
     with pytest.raises(ValueError, match="not for target teacher"):
         trace_style(str(tmp_path))
     (tmp_path / "report.json").write_text('{"config": {"target": "answer", "trace_style": "compact"}}')
     assert trace_style(str(tmp_path)) is None
+
+
+# --- the two answers
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> str:
+    """A dataset whose responses are answers alone."""
+    folder = tmp_path_factory.mktemp("data") / "answers"
+    write_dataset(*build(DataConfig(num_variables=[4], instruction="")), folder)
+    return str(folder)
+
+
+REQUEST = ("estimator exact", "use estimator sampled")
+
+
+def test_candidates_are_the_two_targets_whatever_the_label(answers, tokenizer):
+    rows = load_split(answers, "train")
+    no, yes = (templated(tokenizer, "", answer, special_tokens(tokenizer))[1] for answer in ANSWERS)
+    assert set(rows["label"]) == {0, 1} and {no, yes} == set(rows["response"])
+    assert answer_candidates(answers, rows, *REQUEST) == [(no, yes)] * len(rows)
+    swapped = {"response": [response.replace("No", "Yes") for response in rows["response"]]}
+    assert answer_candidates(answers, swapped, *REQUEST) == [(no, yes)] * len(rows)
+
+
+@pytest.mark.parametrize("response", ["Answer: Maybe", "", "Answer: Yes or No", "The node is the answer."])
+def test_responses_that_are_not_one_answer(answers, response):
+    message = "estimator exact: the response .* of dataset .* is not one Yes or No; use estimator sampled"
+    with pytest.raises(ValueError, match=message):
+        answer_candidates(answers, {"response": ["Answer: Yes<|end|>", response]}, *REQUEST)
+
+
+def test_candidates_of_a_dataset_of_other_targets(traces, tmp_path):
+    with pytest.raises(ValueError, match="estimator exact: .* target trace, not answers alone; use estimator sampled"):
+        answer_candidates(traces, load_split(traces, "train"), *REQUEST)
+    with pytest.raises(ValueError, match="estimator exact: dataset .* has no report.json, .*; use estimator sampled"):
+        answer_candidates(str(tmp_path), {"response": ["Answer: Yes<|end|>"]}, *REQUEST)

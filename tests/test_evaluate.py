@@ -19,11 +19,11 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 import evaluate
 import metrics
-from data import load_split
-from generation import predict, score_answers
+from data import answer_candidates, load_split
+from generation import majority, predict, score_answers
 from models import encode, stop_token_ids, tiny_model, tiny_tokenizer
 from prefix_sharing import ATTENTION
-from preprocess import ANSWERS, DataConfig, build, special_tokens, templated, write_dataset
+from preprocess import DataConfig, build, write_dataset
 
 
 def constant_model(tokenizer, prompt: str, answer: str) -> Phi3ForCausalLM:
@@ -125,7 +125,41 @@ def test_some_rows_and_cut_completions(place, run, tmp_path, capsys):
     assert all(row["prediction"] == 1 and not row["stopped"] for row in rows)
     assert results["truncated_rate"] == 1 and results["overall"]["unanswered_rate"] == 0
     assert results["num_clusters"] == len({row["structure_id"] for row in rows})
-    assert "100.0% of the completions were cut at max_new_tokens" in capsys.readouterr().out
+    assert "100.0% of rows have a completion cut at max_new_tokens" in capsys.readouterr().out
+
+
+def test_a_majority_as_users_run_it(place, run, tmp_path, capsys):
+    """A model that says Yes to all, but among other things where it is sampled at a high temperature."""
+    output = tmp_path / "evaluation_results"
+    arguments = ("--model", place / "yes", "--dataset", place / "data", "--num_resamples", 20)
+    run(*arguments)
+    run(*arguments, "--num_samples", 2, "--temperature", 0.02)
+    several = (*arguments, "--num_samples", 5, "--temperature", 1.5)
+    run(*several, "--output_dir", output / "five", "--cache_tokens", 1000)
+    run(*several, "--output_dir", output / "other", "--seed", 1)
+    names = ("yes", "yes-majority-2", "five", "other")
+    greedy, sharp, five, other = (read_predictions(output / name) for name in names)
+    assert [{**row, "votes": [0, 2, 0], "completions": ["Answer: Yes"] * 2} for row in greedy] == sharp
+    assert {row["prediction"] for row in five} == {1, None}
+    assert [row["completions"] for row in five] != [row["completions"] for row in other]
+    for row in five:
+        told = majority([(text, True) for text in row["completions"]])
+        assert len(row["completions"]) == 5 and {**row, "stopped": True} == row | told
+    of_greedy, of_sharp, of_five = (json.loads((output / name / "metrics.json").read_text()) for name in names[:3])
+    assert (of_greedy["num_samples"], of_greedy["temperature"]) == (1, 0) and "agreement" not in of_greedy
+    assert (of_sharp["num_samples"], of_sharp["temperature"], of_sharp["agreement"]) == (2, 0.02, 1)
+    agreement = np.mean([max(no, yes) / 5 for no, yes, _ in (row["votes"] for row in five)])
+    assert (of_five["num_samples"], of_five["temperature"]) == (5, 1.5) and of_five["agreement"] == agreement < 1
+    assert of_five["truncated_rate"] == np.mean([not row["stopped"] for row in five])
+    printed = capsys.readouterr().out
+    assert f"5 samples a row at temperature 1.5: {agreement:.1%} of them give their row's more" in printed
+    run("--compare", output / "yes", output / "five", "--num_resamples", 20)
+    assert json.loads((output / "comparison" / "comparison.json").read_text())["num_rows"] == len(five)
+
+
+def test_several_samples_have_a_temperature_and_one_is_greedy():
+    assert evaluate.Config(model="tiny", num_samples=2).temperature == 1
+    assert evaluate.Config(model="tiny").temperature == evaluate.Config(model="tiny", temperature=0.0).temperature == 0
 
 
 def test_names_of_models():
@@ -151,6 +185,11 @@ def rows(place) -> Dataset:
     return data.select(random.Random(0).sample(range(len(data)), 24))
 
 
+@pytest.fixture(scope="module")
+def candidates(place, rows) -> list[tuple[str, str]]:
+    return answer_candidates(str(place / "data"), rows, "mode score", "use --mode generate")
+
+
 @torch.no_grad()
 def plain_logp(model, tokenizer, prompt: str, answer: str) -> float:
     """Log-probability of an answer after its prompt, from one sequence and the model's own mask."""
@@ -159,29 +198,9 @@ def plain_logp(model, tokenizer, prompt: str, answer: str) -> float:
     return sum(float(logps[len(before) + k - 1, token]) for k, token in enumerate(tokens))
 
 
-def test_candidates_are_the_two_targets_whatever_the_label(place, rows, tokenizer):
-    special = special_tokens(tokenizer)
-    no, yes = (templated(tokenizer, "", answer, special)[1] for answer in ANSWERS)
-    assert set(rows["label"]) == {0, 1} and {no, yes} == set(rows["response"])
-    assert evaluate.answer_candidates(str(place / "data"), rows) == [(no, yes)] * len(rows)
-
-
-@pytest.mark.parametrize("response", ["Answer: Maybe", "", "Answer: Yes or No", "The node is the answer."])
-def test_responses_that_are_not_one_answer(place, rows, response):
-    bad = rows.remove_columns("response").add_column("response", [response] * len(rows))
-    with pytest.raises(ValueError, match="mode score: the response .* is not one Yes or No; use --mode generate"):
-        evaluate.answer_candidates(str(place / "data"), bad)
-
-
-def test_a_dataset_that_does_not_name_its_target(tmp_path, rows):
-    with pytest.raises(ValueError, match="mode score: dataset .* has no report.json"):
-        evaluate.answer_candidates(str(tmp_path), rows)
-
-
-def test_scores_equal_a_plain_forward_pass_at_any_budget(family, place, rows, tokenizer):
+def test_scores_equal_a_plain_forward_pass_at_any_budget(family, candidates, rows, tokenizer):
     model = build_model(family, vocab_size=len(tokenizer)).train()
     model.config.max_position_embeddings = 512
-    candidates = evaluate.answer_candidates(str(place / "data"), rows)
     first, *others = (
         score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, micro_batch_tokens=budget)
         for budget in (10_000, 400, 1)
@@ -201,10 +220,9 @@ def test_scores_equal_a_plain_forward_pass_at_any_budget(family, place, rows, to
             assert [r[key] for r in other] == pytest.approx([r[key] for r in first], abs=1e-5)
 
 
-def test_scores_do_not_depend_on_the_other_rows(place, rows, tokenizer):
+def test_scores_do_not_depend_on_the_other_rows(candidates, rows, tokenizer):
     model = build_model("phi3", vocab_size=len(tokenizer))
     model.config.max_position_embeddings = 512
-    candidates = evaluate.answer_candidates(str(place / "data"), rows)
     options = {"micro_batch_tokens": 1000, "threshold": 0.3}
     together = score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, **options)
     for k in (3, 17):
@@ -214,9 +232,8 @@ def test_scores_do_not_depend_on_the_other_rows(place, rows, tokenizer):
     assert all(result["prediction"] == (result["probability"] > 0.3) for result in together)
 
 
-def test_greedy_answers_are_the_more_probable_ones(place, rows, tokenizer):
+def test_greedy_answers_are_the_more_probable_ones(candidates, rows, tokenizer):
     """A model that says what the prompt's last token names, and gives the two answers nearly all of its probability."""
-    candidates = evaluate.answer_candidates(str(place / "data"), rows)
     no, yes = (encode(tokenizer, text) for text in candidates[0])
     markers = [encode(tokenizer, text)[-1] for text in ("#", "?")]
     assert len({*markers, *no, *yes}) == 5, "a repeated token would have two successors"
@@ -290,6 +307,16 @@ def test_the_reliability_diagram():
         (("--model", "{place}/yes", "--threshold", "0.4"), "threshold: mode generate reads answers, .* --mode score"),
         (("--model", "{place}/yes", "--mode", "score", "--threshold", "1"), "threshold: a probability between 0 and 1"),
         (("--model", "{place}/yes", "--mode", "score", "--micro_batch_tokens", "0"), "micro_batch_tokens: must be at"),
+        (("--model", "{place}/yes", "--num_samples", "0"), "num_samples: must be at least 1, got 0"),
+        (
+            ("--model", "{place}/yes", "--mode", "score", "--num_samples", "3"),
+            "num_samples: mode score samples nothing; use --mode generate",
+        ),
+        (("--model", "{place}/yes", "--temperature", "0.7"), "temperature: a single answer is greedy; add --num_sam"),
+        (
+            ("--model", "{place}/yes", "--num_samples", "3", "--temperature", "0"),
+            "temperature: no sampling at 0.0; give more, or leave num_samples out",
+        ),
         (
             ("--model", "{place}/yes", "--mode", "score", "--dataset", "{place}/traces"),
             "mode score: dataset .* has target trace, not answers alone; use --mode generate",

@@ -1,6 +1,10 @@
 """Sampling against a loop that runs the full model on one sequence at a time, and against the softmax itself."""
 
 import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +15,9 @@ from datasets import Dataset
 from scipy.stats import chisquare
 
 import corr2cause
-from generation import Completion, generate, generate_groups, predict
+import generation
+from data import share_of_rank
+from generation import Completion, generate, generate_groups, majority, predict
 from models import encode
 from prefix_sharing import sequence_logps
 
@@ -230,3 +236,132 @@ def test_predictions_read_the_answer(tokenizer, rows):
             Accelerator(cpu=True), model, Decoder(text), rows, stop_ids={0}, max_new_tokens=1, cache_tokens=10_000
         )
         assert [result["prediction"] for result in got] == [prediction] * len(rows)
+
+
+# --- several samples of a row
+
+
+@pytest.fixture(scope="module")
+def sampler(tokenizer) -> torch.nn.Module:
+    model = build_model("phi3", vocab_size=len(tokenizer))
+    model.config.max_position_embeddings = 512
+    return model
+
+
+SAMPLES = 3
+
+
+@pytest.fixture
+def sampled(sampler, tokenizer, rows):
+    """`predict` with SAMPLES completions of 4 tokens; their texts row by row. Any option can be another."""
+
+    def sampled(accelerator=None, rows=rows, **options) -> list[list[str]]:
+        options = {"cache_tokens": 10_000, "num_samples": SAMPLES, "temperature": 1.2, "seed": 7} | options
+        options |= {"stop_ids": set(range(0, len(tokenizer), 13)), "max_new_tokens": 4}
+        got = predict(accelerator or Accelerator(cpu=True), sampler, tokenizer, rows, **options)
+        assert [result["input"] for result in got] == rows["input"][:]
+        return [result["completions"] for result in got]
+
+    return sampled
+
+
+@pytest.fixture(scope="module")
+def alone(sampler, tokenizer, rows) -> list[list[str]]:
+    """What `sampled` must give: every sample from a batch of its own, with the random stream (seed, row, sample)."""
+    texts = []
+    for index, prompt in enumerate(rows["prompt"]):
+        options = {"stop_ids": set(range(0, len(tokenizer), 13)), "max_new_tokens": 4, "temperature": 1.2}
+        alone = [
+            generate(sampler, [[encode(tokenizer, prompt)]], seeds=[[(7, index, k)]], **options)[0][0]
+            for k in range(SAMPLES)
+        ]
+        texts.append([tokenizer.decode(completion.tokens, skip_special_tokens=True) for completion in alone])
+    return texts
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"cache_tokens": 150}, {"cache_tokens": 1}, {"share": False}, {"cache_tokens": 40, "share": False}]
+)
+def test_samples_do_not_depend_on_the_cache_nor_on_grouping(sampled, alone, options):
+    assert sampled(**options) == alone
+    assert all(len(set(texts)) > 1 for texts in alone), "the samples of a row must differ"
+
+
+def test_samples_do_not_depend_on_the_number_of_ranks(sampled, alone, monkeypatch):
+    """Two threads stand for the processes, and hand over their samples where `gather` would."""
+    parts, meet = {}, Barrier(2, timeout=60)
+
+    def gather(accelerator, items: list) -> list:
+        parts[accelerator.process_index] = items
+        meet.wait()
+        return parts[0] + parts[1]
+
+    monkeypatch.setattr(generation, "gather", gather)
+    ranks = [SimpleNamespace(process_index=rank, num_processes=2) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(sampled, ranks)) == [alone, alone]
+    assert sum(map(len, parts.values())) == SAMPLES * len(alone) and all(parts.values())
+
+
+def test_samples_are_named_by_seed_row_and_sample(sampled, rows):
+    three = sampled()
+    assert [texts[:SAMPLES] for texts in sampled(num_samples=5)] == three, "more samples begin with the same ones"
+    assert sampled(rows=rows.select(range(4))) == three[:4]
+    assert sampled(seed=8) != three != sampled(temperature=0.8)
+
+
+@pytest.fixture
+def groups_of(sampled, monkeypatch):
+    """Sizes, in sequences, and costs of the groups that `predict` divides among ranks."""
+    seen = []
+
+    def share(groups, rank, world_size, cost) -> list[list[int]]:
+        seen[:] = [list(map(len, groups)), list(map(cost, groups))]
+        return share_of_rank(groups, rank, world_size, cost)
+
+    monkeypatch.setattr(generation, "share_of_rank", share)
+    return lambda **options: sampled(**options) and seen
+
+
+def test_groups_are_limited_in_sequences(groups_of, rows):
+    most = max(Counter(rows["premise_id"]).values())
+    assert max(groups_of(num_samples=2)[0]) == 2 * most > 3, "the samples of a premise stand together where they fit"
+    assert max(groups_of(num_samples=2, cache_tokens=24)[0]) == 24 // (2 * 4)
+    assert max(groups_of(num_samples=70)[0]) == generation.ROWS_PER_GROUP
+
+
+def test_a_sample_costs_its_own_tokens_and_no_prompt(groups_of, rows):
+    assert sum(groups_of(num_samples=5)[1]) - sum(groups_of(num_samples=2)[1]) == len(rows) * 3 * 4
+
+
+def test_a_sharp_distribution_gives_the_greedy_answer(sampler, tokenizer, rows):
+    options = {"stop_ids": {0}, "max_new_tokens": 4, "cache_tokens": 200}
+    greedy = predict(Accelerator(cpu=True), sampler, tokenizer, rows, **options)
+    sharp = predict(Accelerator(cpu=True), sampler, tokenizer, rows, num_samples=3, temperature=1e-5, **options)
+    assert [result["completions"] for result in sharp] == [[result["completion"]] * 3 for result in greedy]
+    assert [{key: result[key] for key in greedy[0]} for result in sharp] == greedy
+
+
+YES, NO, MAYBE = "Answer: Yes", "Answer: No", "Perhaps."
+
+
+@pytest.mark.parametrize(
+    ("texts", "prediction", "completion", "votes"),
+    [
+        ([YES, NO, "Yes."], 1, 0, [1, 2, 0]),
+        ([YES, NO, "No."], 0, 1, [2, 1, 0]),
+        ([MAYBE, MAYBE, MAYBE, NO], 0, 3, [1, 0, 3]),  # who does not answer does not vote
+        ([MAYBE, YES, NO], None, 0, [1, 1, 1]),
+        ([YES, NO, NO, YES], None, 0, [2, 2, 0]),
+        ([YES, MAYBE, NO], None, 1, [1, 1, 1]),
+        ([MAYBE, ""], None, 0, [0, 0, 2]),
+        (["Answer: Yes or No", YES], 1, 1, [0, 1, 1]),
+    ],
+)
+def test_the_majority_by_hand(texts, prediction, completion, votes):
+    expected = {"prediction": prediction, "completion": texts[completion], "votes": votes, "completions": texts}
+    assert majority([(text, True) for text in texts]) == expected | {"stopped": True}
+    for cut in range(len(texts)):
+        assert majority([(text, k != cut) for k, text in enumerate(texts)]) == expected | {"stopped": False}
+    for text, answer in ((YES, 1), (NO, 0), (MAYBE, None)):
+        assert majority([(text, True)]) == {"prediction": answer, "completion": text, "stopped": True}
