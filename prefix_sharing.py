@@ -206,6 +206,11 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 # --- log-probabilities
 
 
+def joined(prompts: list[list[Tokens]], completions: list[list[Tokens]]) -> list[list[Tokens]]:
+    """Each prompt with its completion, group by group."""
+    return [[p + c for p, c in zip(*group, strict=True)] for group in zip(prompts, completions, strict=True)]
+
+
 def sequence_logps(
     model: torch.nn.Module,
     prompts: list[list[Tokens]],
@@ -222,7 +227,7 @@ def sequence_logps(
     (B, T), B running over the groups in order. `entropies` carries no gradient.
     """
     device = next(model.parameters()).device
-    groups = [[p + c for p, c in zip(*group, strict=True)] for group in zip(prompts, completions, strict=True)]
+    groups = joined(prompts, completions)
     lengths = torch.tensor([len(completion) for group in completions for completion in group])
     mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]  # (B, T)
     inputs, predicting, ids, order = (_packed if share else _padded)(groups, lengths.tolist(), device)

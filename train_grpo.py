@@ -9,23 +9,42 @@ normalisers. The policy is a LoRA adapter; the reference of the KL term is a fro
 the start, on the same base. Every weight of the loss is divided by a count of the whole optimizer step, so neither
 micro-batches nor processes change the gradient.
 
-Dimensions: N prompts of a step, G samples a prompt, B = N·G rows, T completion length.
+`estimator exact` is for datasets whose responses are answers alone: instead of sampling, the step takes the two answers
+of every prompt, each with its probability as its mass. That is GRPO in the limit of G → ∞, without sampling noise
+(expected policy gradients, Ciosek and Whiteson, arXiv 1706.05374).
+
+Dimensions: N prompts of a step, G samples a prompt (with `estimator exact` 2 answers), B = N·G rows, T completion
+length.
 """
 
-import time
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from arguments import arg, check, check_choice, parse_config, run_script, write_config
 from checkpoints import claim_output_dir, save_checkpoint
-from data import epoch_batches, load_split, relabel_rows, share_of_rank
+from data import answer_candidates, data_config, epoch_batches, load_split, relabel_rows, share_of_rank
 from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
 from generation import Completion, generate_groups, predict
-from health import AdapterMotion, check_gradient_flow, report_scores
+from health import (
+    EVAL_SCORES,
+    Laps,
+    Monitor,
+    Motion,
+    check_gradient_flow,
+    check_graph,
+    check_optimizer,
+    check_stop_tokens,
+    nan_means,
+    report_scores,
+    sampling_gap_cause,
+)
 from metrics import classification_metrics
 from models import (
     add_reference,
@@ -40,8 +59,31 @@ from models import (
     training_dtype,
     use_reference,
 )
-from prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
-from rewards import extract_answer, outcome_reward
+from prefix_sharing import TOLERANCE, check_prefix_sharing, pack, plan_micro_batches, sequence_logps
+from rewards import format_reward, length_reward, outcome_reward, process_reward
+from rollouts import (
+    Prompt,
+    PromptQueue,
+    Rollout,
+    Sample,
+    completion_table,
+    group_moments,
+    make_prompts,
+    means,
+    num_tokens,
+    samples_of,
+    select,
+    sequences,
+    split_dead,
+    statistics,
+    table,
+    tokens_of,
+    tokens_saved,
+    total_mass,
+)
+
+COMPONENTS = ("outcome", "process", "format", "length")  # of the reward
+TERMS = ("policy_loss", "kl", "clip_fraction", "entropy", "weight_sum", "mask_error")  # summed over micro-batches
 
 
 @dataclass
@@ -60,6 +102,9 @@ class Config:
     gradient_checkpointing: bool = arg(False, "recompute activations in the backward pass")
     # rollout
     prompts_per_step: int = arg(32, "prompts N of a rollout, over all processes")
+    estimator: str = arg(
+        "sampled", "sampled | exact: both answers of every prompt, weighted by their probabilities, instead of samples"
+    )
     num_generations: int = arg(8, "samples G of a prompt")
     temperature: float = arg(1.0, "sampling temperature; log-probabilities are taken at the same one")
     max_new_tokens: int = arg(16, "tokens of a completion, at most")
@@ -67,15 +112,22 @@ class Config:
         8192, "tokens in the key-value cache of a rollout on one process: prompts and longest completions"
     )
     claims_per_prefix: int = arg(4, "prompts of one premise that share its tokens")
+    resample_rounds: int = arg(0, "times, at most, that a step replaces the prompts whose rewards all agree")
     relabel_each_epoch: bool = arg(False, "exchange the letters of every premise at random, anew in every epoch")
+    # the reward: a weighted sum (rewards.py)
+    outcome_weight: float = arg(1.0, "weight of the answer: 1 right, -1 wrong, -0.5 none")
+    process_weight: float = arg(0.0, "weight of the reasoning's steps: -1 to 1, for datasets whose target is a trace")
+    format_weight: float = arg(0.0, "weight of the form: 1 if the completion has that of the target, else 0")
+    length_weight: float = arg(0.0, "weight of the length: 0 up to free_tokens, falling to -1 at max_new_tokens")
+    free_tokens: int = arg(0, "tokens of a completion that the length costs nothing for")
+    class_weights: list[float] = arg(
+        [1.0, 1.0], "factor of the answer's reward where the label is No and Yes; cancels in group scaling"
+    )
     # the objective
     loss_type: str = arg(
         "grpo", "grpo (mean over each sequence) | dapo (mean over the step's tokens) | dr_grpo (constant)"
     )
     scale_rewards: str = arg("group", "divide advantages by the std of the group | batch | none")
-    class_weights: list[float] = arg(
-        [1.0, 1.0], "reward scale of rows whose label is No and Yes; cancels in group scaling"
-    )
     num_iterations: int = arg(1, "optimizer steps a rollout")
     eps_low: float = arg(0.2, "lower clip of the probability ratio")
     eps_high: float = arg(0.2, "upper clip of the probability ratio")
@@ -104,6 +156,7 @@ class Config:
     keep_best: bool = arg(True, "output_dir gets the adapter of the evaluation with the best F1; false: the last one")
     save_steps: int = arg(50, "rollouts between checkpoints; 0: none")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
+    stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
     num_logged_completions: int = arg(4, "sampled completions written to TensorBoard at each evaluation")
 
     def __post_init__(self):
@@ -116,37 +169,57 @@ class Config:
         check(self.temperature > 0, f"temperature: sampling needs more than 0, got {self.temperature}")
         check(self.beta >= 0, f"beta: must not be negative, got {self.beta}")
         check(len(self.class_weights) == 2, f"class_weights: two numbers, for No and Yes, got {self.class_weights}")
-        for name in ("prompts_per_step", "max_new_tokens", "max_steps", "num_iterations", "logging_steps", "eval_rows"):
+        check_choice("estimator", self.estimator, ("sampled", "exact"))
+        exact = self.estimator == "exact"
+        check(
+            not (exact and self.resample_rounds), "resample_rounds: estimator exact has no groups without a signal; 0"
+        )
+        weights = [getattr(self, f"{name}_weight") for name in COMPONENTS]
+        check(min(weights) >= 0 and max(weights) > 0, "outcome_weight to length_weight: 0 or more, and one above 0")
+        fits = self.length_weight == 0 or 0 <= self.free_tokens < self.max_new_tokens
+        check(fits, f"free_tokens: 0 to less than max_new_tokens ({self.max_new_tokens}), got {self.free_tokens}")
+        check(self.resample_rounds >= 0, f"resample_rounds: must not be negative, got {self.resample_rounds}")
+        positive = ("prompts_per_step", "max_new_tokens", "max_steps", "num_iterations", "logging_steps", "eval_rows")
+        for name in (*positive, "stop_after"):
             check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
 
 
 # --- the algorithm
 
 
-def group_advantages(rewards: torch.Tensor, scale: str, batch_std: float, eps: float = 1e-4) -> torch.Tensor:
+def group_advantages(
+    rewards: torch.Tensor, masses: torch.Tensor, scale: str, batch_std: float, eps: float = 1e-4
+) -> torch.Tensor:
     """Advantages (N, G) of rewards (N, G): each group's mean is subtracted, then `group` or `batch` std divides.
 
-    A group whose rewards agree has advantage exactly 0. The group's std is the population's over its G samples.
+    Mean and std are weighted by `masses` (N, G), the completions that each stands for; the std is the population's. A
+    group whose rewards agree has advantage exactly 0.
     """
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    mean, std = group_moments(rewards, masses)
+    centred = rewards - mean
     centred[(rewards == rewards[:, :1]).all(dim=1)] = 0.0  # not rounding noise divided by eps
     if scale == "none":
         return centred
-    std = rewards.std(dim=1, keepdim=True, unbiased=False) if scale == "group" else batch_std
-    return centred / (std + eps)
+    return centred / ((std if scale == "group" else batch_std) + eps)
 
 
 def token_weights(
-    mask: torch.Tensor, loss_type: str, num_sequences: float, num_tokens: float, max_new_tokens: int
+    mask: torch.Tensor,
+    masses: torch.Tensor,
+    loss_type: str,
+    num_sequences: float,
+    num_tokens: float,
+    max_new_tokens: int,
 ) -> torch.Tensor:
-    """Weight (B, T) of each token in the loss, from counts of the whole step over all ranks.
+    """Weight (B, T) of each token in the loss, from counts of the whole step over all ranks; `masses` are (B,).
 
     grpo: the mean over sequences of each sequence's token mean; dapo: the mean over all tokens; dr_grpo: the sum
     divided by a constant, the step's largest possible token count.
     """
+    held = mask * masses[:, None]
     if loss_type == "grpo":
-        return mask / mask.sum(dim=1, keepdim=True) / num_sequences
-    return mask / (num_tokens if loss_type == "dapo" else num_sequences * max_new_tokens)
+        return held / mask.sum(dim=1, keepdim=True) / num_sequences
+    return held / (num_tokens if loss_type == "dapo" else num_sequences * max_new_tokens)
 
 
 def grpo_loss(
@@ -193,150 +266,192 @@ def grpo_loss(
 # --- one rollout
 
 
-@dataclass
-class Rollout:
-    """The completions of this rank's prompts, group by group; a group holds the G samples of each of its prompts."""
-
-    rows: list[list[int]]  # per group: row index of each sequence
-    prompts: list[list[list[int]]]  # per group and sequence: tokens
-    completions: list[list[Completion]]
-    texts: list[list[str]]
-    rewards: torch.Tensor  # (N, G)
-    advantages: list[torch.Tensor] = field(default_factory=list)  # per group: one for each sequence
-
-    def tokens(self, g: int) -> list[list[int]]:
-        return [completion.tokens for completion in self.completions[g]]
-
-    def set_advantages(self, advantages: torch.Tensor) -> None:
-        """Advantages (N, G), in the order of the rewards."""
-        self.advantages = list(advantages.flatten().split([len(rows) for rows in self.rows]))
-
-
 def sample(
-    model, tokenizer, prompts, labels, groups: list[list[int]], stop_ids, rollout_step: int, config: Config
+    model, tokenizer, groups: list[list[Prompt]], stop_ids: set[int], number: int, attempt: int, config: Config
 ) -> Rollout:
-    """G completions of every prompt in `groups`, scored."""
-    rows = [[row for row in group for _ in range(config.num_generations)] for group in groups]
-    tokens = [[prompts[row] for row in group] for group in rows]
+    """G completions of every prompt in `groups`, in step `number`; `attempt` counts the times that it has drawn."""
+    size = config.num_generations
+    repeated = [[prompt for prompt in group for _ in range(size)] for group in groups]
     # What is sampled depends on (seed, step, prompt, sample) alone: not on the batch, nor on the number of processes.
     seeds = [
-        [(config.seed, rollout_step, row, k % config.num_generations) for k, row in enumerate(group)] for group in rows
+        [(config.seed, number, prompt.row, attempt * size + k % size) for k, prompt in enumerate(group)]
+        for group in repeated
     ]
     model.eval()  # dropout or checkpointing would sample from another policy
     completions = generate_groups(
-        model, tokens, cache_tokens=config.cache_tokens, seeds=seeds, stop_ids=stop_ids,
+        model, [[prompt.tokens for prompt in group] for group in repeated],
+        cache_tokens=config.cache_tokens, seeds=seeds, stop_ids=stop_ids,
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, share=config.prefix_sharing,
     )  # fmt: skip
-    texts = [[tokenizer.decode(c.tokens, skip_special_tokens=True) for c in group] for group in completions]
-    rewards = [
-        outcome_reward(text, labels[row], config.class_weights)
-        for group_rows, group in zip(rows, texts, strict=True)
-        for row, text in zip(group_rows, group, strict=True)
+    drawn = (
+        Sample(prompt, completion, tokenizer.decode(completion.tokens, skip_special_tokens=True))
+        for pair in zip(repeated, completions, strict=True)
+        for prompt, completion in zip(*pair, strict=True)
+    )
+    return [[[next(drawn) for _ in range(size)] for _ in group] for group in groups]
+
+
+@torch.no_grad()
+def enumerate_answers(model, tokenizer, groups: list[list[Prompt]], config: Config) -> Rollout:
+    """Both answers of every prompt, the mass of each its probability if it is one of the two: one packed forward."""
+    model.eval()
+    texts = {a: tokenizer.decode(a, skip_special_tokens=True) for g in groups for p in g for a in map(tuple, p.answers)}
+    rollout = [
+        [[Sample(p, Completion(list(a), stopped=True), texts[tuple(a)]) for a in p.answers] for p in g] for g in groups
     ]
-    return Rollout(rows, tokens, completions, texts, torch.tensor(rewards).view(-1, config.num_generations))
+    for batch in micro_batches(rollout, config):
+        logps = policy_logps(model, batch, config)[0].cpu()  # (B, T), No and Yes of a prompt side by side
+        masses = logps.double().sum(dim=1).view(-1, 2).softmax(dim=1).flatten().tolist()
+        for held, row, mass in zip(samples_of(batch), logps.tolist(), masses, strict=True):
+            held.completion.logps, held.mass = row[: len(held.completion.tokens)], mass
+    return rollout
 
 
-def with_gradient(rollout: Rollout, config: Config) -> Rollout:
-    """The sequences that a step must compute: not masked ones, nor, without a KL term, those of advantage 0."""
-    kept = []
-    for advantages, completions in zip(rollout.advantages, rollout.completions, strict=True):
-        live = (advantages != 0).tolist() if config.beta == 0 else [True] * len(completions)
-        kept.append([k for k, c in enumerate(completions) if live[k] and not is_masked(c, config)])
-    groups = [g for g, chosen in enumerate(kept) if chosen]
-    columns = {
-        name: [[getattr(rollout, name)[g][k] for k in kept[g]] for g in groups]
-        for name in ("rows", "prompts", "completions", "texts")
-    }
-    return replace(rollout, **columns, advantages=[rollout.advantages[g][kept[g]] for g in groups])
+def give_rewards(rollout: Rollout, reasoning: bool, config: Config) -> None:
+    """Each component of the reward that has a weight, and their weighted sum; `reasoning`: the target has some."""
+    weights = reward_weights(config)
+    for s in samples_of(rollout):
+        s.rewards = {name: component(name, s, reasoning, config) for name in weights}
+        s.reward = sum(weight * s.rewards[name] for name, weight in weights.items())
 
 
-def is_masked(completion: Completion, config: Config) -> bool:
+def component(name: str, sample: Sample, reasoning: bool, config: Config) -> float:
+    """One component of a completion's reward (rewards.py)."""
+    prompt, text = sample.prompt, sample.text
+    match name:
+        case "outcome":
+            return outcome_reward(text, prompt.label, config.class_weights)
+        case "process":
+            return process_reward(text, prompt.premise, prompt.claim)
+        case "format":
+            return format_reward(text, reasoning)
+        case "length":
+            return length_reward(len(sample.completion.tokens), config.free_tokens, config.max_new_tokens)
+    raise AssertionError(f"no component {name} of the reward")
+
+
+def reward_weights(config: Config) -> dict[str, float]:
+    """The components of the reward that have a weight, and what it is."""
+    weights = {name: getattr(config, f"{name}_weight") for name in COMPONENTS}
+    return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def is_trained(sample: Sample, config: Config) -> bool:
+    """Whether a step must compute it: not if it is masked nor, without a KL term, if its advantage is 0."""
+    return (config.beta > 0 or sample.advantage != 0) and not is_masked(sample, config)
+
+
+def is_masked(sample: Sample, config: Config) -> bool:
     """Whether the loss leaves it out: cut at max_new_tokens, its reward says little about the tokens it has."""
-    return config.mask_truncated and not completion.stopped
+    return config.mask_truncated and not sample.completion.stopped
 
 
-def reward_std(accelerator, rewards: torch.Tensor) -> float:
+def reward_std(accelerator, rollout: Rollout) -> float:
     """Population standard deviation of the rewards of all ranks."""
-    sums = {
-        "n": rewards.numel(),
-        "sum": float(rewards.double().sum()),
-        "square": float(rewards.double().square().sum()),
-    }
+    sums = {"mass": 0.0, "reward": 0.0, "square": 0.0}
+    for s in samples_of(rollout):
+        for name, value in zip(sums, (1.0, s.reward, s.reward**2), strict=True):
+            sums[name] += s.mass * value
     sums = reduce(accelerator, sums)
-    return max(0.0, sums["square"] / sums["n"] - (sums["sum"] / sums["n"]) ** 2) ** 0.5
+    return max(0.0, sums["square"] / sums["mass"] - (sums["reward"] / sums["mass"]) ** 2) ** 0.5
 
 
-def num_tokens(rollout: Rollout) -> int:
-    return sum(len(completion.tokens) for group in rollout.completions for completion in group)
+def give_advantages(rollout: Rollout, scale: str, batch_std: float) -> None:
+    if not rollout:  # a rank without prompts
+        return
+    advantages = group_advantages(table(rollout, "reward"), table(rollout, "mass"), scale, batch_std)
+    for sample, advantage in zip(samples_of(rollout), advantages.flatten().tolist(), strict=True):
+        sample.advantage = advantage
 
 
-def rollout_statistics(rollout: Rollout, labels) -> dict[str, float]:
-    """Sums over this rank's rollout, to be added over ranks and divided by their counts (see `rollout_means`)."""
-    flat = [(row, c, t) for g in range(len(rollout.rows))
-            for row, c, t in zip(rollout.rows[g], rollout.completions[g], rollout.texts[g], strict=True)]  # fmt: skip
-    answers = [extract_answer(text) for _, _, text in flat]
-    dead = (rollout.rewards == rollout.rewards[:, :1]).all(dim=1)
-    right = [
-        answer is not None and int(answer) == labels[row] for answer, (row, _, _) in zip(answers, flat, strict=True)
-    ]
+def loss_counts(rollout: Rollout, trained: Rollout, config: Config) -> dict[str, float]:
+    """What this rank adds to the counts that a step's loss is normalised and checked by."""
+    unmasked = select(rollout, lambda s: not is_masked(s, config))
     return {
-        "sequences": len(flat),
-        "groups": len(rollout.rewards),
-        "tokens": num_tokens(rollout),
-        "reward": float(rollout.rewards.sum()),
-        "group_std": float(rollout.rewards.std(dim=1, unbiased=False).sum()),
-        "dead_right": float((dead & (rollout.rewards[:, 0] > 0)).sum()),
-        "dead_wrong": float((dead & (rollout.rewards[:, 0] <= 0)).sum()),
-        "abs_advantage": float(sum(advantages.abs().sum() for advantages in rollout.advantages)),
-        "right": sum(right),
-        "unanswered": sum(answer is None for answer in answers),
-        "yes": sum(answer is True for answer in answers),
-        "truncated": sum(not c.stopped for _, c, _ in flat),
+        "loss_sequences": total_mass(rollout),
+        "loss_tokens": num_tokens(unmasked),
+        "trained_sequences": total_mass(trained),
+        "trained_tokens": num_tokens(trained),
+        "abs_advantage": sum(s.mass * abs(s.advantage) for s in samples_of(rollout)),
+        "signal": sum(s.mass * abs(s.advantage) for s in samples_of(trained)),
+        "answer_mass": sum(math.exp(sum(s.completion.logps)) for s in samples_of(rollout)),
     }
 
 
-def rollout_means(s: dict[str, float]) -> dict[str, float]:
-    """Named metrics from the sums of `rollout_statistics`, over all ranks and the steps of a logging window."""
-    return {
-        "reward/mean": s["reward"] / s["sequences"],
-        "reward/group_std": s["group_std"] / s["groups"],
-        "reward/accuracy": s["right"] / s["sequences"],
-        "reward/frac_zero_std": (s["dead_right"] + s["dead_wrong"]) / s["groups"],
-        "reward/frac_all_right": s["dead_right"] / s["groups"],
-        "reward/frac_all_wrong": s["dead_wrong"] / s["groups"],
-        "policy/mean_abs_advantage": s["abs_advantage"] / s["sequences"],
-        "rollout/completion_length": s["tokens"] / s["sequences"],
-        "rollout/unanswered_rate": s["unanswered"] / s["sequences"],
-        "rollout/predicted_yes_rate": s["yes"] / s["sequences"],
-        "rollout/truncated_rate": s["truncated"] / s["sequences"],
-    }
+def weight_sum(counts: dict[str, float], config: Config) -> float:
+    """What the token weights of a step add up to, from its counts alone."""
+    if config.loss_type == "grpo":
+        return counts["trained_sequences"] / counts["loss_sequences"]
+    return counts["trained_tokens"] / (
+        counts["loss_tokens"] if config.loss_type == "dapo" else counts["loss_sequences"] * config.max_new_tokens
+    )
 
 
-def update_micro_batch(model, rollout: Rollout, batch: list[int], old, reference, counts, config: Config):
-    """Loss of the groups in `batch`; returns it with its terms and the micro-batch's log-probabilities (B, T)."""
-    prompts, completions = [rollout.prompts[g] for g in batch], [rollout.tokens(g) for g in batch]
-    logps, entropies, mask = sequence_logps(model, prompts, completions, config.temperature, config.prefix_sharing)
-    advantages = torch.cat([rollout.advantages[g] for g in batch]).to(logps.device)
-    weights = token_weights(mask, config.loss_type, counts["sequences"], counts["loss_tokens"], config.max_new_tokens)
+def micro_batches(rollout: Rollout, config: Config) -> list[Rollout]:
+    plan = plan_micro_batches(sequences(rollout), config.micro_batch_tokens, config.prefix_sharing)
+    return [[rollout[g] for g in batch] for batch in plan]
+
+
+def policy_logps(model, batch: Rollout, config: Config, temperature: float | None = None):
+    """`sequence_logps` (B, T) of the batch's completions at the sampling temperature."""
+    temperature = config.temperature if temperature is None else temperature
+    return sequence_logps(model, *tokens_of(batch), temperature, config.prefix_sharing)
+
+
+def update_micro_batch(model, batch: Rollout, old, reference, counts, config: Config):
+    """Loss of the samples in `batch`; returns it with its terms and the micro-batch's log-probabilities (B, T)."""
+    logps, entropies, mask = policy_logps(model, batch, config)
+    samples = samples_of(batch)
+    advantages, masses = (torch.tensor([getattr(s, name) for s in samples]).to(logps) for name in ("advantage", "mass"))
+    weights = token_weights(
+        mask, masses, config.loss_type, counts["loss_sequences"], counts["loss_tokens"], config.max_new_tokens
+    )
     # On the first pass the policy is the one that sampled, and the ratio is exactly 1.
     old_logps = logps.detach() if old is None else old
     loss, terms = grpo_loss(logps, old_logps, reference, advantages, weights, config)
-    terms["entropy"] = entropies.sum() / max(1, counts["trained_tokens"])
+    terms |= {
+        "entropy": (masses[:, None] * entropies).sum() / max(1e-9, counts["trained_tokens"]),
+        "weight_sum": weights.sum(),
+        "mask_error": mask.sum() - sum(len(s.completion.tokens) for s in samples),
+    }
     return loss, terms, logps.detach()
 
 
 @torch.no_grad()
-def score_reference(model, rollout: Rollout, batch: list[int], config: Config) -> torch.Tensor:
+def score_reference(model, batch: Rollout, config: Config) -> torch.Tensor:
     """Log-probabilities (B, T) of the completions under the frozen reference adapter."""
     with use_reference(model):
-        prompts, completions = [rollout.prompts[g] for g in batch], [rollout.tokens(g) for g in batch]
-        return sequence_logps(model, prompts, completions, config.temperature, config.prefix_sharing)[0]
+        return policy_logps(model, batch, config)[0]
 
 
-def sampling_gap(rollout: Rollout, batch: list[int], logps: torch.Tensor) -> float:
-    """Largest difference between a token's log-probability in sampling and in scoring."""
-    sampled = [completion.logps for g in batch for completion in rollout.completions[g]]
-    return max(float((logps[b, : len(s)].cpu() - torch.tensor(s)).abs().max()) for b, s in enumerate(sampled))
+def sampling_gap(batch: Rollout, logps: torch.Tensor) -> dict[str, float]:
+    """Summed squared differences of the tokens' log-probabilities between sampling and scoring, and their number."""
+    pairs = [(torch.tensor(s.completion.logps), row) for s, row in zip(samples_of(batch), logps.cpu(), strict=True)]
+    squares = sum(float((row[: len(sampled)] - sampled).square().sum()) for sampled, row in pairs)
+    return {"gap_square": squares, "gap_tokens": sum(len(sampled) for sampled, _ in pairs)}
+
+
+def step_values(counts: dict[str, float], terms: dict[str, float], config: Config) -> dict[str, float]:
+    """A step's metrics by name, from sums over all ranks."""
+    expected = weight_sum(counts, config)
+    values = means(counts) | {
+        f"policy/{name}": terms[name] for name in ("policy_loss", "kl", "clip_fraction", "entropy")
+    }
+    values |= {
+        "policy/mean_abs_advantage": counts["abs_advantage"] / counts["loss_sequences"],
+        "health/signal": counts["signal"] / counts["loss_sequences"],
+        "health/loss_finite": float(math.isfinite(terms["policy_loss"] + terms["kl"])),
+        "health/mask_error": terms["mask_error"],
+        "health/weight_sum_error": terms["weight_sum"] / expected - 1 if expected else 0.0,
+        "health/sampling_logp_gap": (terms["gap_square"] / max(1.0, terms["gap_tokens"])) ** 0.5,
+    }
+    if config.estimator == "sampled":
+        scale = sum(weight * (max(config.class_weights) if name == "outcome" else 1)
+                    for name, weight in reward_weights(config).items())  # fmt: skip
+        values["health/baseline_error"] = values["reward/group_std"] / config.num_generations**0.5 / scale
+    else:
+        values["rollout/answer_mass"] = counts["answer_mass"] / counts["groups"]
+    return values
 
 
 def main() -> None:
@@ -353,19 +468,21 @@ def main() -> None:
     validation = load_split(config.dataset, "validation")
     validation = validation.select(range(min(len(validation), config.eval_rows)))
     tokenizer = load_tokenizer(config.model, config.revision)
-    labels, premise_ids = train["label"], train["premise_id"]
+    exact = config.estimator == "exact"
+    answers = answer_candidates(config.dataset, train, "estimator exact", "use estimator sampled") if exact else None
+    target = data_config(config.dataset, "format_weight", "set it to 0")["target"] if config.format_weight > 0 else ""
 
-    def prompts_of_epoch(epoch: int) -> tuple[list[list[int]], list[str]]:
-        """Token ids and hypotheses of every prompt."""
-        texts = relabel_rows(train, None, config.seed, epoch) if config.relabel_each_epoch else train
-        return [encode(tokenizer, text) for text in texts["prompt"]], texts["hypothesis"]
+    def prompts_of_epoch(epoch: int) -> list[Prompt]:
+        rows = relabel_rows(train, None, config.seed, epoch) if config.relabel_each_epoch else train
+        return make_prompts(tokenizer, rows, train["label"], answers)
 
-    def longest_tokens(group: list[int]) -> int:
-        """Packed tokens of all samples of a group of rows, if none stops early: what a rank's work is shared out by."""
-        samples = len(group) * config.num_generations
-        return len(pack([[prompts[row] for row in group]])) + samples * config.max_new_tokens
+    def longest_tokens(group: list[Prompt]) -> int:
+        """Packed tokens of all samples of a group, if none stops early: what a rank's work is shared out by."""
+        samples = len(group) * (2 if exact else config.num_generations)
+        return len(pack([[prompt.tokens for prompt in group]])) + samples * config.max_new_tokens
 
-    prompts, hypotheses = prompts_of_epoch(0)
+    components = list(reward_weights(config))
+    queue = PromptQueue(train["premise_id"], config.seed, config.claims_per_prefix, prompts_of_epoch)
     check(
         config.prompts_per_step <= len(train),
         f"prompts_per_step: {config.prompts_per_step} is more than the {len(train)} training rows",
@@ -387,155 +504,167 @@ def main() -> None:
         revision=config.revision,
         seed=config.seed,
     )
-    disable_dropout(model)  # sampling and scoring must see one policy
-    check_context(model, max(map(len, prompts)) + config.max_new_tokens)
+    prompts = prompts_of_epoch(0)
+    check_context(model, max(len(prompt.tokens) for prompt in prompts) + config.max_new_tokens)
     if config.beta > 0:
         add_reference(model)
+    disable_dropout(model)  # sampling and scoring must see one policy
     stop_ids = stop_token_ids(tokenizer, model)
-    probe = sequence_logps(model, [prompts[:1]], [[encode(tokenizer, train["response"][0])]], config.temperature)[0]
+    responses = [encode(tokenizer, text) for text in train["response"][:64]]
+    check_stop_tokens(responses, stop_ids)
+    end_ids = {response[-1] for response in responses}
+    probe = sequence_logps(model, [[prompts[0].tokens]], [responses[:1]], config.temperature)[0]
     check_gradient_flow(model, probe.mean())
     if config.prefix_sharing:
-        first = epoch_batches(premise_ids, config.seed, 0, config.claims_per_prefix, config.prompts_per_step)[0]
+        first = epoch_batches(train["premise_id"], config.seed, 0, config.claims_per_prefix, config.prompts_per_step)[0]
+        first = [[prompts[row] for row in group] for group in first]
         first = share_of_rank(first, rank, world_size, longest_tokens)
-        answers = [[encode(tokenizer, train[row]["response"]) for row in group] for group in first]
+        given = [[encode(tokenizer, train[prompt.row]["response"]) for prompt in group] for group in first]
         check_prefix_sharing(
-            model, [[prompts[row] for row in group] for group in first], answers, config.micro_batch_tokens
+            model, [[prompt.tokens for prompt in group] for group in first], given, config.micro_batch_tokens
         )
     engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
     policy = accelerator.unwrap_model(engine)
-    motion = AdapterMotion(policy)
+    check_optimizer(policy, optimizer)
+    motion = Motion(policy)
 
     writer = SummaryWriter(config.logging_dir) if main_process else None
+    monitor = Monitor(asdict(config), config.stop_after, writer)
     if main_process:
         write_config(config, output_dir / "training_config.json")
+        drawn = "both answers" if exact else f"{config.num_generations} completions"
         print(
-            f"GRPO: {len(train)} prompts, {config.max_steps} steps of "
-            f"{config.prompts_per_step}×{config.num_generations} completions on {world_size} processes, "
-            f"{dtype}, {accelerator.distributed_type.value}",
+            f"GRPO: {len(train)} prompts, {config.max_steps} steps of {config.prompts_per_step} prompts × {drawn} "
+            f"on {world_size} processes, {dtype}, {accelerator.distributed_type.value}",
             flush=True,
         )
 
     best = {"f1": -1.0, "step": 0}
 
     def evaluate(step_number: int, rollout: Rollout | None = None) -> None:
-        answers = predict(
+        results = predict(
             accelerator, policy, tokenizer, validation,
             stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
             share=config.prefix_sharing,
         )  # fmt: skip
-        scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
+        scores = classification_metrics(validation["label"], [result["prediction"] for result in results])
         if config.keep_best and scores["f1"] >= best["f1"]:
             best.update(f1=scores["f1"], step=step_number)
             on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
         if main_process:
             report_scores(writer, scores, validation["label"], step_number)
-            if rollout is not None:
-                table = completion_table(rollout, hypotheses, labels, config)
+            if rollout:
+                table = completion_table(rollout, config.num_logged_completions)
                 writer.add_text("rollout/completions", table, step_number)
+        monitor.update(step_number, {f"eval/{name}": scores[name] for name in EVAL_SCORES})
+
+    def draw(groups: list[list[Prompt]], number: int, attempt: int) -> Rollout:
+        """This rank's share of the prompts, answered and judged."""
+        mine = share_of_rank(groups, rank, world_size, longest_tokens)
+        if exact:
+            rollout = enumerate_answers(policy, tokenizer, mine, config)
+        else:
+            rollout = sample(policy, tokenizer, mine, stop_ids, number, attempt, config)
+        give_rewards(rollout, target != "answer", config)
+        return rollout
 
     evaluate(0)
-    epoch, queue = 0, []
-    window: dict[str, float] = {}
-    phase = dict.fromkeys(("rollout", "score", "update"), 0.0)
+    window: list[dict[str, float]] = []  # values of the steps since the last logged ones
     bar = tqdm(total=config.max_steps, disable=not main_process, desc="GRPO", mininterval=2, dynamic_ncols=True)
     for number in range(config.max_steps):
-        while not queue:
-            batches = epoch_batches(premise_ids, config.seed, epoch, config.claims_per_prefix, config.prompts_per_step)
-            queue = [batch for batch in batches if sum(map(len, batch)) == config.prompts_per_step]
-            if config.relabel_each_epoch and epoch > 0:
-                prompts, hypotheses = prompts_of_epoch(epoch)
-            epoch += 1
+        laps = Laps()
 
-        # ------------------------------------------------------------ sample and score
-        clock = time.perf_counter()
-        groups = share_of_rank(queue.pop(0), rank, world_size, longest_tokens)
-        rollout = sample(policy, tokenizer, prompts, labels, groups, stop_ids, number, config)
-        phase["rollout"] += time.perf_counter() - clock
+        # ------------------------------------------------------------ sample, reward
+        rollout = draw(queue.take(config.prompts_per_step), number, 0)
+        spare = rollout[:1]
+        counts = statistics(rollout, components, end_ids)
+        for attempt in range(1, config.resample_rounds + 1):
+            live, dead = split_dead(rollout)
+            dead = int(reduce(accelerator, {"dead": dead})["dead"])
+            if dead == 0:
+                break
+            fresh = draw(queue.take(dead), number, attempt)
+            more = statistics(fresh, components, end_ids)
+            rollout, counts = live + fresh, {name: value + more[name] for name, value in counts.items()}
+        laps.end("rollout")
 
         # ------------------------------------------------------------ advantages
-        batch_std = reward_std(accelerator, rollout.rewards)
-        rollout.set_advantages(group_advantages(rollout.rewards, config.scale_rewards, batch_std))
-        trained = with_gradient(rollout, config)
-        counts = rollout_statistics(rollout, labels) | {"trained_tokens": num_tokens(trained)}
-        counts["loss_tokens"] = sum(
-            len(c.tokens) for group in rollout.completions for c in group if not is_masked(c, config)
-        )
-        counts = reduce(accelerator, counts)
-        counts["loss_tokens"] = max(1.0, counts["loss_tokens"])  # every completion may be masked
-
-        # ------------------------------------------------------------ reference log-probabilities
-        clock = time.perf_counter()
-        sequences = [
-            [p + c for p, c in zip(prompts_of_group, trained.tokens(g), strict=True)]
-            for g, prompts_of_group in enumerate(trained.prompts)
-        ]
-        batches = plan_micro_batches(sequences, config.micro_batch_tokens, config.prefix_sharing)
+        give_advantages(rollout, config.scale_rewards, reward_std(accelerator, rollout))
+        trained = select(rollout, lambda s: is_trained(s, config))
+        counts = reduce(accelerator, counts | loss_counts(rollout, trained, config))
+        batches = micro_batches(trained, config)
         # ZeRO-2 reduces gradients in each backward: every rank does equally many, the extra ones with weight 0.
         num_batches = int(reduce(accelerator, {"n": max(1, len(batches))}, "max")["n"])
-        reference = [score_reference(policy, trained, batch, config) if config.beta > 0 else None for batch in batches]
-        phase["score"] += time.perf_counter() - clock
+        laps.end("wait")
+
+        # ------------------------------------------------------------ reference log-probabilities
+        reference = [score_reference(policy, batch, config) if config.beta > 0 else None for batch in batches]
+        laps.end("score")
 
         # ------------------------------------------------------------ update
-        clock = time.perf_counter()
         rate = config.learning_rate * min(1.0, (number + 1) / max(1, config.warmup_steps))
         set_learning_rate(optimizer, rate)
         engine.train()
         old: list[torch.Tensor | None] = [None] * len(batches)
-        sums = dict.fromkeys(("policy_loss", "kl", "clip_fraction", "entropy"), 0.0)
-        maxima = {"ratio_deviation": 0.0, "logp_gap": 0.0}
+        terms = dict.fromkeys((*TERMS, "first_kl", "gap_square", "gap_tokens"), 0.0)
+        ratio_deviation = 0.0
         for iteration in range(config.num_iterations):
             for k in range(num_batches):
                 if k >= len(batches):
-                    spare = update_micro_batch(engine, rollout, [0], None, None, counts, config)[0]
-                    backward(accelerator, 0.0 * spare, last=k == num_batches - 1)
+                    unused = update_micro_batch(engine, spare, None, None, counts, config)[0]
+                    backward(accelerator, 0.0 * unused, last=k == num_batches - 1)
                     continue
-                loss, terms, logps = update_micro_batch(
-                    engine, trained, batches[k], old[k], reference[k], counts, config
-                )
+                loss, found, logps = update_micro_batch(engine, batches[k], old[k], reference[k], counts, config)
+                check_graph(policy, loss)
                 # DeepSpeed averages over ranks: times world_size, the sum over ranks is the loss of the whole step.
                 backward(accelerator, world_size * loss, last=k == num_batches - 1)
+                for name in TERMS:
+                    terms[name] += float(found[name]) / config.num_iterations
                 if iteration == 0:
                     old[k] = logps
-                    maxima["ratio_deviation"] = max(maxima["ratio_deviation"], float(terms["ratio_deviation"]))
-                    maxima["logp_gap"] = max(maxima["logp_gap"], sampling_gap(trained, batches[k], logps))
-                for name in sums:
-                    sums[name] += float(terms[name]) / config.num_iterations
+                    ratio_deviation = max(ratio_deviation, float(found["ratio_deviation"]))
+                    for name, value in {"first_kl": float(found["kl"]), **sampling_gap(batches[k], logps)}.items():
+                        terms[name] += value
             grad_norm, stepped = step(accelerator, engine, optimizer, config.max_grad_norm)
-        phase["update"] += time.perf_counter() - clock
+        laps.end("update")
+
+        # ------------------------------------------------------------ health
+        terms = reduce(accelerator, terms)
+        values = step_values(counts, terms, config) | {
+            "train/learning_rate": rate,
+            "train/grad_norm": grad_norm,
+            "health/step_skipped": float(not stepped),
+            "health/weights_moved": float(motion.moved(policy)),
+            "health/first_ratio_deviation": reduce(accelerator, {"max": ratio_deviation}, "max")["max"],
+            **laps.seconds,
+            "perf/tokens_saved": tokens_saved(trained),
+        }
+        values["health/sampling_gap_ratio"] = values["health/sampling_logp_gap"] / TOLERANCE[dtype]
+        if number == 0 and config.beta > 0:  # the policy is still the reference
+            values["health/reference_kl"] = terms["first_kl"]
+            values["health/reference_kl_ratio"] = terms["first_kl"] / max(1e-5, TOLERANCE[dtype] ** 2)
+        advised = monitor.update(number + 1, values)
+        if "sampling_gap" in advised and main_process and batches:
+            score = partial(policy_logps, policy, batches[0], config)
+            sampled = pad_sequence([torch.tensor(s.completion.logps) for s in samples_of(batches[0])], batch_first=True)
+            cause = sampling_gap_cause(policy, score, sampled.to(old[0]), old[0], config.temperature)
+            tqdm.write(f"  sampling_gap: {cause}")
 
         # ------------------------------------------------------------ log
-        sums, maxima = reduce(accelerator, sums), reduce(accelerator, maxima, "max")
-        for name, value in {**counts, **sums, "steps": 1.0}.items():
-            window[name] = window.get(name, 0.0) + value
+        window.append(values)
         bar.update()
         if (number + 1) % config.logging_steps == 0 or number + 1 == config.max_steps:
-            motion.assert_moved(policy, number + 1, signal=stepped and window["abs_advantage"] > 0)
             if main_process:
-                values = rollout_means(window)
-                values |= {f"policy/{name}": window[name] / window["steps"] for name in sums}
-                values |= {
-                    "train/learning_rate": rate,
-                    "train/grad_norm": grad_norm,
-                    "health/first_ratio_deviation": maxima["ratio_deviation"],
-                    "health/sampling_logp_gap": maxima["logp_gap"],
-                    "health/weight_change": motion.change(policy),
-                    "health/step_skipped": float(not stepped),
-                    "health/no_reward_signal": float(window["abs_advantage"] == 0),
-                    **{f"perf/{name}_seconds": seconds / window["steps"] for name, seconds in phase.items()},
-                }
-                for name, value in values.items():
+                logged = nan_means(window)
+                logged |= {"health/weight_change": motion.change(policy)} | monitor.flags()
+                for name, value in logged.items():
                     writer.add_scalar(name, value, number + 1)
                 bar.set_postfix(
-                    reward=f"{values['reward/mean']:.2f}",
-                    kl=f"{values['policy/kl']:.3f}",
-                    dead=f"{values['reward/frac_zero_std']:.2f}",
+                    reward=f"{logged['reward/mean']:.2f}",
+                    kl=f"{logged['policy/kl']:.3f}",
+                    dead=f"{logged['reward/frac_zero_std']:.2f}",
                 )
-                if window["abs_advantage"] == 0:
-                    tqdm.write(
-                        f"step {number + 1}: no reward signal: all rewards agree in {window['groups']:.0f} groups; "
-                        "raise temperature or num_generations, or use other prompts (the graph is not the fault)"
-                    )
-            window, phase = {}, dict.fromkeys(phase, 0.0)
+            window = []
 
         # ------------------------------------------------------------ evaluate, save
         last = number + 1 == config.max_steps
@@ -553,21 +682,6 @@ def main() -> None:
         print(f"adapter: {output_dir} (step {best['step'] if config.keep_best else config.max_steps})")
         print(f"curves: tensorboard --logdir {config.logging_dir}")
     accelerator.end_training()
-
-
-def completion_table(rollout: Rollout, hypotheses: list[str], labels: list[int], config: Config) -> str:
-    """A Markdown table of some sampled completions with their prompts' claims, labels, rewards and advantages."""
-    lines = ["| group | claim | label | reward | advantage | completion |", "|---|---|---|---|---|---|"]
-    flat_rewards, flat_advantages = rollout.rewards.flatten().tolist(), torch.cat(rollout.advantages).tolist()
-    sequences = [(row, text) for rows, texts in zip(rollout.rows, rollout.texts, strict=True)
-                 for row, text in zip(rows, texts, strict=True)]  # fmt: skip
-    for b, (row, text) in enumerate(sequences[: config.num_logged_completions]):
-        shown = text.replace("|", "\\|").replace("\n", "<br>")
-        lines.append(
-            f"| {b // config.num_generations} | {hypotheses[row]} | {'Yes' if labels[row] else 'No'} "
-            f"| {flat_rewards[b]:+.2f} | {flat_advantages[b]:+.2f} | {shown} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Dimensions: B rows of a micro-batch, T completion length.
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +24,16 @@ from checkpoints import claim_output_dir, save_checkpoint
 from data import encode_rows, epoch_batches, load_split, premise_groups, relabel_rows, share_of_rank, trace_style
 from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
 from generation import predict
-from health import AdapterMotion, check_gradient_flow, report_scores
+from health import (
+    EVAL_SCORES,
+    Monitor,
+    Motion,
+    check_gradient_flow,
+    check_graph,
+    check_optimizer,
+    check_stop_tokens,
+    report_scores,
+)
 from metrics import classification_metrics
 from models import check_context, check_model, load_policy, load_tokenizer, save_model, stop_token_ids, training_dtype
 from prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
@@ -73,9 +82,11 @@ class Config:
     keep_best: bool = arg(True, "output_dir gets the model of the evaluation with the lowest loss; false: the last one")
     save_steps: int = arg(100, "optimizer steps between checkpoints; 0: none")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
+    stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
 
     def __post_init__(self):
-        for name in ("batch_size", "micro_batch_tokens", "claims_per_prefix", "logging_steps", "eval_rows", "lora_r"):
+        positive = ("batch_size", "micro_batch_tokens", "claims_per_prefix", "logging_steps", "eval_rows", "lora_r")
+        for name in (*positive, "stop_after"):
             check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
         check(self.learning_rate > 0, f"learning_rate: must be above 0, got {self.learning_rate}")
         check(
@@ -213,15 +224,18 @@ def main() -> None:
     )
     check_context(model, max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True)))
     stop_ids = stop_token_ids(tokenizer, model)
+    check_stop_tokens(rows.targets, stop_ids)
     first = share_of_rank(steps[0][1], accelerator.process_index, world_size, rows.packed_tokens)
     if config.prefix_sharing:
         check_prefix_sharing(model, *rows.of(first), config.micro_batch_tokens)
     check_gradient_flow(model, loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1]))
     engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
     policy = accelerator.unwrap_model(engine)
-    motion = AdapterMotion(policy)
+    check_optimizer(policy, optimizer)
+    motion = Motion(policy)
 
     writer = SummaryWriter(config.logging_dir) if main_process else None
+    monitor = Monitor(asdict(config), config.stop_after, writer)
     if main_process:
         write_config(config, output_dir / "training_config.json")
         trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
@@ -247,6 +261,7 @@ def main() -> None:
         if main_process:
             writer.add_scalar("eval/loss", loss, step_number)
             report_scores(writer, scores, validation["label"], step_number, f"eval loss {loss:.4f}, ")
+        monitor.update(step_number, {"eval/loss": loss} | {f"eval/{name}": scores[name] for name in EVAL_SCORES})
 
     # --- train
     engine.train()
@@ -263,36 +278,50 @@ def main() -> None:
         mine = share_of_rank(groups, accelerator.process_index, world_size, rows.packed_tokens)
         batches = micro_batches(mine, rows, config)
         count = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
+        loss_of_step = 0.0
         for k in range(count):
             batch, weight = (batches[k], 1.0) if k < len(batches) else (groups[:1], 0.0)
             loss = loss_sum(engine, rows, batch, config.prefix_sharing)
+            check_graph(policy, loss)
             # DeepSpeed averages over ranks: times world_size, it is the weighted mean over the whole step's tokens.
             backward(accelerator, weight * loss * world_size / step_weight, last=k == count - 1)
-            window["loss"] += weight * loss.item()
+            loss_of_step += weight * loss.item()
         grad_norm, stepped = step(accelerator, engine, optimizer, config.max_grad_norm)
 
+        # health
+        done = {
+            "loss": loss_of_step,
+            "weight": rows.total_weight(mine),
+            "rows": sum(map(len, mine)),
+            "tokens": sum(len(rows.contexts[i]) + len(rows.targets[i]) for group in mine for i in group),
+        }
+        done = reduce(accelerator, done)
+        window = {name: value + done[name] for name, value in window.items()}
+        health = {
+            "health/loss_finite": float(math.isfinite(done["loss"])),
+            "health/step_skipped": float(not stepped),
+            "health/weights_moved": float(motion.moved(policy)),
+            "health/signal": 1.0,  # every row has a label
+            "train/grad_norm": grad_norm,
+        }
+        monitor.update(number + 1, health)
+
         # log
-        window["weight"] += rows.total_weight(mine)
-        window["rows"] += sum(map(len, mine))
-        window["tokens"] += sum(len(rows.contexts[i]) + len(rows.targets[i]) for group in mine for i in group)
         bar.update()
         if (number + 1) % config.logging_steps == 0 or number + 1 == len(steps):
-            total = reduce(accelerator, window)
             seconds = time.perf_counter() - window_start
             if main_process:
-                values = {
-                    "train/loss": total["loss"] / total["weight"],
+                values = health | monitor.flags()
+                values |= {
+                    "train/loss": window["loss"] / window["weight"],
                     "train/learning_rate": learning_rate(number, len(steps), config),
-                    "train/grad_norm": grad_norm,
-                    "health/step_skipped": float(not stepped),
                     "health/weight_change": motion.change(policy),
-                    "perf/rows_per_second": total["rows"] / seconds,
-                    "perf/tokens_per_second": total["tokens"] / seconds,
+                    "perf/rows_per_second": window["rows"] / seconds,
+                    "perf/tokens_per_second": window["tokens"] / seconds,
                 }
                 for name, value in values.items():
                     writer.add_scalar(name, value, number + 1)
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", tokens_s=f"{values['perf/tokens_per_second']:.0f}")
-            motion.assert_moved(policy, number + 1, signal=stepped)
             window = dict.fromkeys(window, 0.0)
             window_start = time.perf_counter()
 

@@ -2,6 +2,9 @@
 
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 # Before transformers is imported: a test must not wait for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,12 +12,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from datasets import load_from_disk  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from models import tiny_tokenizer  # noqa: E402
-from prefix_sharing import ATTENTION  # noqa: E402
+from models import encode, save_model, tiny_model, tiny_tokenizer  # noqa: E402
+from prefix_sharing import ATTENTION, sequence_logps  # noqa: E402
 
+ROOT = Path(__file__).parents[1]
 VOCABULARY = 61
 SMALL = {
     "hidden_size": 32,
@@ -121,3 +132,44 @@ def family(request) -> str:
 @pytest.fixture(scope="session")
 def tokenizer():
     return tiny_tokenizer()
+
+
+def run(*command) -> str:
+    """Run a command in the project's root; its output, which is shown where it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, text=True, **streams)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """A dataset of answers for the tiny model."""
+    path = tmp_path_factory.mktemp("dataset") / "data"
+    options = ("--num_variables", 3, "--relabelings", 3, "--instruction", "", "--max_train_samples", 40)
+    run(sys.executable, "preprocess.py", *options, "--output_dir", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def start_adapter(tmp_path_factory, dataset, tokenizer) -> Path:
+    """An adapter that answers Yes or No about equally often, so that groups have different rewards; its base beside."""
+    folder = tmp_path_factory.mktemp("start")
+    rows = load_from_disk(dataset)["train"]
+    prompts = [encode(tokenizer, text) for text in rows["prompt"][:24]]
+    answers = [encode(tokenizer, f"Answer: {answer}<|end|>") for answer in ("Yes", "No")]
+    model = tiny_model(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(30):
+        batch = prompts[step % 4 :: 4]
+        logps, _, _ = sequence_logps(model, [[p, p] for p in batch], [answers for _ in batch])
+        (-logps.mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save_model(model, tokenizer, folder / "base")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", attn_implementation=ATTENTION)
+    policy = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.2))
+    randomize_lora_b(policy, std=0.15)
+    save_model(policy, tokenizer, folder / "adapter")
+    return folder / "adapter"

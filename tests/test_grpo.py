@@ -8,24 +8,45 @@ import torch
 from accelerate import Accelerator
 from conftest import VOCABULARY, assert_same_gradients, build_model, gradients, padded_logps
 
+from corr2cause import parse_hypothesis, parse_premise
 from generation import Completion
 from models import add_reference, encode, use_reference
-from train_grpo import (
-    Config,
+from prefix_sharing import sequence_logps
+from rollouts import (
+    Prompt,
+    PromptQueue,
     Rollout,
+    Sample,
     completion_table,
+    make_prompts,
+    means,
+    prompts_of,
+    samples_of,
+    select,
+    split_dead,
+    statistics,
+    table,
+    tokens_of,
+    tokens_saved,
+)
+from train_grpo import (
+    TERMS,
+    Config,
+    enumerate_answers,
+    give_advantages,
+    give_rewards,
     group_advantages,
     grpo_loss,
-    num_tokens,
+    is_trained,
+    loss_counts,
     reward_std,
-    rollout_means,
-    rollout_statistics,
     sample,
     sampling_gap,
     score_reference,
+    step_values,
     token_weights,
     update_micro_batch,
-    with_gradient,
+    weight_sum,
 )
 
 # --- advantages
@@ -33,13 +54,14 @@ from train_grpo import (
 
 def test_group_advantages_by_hand():
     rewards = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, -1.0], [-0.5, -0.5, -0.5, 1.0]])
-    got = group_advantages(rewards, "group", batch_std=7.0, eps=0.0)
+    ones = torch.ones_like(rewards)
+    got = group_advantages(rewards, ones, "group", batch_std=7.0, eps=0.0)
     third = 3**-0.5  # mean 0.5, std sqrt(0.75): (1 - 0.5) / 0.866 = 0.577 and -1.732
     expected = [[1, -1, 1, -1], [third, third, third, -3 * third], [-third, -third, -third, 3 * third]]
     torch.testing.assert_close(got, torch.tensor(expected))
-    batch = group_advantages(rewards, "batch", batch_std=2.0, eps=0.0)
+    batch = group_advantages(rewards, ones, "batch", batch_std=2.0, eps=0.0)
     torch.testing.assert_close(batch[1], torch.tensor([0.25, 0.25, 0.25, -0.75]))
-    none = group_advantages(rewards, "none", batch_std=2.0)
+    none = group_advantages(rewards, ones, "none", batch_std=2.0)
     torch.testing.assert_close(none[2], torch.tensor([-0.375, -0.375, -0.375, 1.125]))
 
 
@@ -47,14 +69,35 @@ def test_group_advantages_by_hand():
 @pytest.mark.parametrize("value", [1.0, -0.5, 0.1, 1 / 3])
 def test_a_group_whose_rewards_agree_has_advantage_exactly_zero(scale, value):
     rewards = torch.tensor([[value] * 7, [1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
-    advantages = group_advantages(rewards, scale, batch_std=0.3)
+    masses = torch.tensor([[0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.1]] * 2)
+    advantages = group_advantages(rewards, masses, scale, batch_std=0.3)
     assert (advantages[0] == 0).all() and (advantages[1] != 0).all()
-    assert (group_advantages(rewards[:1], scale, batch_std=0.0) == 0).all()
+    assert (group_advantages(rewards[:1], masses[:1], scale, batch_std=0.0) == 0).all()
+
+
+def test_a_mass_counts_as_so_many_completions():
+    """Advantages and token weights of two answers with masses 3 and 1 are those of four completions."""
+    rewards, masses = torch.tensor([[1.0, -1.0]]), torch.tensor([[3.0, 1.0]])
+    drawn = torch.tensor([[1.0, 1.0, 1.0, -1.0]])
+    for scale in ("group", "none"):
+        few, many = (
+            group_advantages(r, m, scale, 0.0, eps=0.0) for r, m in ((rewards, masses), (drawn, torch.ones(1, 4)))
+        )
+        torch.testing.assert_close(few[0, [0, 0, 0, 1]], many[0])
+    mask = torch.tensor([[1, 1], [1, 0]], dtype=torch.bool)
+    for loss_type in ("grpo", "dapo", "dr_grpo"):
+        few = token_weights(mask, masses[0], loss_type, 4, 7, 2)
+        many = token_weights(mask[[0, 0, 0, 1]], torch.ones(4), loss_type, 4, 7, 2)
+        torch.testing.assert_close(few.sum(dim=1), torch.stack((many[:3].sum(), many[3].sum())))
 
 
 def test_reward_std_is_that_of_all_rewards():
     rewards = torch.tensor([[1.0, -1.0, -0.5], [1.0, 1.0, -0.5]])
-    assert reward_std(Accelerator(cpu=True), rewards) == pytest.approx(np.std(rewards.numpy()), rel=1e-6)
+    rollout = [[[rewarded(float(reward)) for reward in row] for row in rewards]]
+    assert reward_std(Accelerator(cpu=True), rollout) == pytest.approx(np.std(rewards.numpy()), rel=1e-6)
+    samples_of(rollout)[2].mass = 3.0
+    expected = np.std([1.0, -1.0, -0.5, -0.5, -0.5, 1.0, 1.0, -0.5])
+    assert reward_std(Accelerator(cpu=True), rollout) == pytest.approx(expected, rel=1e-6)
 
 
 # --- loss
@@ -62,11 +105,12 @@ def test_reward_std_is_that_of_all_rewards():
 
 def test_token_weights():
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
-    grpo = token_weights(mask, "grpo", num_sequences=3, num_tokens=7, max_new_tokens=5)
+    ones = torch.ones(3)
+    grpo = token_weights(mask, ones, "grpo", num_sequences=3, num_tokens=7, max_new_tokens=5)
     torch.testing.assert_close(grpo.sum(dim=1), torch.full((3,), 1 / 3))  # every sequence counts alike
-    dapo = token_weights(mask, "dapo", num_sequences=3, num_tokens=7, max_new_tokens=5)
+    dapo = token_weights(mask, ones, "dapo", num_sequences=3, num_tokens=7, max_new_tokens=5)
     torch.testing.assert_close(dapo[mask], torch.full((7,), 1 / 7))  # every token counts alike
-    dr_grpo = token_weights(mask, "dr_grpo", num_sequences=3, num_tokens=7, max_new_tokens=5)
+    dr_grpo = token_weights(mask, ones, "dr_grpo", num_sequences=3, num_tokens=7, max_new_tokens=5)
     torch.testing.assert_close(dr_grpo[mask], torch.full((7,), 1 / 15))  # whatever the lengths
     for weights in (grpo, dapo, dr_grpo):
         assert (weights[~mask] == 0).all()
@@ -169,41 +213,62 @@ def test_corrected_k3_has_the_gradient_of_the_kl():
 
 # --- one step
 
+PREMISE_TEXT = (
+    "Suppose there is a closed system of 2 variables, A and B. All the statistical relations among these "
+    "2 variables are as follows: A correlates with B."
+)
+PREMISE = parse_premise(PREMISE_TEXT)
+CLAIM = parse_hypothesis("A directly causes B.", PREMISE.variables)
+
+
+def make_prompt(row: int = 0, tokens=(5,), label: int = 0, answers=None) -> Prompt:
+    return Prompt(row, list(tokens), label, PREMISE, CLAIM, f"claim {row}", answers)
+
+
+def rewarded(reward: float, completion: Completion | None = None, prompt: Prompt | None = None, text: str = ""):
+    rewards = {"outcome": reward}
+    return Sample(prompt or make_prompt(), completion or Completion([1]), text, rewards=rewards, reward=reward)
+
 
 def make_rollout(seed: int, groups: int = 8, samples: int = 4) -> Rollout:
-    """Groups of one or two prompts with a common beginning; each prompt has `samples` completions, some equal."""
+    """Groups of one or two prompts of a premise with completions of 1 to 5 tokens, and rewards +1 and -1."""
     rng = random.Random(seed)
-    rows, prompts, completions = [], [], []
+    rollout: Rollout = []
     for g in range(groups):
         premise = [rng.randrange(VOCABULARY) for _ in range(4)]
-        claims = [premise + [rng.randrange(VOCABULARY)] for _ in range(rng.randint(1, 2))]
-        rows.append([10 * g + c for c in range(len(claims)) for _ in range(samples)])
-        prompts.append([claim for claim in claims for _ in range(samples)])
-        completions.append([Completion([rng.randrange(1, 4) for _ in range(rng.randint(1, 5))]) for _ in rows[-1]])
-    generator = torch.Generator().manual_seed(seed)
-    rewards = torch.randint(0, 2, (sum(map(len, rows)) // samples, samples), generator=generator) * 2.0 - 1
-    texts = [["" for _ in group] for group in rows]
-    rollout = Rollout(rows, prompts, completions, texts, rewards)
-    rollout.set_advantages(group_advantages(rewards, "group", 0.0))
+        prompts = [make_prompt(10 * g + c, [*premise, rng.randrange(VOCABULARY)]) for c in range(rng.randint(1, 2))]
+        rollout.append([])
+        for prompt in prompts:
+            completions = [
+                Completion([rng.randrange(1, 4) for _ in range(rng.randint(1, 5))], stopped=True)
+                for _ in range(samples)
+            ]
+            rollout[-1].append([rewarded(rng.choice([-1.0, 1.0]), c, prompt) for c in completions])
+    give_advantages(rollout, "group", 0.0)
     return rollout
 
 
-def counts_of(rollout: Rollout) -> dict[str, float]:
-    lengths = [len(c.tokens) for group in rollout.completions for c in group]
-    return {"sequences": len(lengths)} | dict.fromkeys(("tokens", "loss_tokens", "trained_tokens"), sum(lengths))
+def counts_of(rollout: Rollout, trained: Rollout | None = None, config: Config | None = None) -> dict[str, float]:
+    return loss_counts(rollout, rollout if trained is None else trained, config or Config())
+
+
+def set_advantages(rollout: Rollout, advantages: torch.Tensor) -> None:
+    for held, advantage in zip(samples_of(rollout), advantages.flatten().tolist(), strict=True):
+        held.advantage = advantage
 
 
 def step_gradients(model, rollout, plan, config, old_shift: float = 0.0):
-    """Gradients, loss and terms of a step over the micro-batches of `plan`."""
+    """Gradients, loss and terms of a step over the micro-batches of `plan`, lists of groups."""
     counts, total = counts_of(rollout), {}
-    for batch in plan:
-        reference = score_reference(model, rollout, batch, config) if config.beta > 0 else None
+    for chosen in plan:
+        batch = [rollout[g] for g in chosen]
+        reference = score_reference(model, batch, config) if config.beta > 0 else None
         old = None
         if old_shift:
-            rng = torch.Generator().manual_seed(batch[0])
-            logps = update_micro_batch(model, rollout, batch, None, reference, counts, config)[2]
+            rng = torch.Generator().manual_seed(chosen[0])
+            logps = update_micro_batch(model, batch, None, reference, counts, config)[2]
             old = logps + old_shift * torch.randn(logps.shape, generator=rng)
-        loss, terms, _ = update_micro_batch(model, rollout, batch, old, reference, counts, config)
+        loss, terms, _ = update_micro_batch(model, batch, old, reference, counts, config)
         loss.backward()
         for name, value in {"loss": loss.detach(), **terms}.items():
             total[name] = total.get(name, 0.0) + float(value)
@@ -248,12 +313,11 @@ def test_step_equals_the_definition(loss_type):
     model, rollout = trained_policy("qwen2"), make_rollout(3)
     config = Config(loss_type=loss_type, beta=0.2, max_new_tokens=7, temperature=1.3)
     got, terms = step_gradients(model, rollout, [[0, 1, 2], [3, 4, 5, 6, 7]], config)
-    prompts = [p for group in rollout.prompts for p in group]
-    tokens = [c.tokens for group in rollout.completions for c in group]
+    prompts, tokens = (sum(column, []) for column in tokens_of(rollout))
     logps, mask = padded_logps(model, prompts, tokens, 1.3)
     with torch.no_grad(), use_reference(model):
         reference, _ = padded_logps(model, prompts, tokens, 1.3)
-    advantages = torch.cat(rollout.advantages)
+    advantages = table(rollout, "advantage").flatten()
     total = torch.zeros(())
     for b, completion in enumerate(tokens):
         length = len(completion)
@@ -283,56 +347,66 @@ def test_first_pass_has_ratio_exactly_one_and_no_kl(family):
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
-def test_without_a_kl_rows_without_advantage_are_not_computed(family, loss_type):
+def test_the_token_weights_of_a_step_add_up_to_what_its_counts_say(loss_type):
+    model, rollout = build_model("phi3", lora=True), make_rollout(4)
+    config = Config(loss_type=loss_type, beta=0.0, max_new_tokens=5, mask_truncated=True)
+    for k, held in enumerate(samples_of(rollout)):
+        held.completion.stopped, held.mass = k % 5 > 0, 0.5 + k % 3
+    trained = select(rollout, lambda s: is_trained(s, config))
+    counts = counts_of(rollout, trained, config)
+    batches = [trained[:3], trained[3:]]
+    found = sum(float(update_micro_batch(model, b, None, None, counts, config)[1]["weight_sum"]) for b in batches)
+    assert 0 < found < 1 and found == pytest.approx(weight_sum(counts, config), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_without_a_kl_samples_without_advantage_are_not_computed(family, loss_type):
     model, rollout = build_model(family, lora=True), make_rollout(8)
-    advantages = group_advantages(rollout.rewards, "group", 0.0)
+    advantages = table(rollout, "advantage")
     advantages[1] = 0.0
     advantages[2, 1:3] = 0.0
-    rollout.set_advantages(advantages)
+    set_advantages(rollout, advantages)
     config = Config(beta=0.0, loss_type=loss_type, max_new_tokens=5)
-    live = with_gradient(rollout, Config(beta=0.0))
-    assert 0 < sum(map(len, live.rows)) == int((advantages != 0).sum()) < advantages.numel()
-    counts = counts_of(rollout)
+    live = select(rollout, lambda s: is_trained(s, config))
+    assert 0 < len(samples_of(live)) == int((advantages != 0).sum()) < advantages.numel()
     for taken in (rollout, live):
-        counts["trained_tokens"] = num_tokens(taken)
-        loss, _, _ = update_micro_batch(model, taken, list(range(len(taken.rows))), None, None, counts, config)
+        loss, _, _ = update_micro_batch(model, taken, None, None, counts_of(rollout, taken), config)
         loss.backward()
         if taken is rollout:
             expected, expected_loss = gradients(model), float(loss.detach())
     assert_same_gradients(gradients(model), expected)
     assert float(loss.detach()) == pytest.approx(expected_loss, abs=1e-6)
-    every = with_gradient(rollout, Config(beta=0.1))
-    assert (every.rows, every.completions) == (rollout.rows, rollout.completions), "the KL term needs every row"
+    every = select(rollout, lambda s: is_trained(s, Config(beta=0.1)))
+    assert samples_of(every) == samples_of(rollout), "the KL term needs every sample"
 
 
 def test_a_rank_without_any_advantage_has_nothing_to_compute():
     rollout = make_rollout(5)
-    rollout.set_advantages(torch.zeros_like(rollout.rewards))
-    assert with_gradient(rollout, Config(beta=0.0)).rows == []
+    set_advantages(rollout, torch.zeros_like(table(rollout, "reward")))
+    assert select(rollout, lambda s: is_trained(s, Config(beta=0.0))) == []
 
 
 def test_completions_that_were_cut_can_be_left_out(family):
     """The gradient is that of a rollout in which they have advantage 0, but a token mean counts no token of theirs."""
     model, rollout = build_model(family, lora=True), make_rollout(9)
-    flat = [completion for group in rollout.completions for completion in group]
-    for b, completion in enumerate(flat):
-        completion.stopped = b % 3 > 0
+    for b, held in enumerate(samples_of(rollout)):
+        held.completion.stopped = b % 3 > 0
     config = Config(beta=0.0, mask_truncated=True, loss_type="dapo")
-    live = with_gradient(rollout, config)
-    assert all(completion.stopped for group in live.completions for completion in group)
-    counts = counts_of(rollout) | {"loss_tokens": sum(len(c.tokens) for c in flat if c.stopped)}
-    update_micro_batch(model, live, list(range(len(live.rows))), None, None, counts, config)[0].backward()
+    live = select(rollout, lambda s: is_trained(s, config))
+    assert all(held.completion.stopped for held in samples_of(live))
+    counts = counts_of(rollout, live, config)
+    assert counts["loss_tokens"] == sum(len(s.completion.tokens) for s in samples_of(rollout) if s.completion.stopped)
+    update_micro_batch(model, live, None, None, counts, config)[0].backward()
     got = gradients(model)
-    for group, advantages in zip(rollout.completions, rollout.advantages, strict=True):
-        advantages[[k for k, completion in enumerate(group) if not completion.stopped]] = 0.0
-    inputs = (rollout, list(range(8)), None, None, counts, Config(beta=0.0, loss_type="dapo"))
-    update_micro_batch(model, *inputs)[0].backward()
+    for held in samples_of(rollout):
+        held.advantage *= held.completion.stopped
+    update_micro_batch(model, rollout, None, None, counts, Config(beta=0.0, loss_type="dapo"))[0].backward()
     assert_same_gradients(got, gradients(model))
 
 
 def test_a_rollout_without_signal_leaves_only_the_kl():
     model, rollout = trained_policy("phi3"), make_rollout(5)
-    rollout.set_advantages(torch.zeros_like(rollout.rewards))
+    set_advantages(rollout, torch.zeros_like(table(rollout, "reward")))
     without, _ = step_gradients(model, rollout, [list(range(8))], Config(beta=0.0))
     assert all((gradient == 0).all() for gradient in without.values())
     with_kl, _ = step_gradients(model, rollout, [list(range(8))], Config(beta=0.1))
@@ -343,9 +417,8 @@ def test_a_rollout_without_signal_leaves_only_the_kl():
 
 
 def scores(model, rollout) -> torch.Tensor:
-    prompts = [p for group in rollout.prompts for p in group]
     with torch.no_grad():
-        return padded_logps(model, prompts, [c.tokens for group in rollout.completions for c in group])[0]
+        return padded_logps(model, *(sum(column, []) for column in tokens_of(rollout)))[0]
 
 
 def test_the_reference_is_the_starting_adapter_and_not_the_base(family):
@@ -376,7 +449,7 @@ def test_use_reference_touches_no_requires_grad(family):
         raise KeyError
     assert {name: p.requires_grad for name, p in model.named_parameters()} == after
     rollout = make_rollout(7)
-    loss, _, _ = update_micro_batch(model, rollout, [0, 1], None, None, counts_of(rollout), Config(beta=0.0))
+    loss, _, _ = update_micro_batch(model, rollout[:2], None, None, counts_of(rollout), Config(beta=0.0))
     loss.backward()
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
     assert with_gradient == {name for name, trainable in after.items() if trainable}
@@ -387,73 +460,249 @@ def test_use_reference_needs_one():
         pass
 
 
+# --- the exact estimator
+
+
+@pytest.fixture(scope="module")
+def answering(tokenizer):
+    """A policy that says Yes or No with a probability of 0.99 or more, and its prompts."""
+    prompts = text_prompts(tokenizer)
+    model = build_model("phi3", vocab_size=len(tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(80):
+        logps = sequence_logps(model, [[p.tokens, p.tokens] for p in prompts], [list(p.answers) for p in prompts])[0]
+        (-logps.sum(dim=1).view(-1, 2) * torch.tensor([0.6, 0.4])).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, prompts
+
+
+def judged(rollout: Rollout, config: Config) -> Rollout:
+    give_rewards(rollout, False, config)
+    give_advantages(rollout, config.scale_rewards, 0.0)
+    return rollout
+
+
+def test_both_answers_are_weighted_by_their_probabilities(tokenizer, answering):
+    model, prompts = answering
+    config = Config(estimator="exact", temperature=1.7, beta=0.0)
+    rollout = judged(enumerate_answers(model, tokenizer, in_groups(prompts, [[0, 1], [2], [3, 4]]), config), config)
+    assert [s.text for s in samples_of(rollout)] == ["Answer: No", "Answer: Yes"] * 5
+    flat = samples_of(rollout)
+    with torch.no_grad():
+        logps, _ = padded_logps(model, [s.prompt.tokens for s in flat], [s.completion.tokens for s in flat], 1.7)
+    p = logps.sum(dim=1).view(-1, 2).softmax(dim=1)
+    torch.testing.assert_close(table(rollout, "mass"), p, rtol=1e-4, atol=1e-6)
+    assert (p - 0.5).abs().max() > 0.05, "an even chance tests no weight"
+    for held, row in zip(flat, logps, strict=True):
+        assert held.completion.logps == pytest.approx(row[: len(held.completion.tokens)].tolist(), abs=1e-4)
+    right = torch.tensor([p[row, prompt.label] for row, prompt in enumerate(prompts)])
+    for samples, chance in zip(prompts_of(rollout), right.tolist(), strict=True):
+        # mean 2p - 1 and variance 4p(1 - p) of a reward of +1 and -1
+        spread = 2 * (chance * (1 - chance)) ** 0.5 + 1e-4
+        for held in samples:
+            assert held.advantage == pytest.approx((held.reward - (2 * chance - 1)) / spread, rel=1e-3)
+    counts = counts_of(rollout, config=config)
+    assert counts["loss_sequences"] == pytest.approx(5.0)
+    values = step_values(statistics(rollout, ["outcome"], set()) | counts, dict.fromkeys(TERMS, 0.0), config)
+    assert values["reward/accuracy"] == pytest.approx(float(right.mean()), rel=1e-4)
+    assert values["reward/mean"] == pytest.approx(float(2 * right.mean() - 1), abs=1e-4)
+    assert values["rollout/answer_mass"] == pytest.approx(float(logps.sum(dim=1).exp().sum()) / 5, rel=1e-3)
+
+
+def test_the_exact_gradient_is_that_of_the_expected_reward(tokenizer, answering):
+    """With advantages that are not divided, policy gradients are the gradient of the mean reward itself."""
+    model, prompts = answering
+    config = Config(estimator="exact", scale_rewards="none", loss_type="dr_grpo", max_new_tokens=1, beta=0.0)
+    rollout = judged(enumerate_answers(model, tokenizer, [prompts], config), config)
+    update_micro_batch(model, rollout, None, None, counts_of(rollout), config)[0].backward()
+    got = gradients(model)
+    flat = samples_of(rollout)
+    logps, _ = padded_logps(model, [s.prompt.tokens for s in flat], [s.completion.tokens for s in flat])
+    logits = logps.sum(dim=1).view(-1, 2)
+    # the gradient of log p of the whole policy, weighted by the two answers' shares of it
+    shares = logits.detach().softmax(dim=1)
+    rewards = table(rollout, "reward")
+    advantage = rewards - (shares * rewards).sum(dim=1, keepdim=True)
+    (-(shares * advantage * logits).sum() / len(prompts)).backward()
+    assert_same_gradients(got, gradients(model))
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_the_sampled_gradient_converges_to_the_exact_one(tokenizer, answering, scale):
+    """Its distance falls like the square root of G, down to what the policy says besides Yes and No."""
+    model, prompts = answering
+    ends = {prompt.answers[0][-1] for prompt in prompts}
+
+    def gradient(estimator: str, g: int = 2) -> torch.Tensor:
+        config = Config(estimator=estimator, num_generations=g, scale_rewards=scale, max_new_tokens=4, beta=0.0,
+                        cache_tokens=2**20, loss_type="dapo")  # fmt: skip
+        if estimator == "exact":
+            rollout = enumerate_answers(model, tokenizer, [prompts], config)
+        else:
+            rollout = sample(model, tokenizer, [prompts], ends, 0, 0, config)
+        rollout = judged(rollout, config)
+        update_micro_batch(model, rollout, None, None, counts_of(rollout), config)[0].backward()
+        return torch.cat([gradient.flatten() for gradient in gradients(model).values()])
+
+    exact = gradient("exact")
+    errors = [float((gradient("sampled", g) - exact).norm() / exact.norm()) for g in (8, 128, 2048)]
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.1
+    assert errors[0] / errors[2] > 4, f"{errors}: 16 is what the square root of 256 promises"
+
+
 # --- sampling and bookkeeping
+
+
+def text_prompts(tokenizer, letters: str = "ACDEF", labels=(0, 1, 0, 1, 1)) -> list[Prompt]:
+    answers = tuple(encode(tokenizer, f"Answer: {answer}<|end|>") for answer in ("No", "Yes"))
+    texts = [encode(tokenizer, f"Premise: {letter} causes B.") for letter in letters]
+    return [make_prompt(row, text, labels[row], answers) for row, text in enumerate(texts)]
+
+
+def in_groups(prompts: list[Prompt], groups: list[list[int]]) -> list[list[Prompt]]:
+    return [[prompts[row] for row in group] for group in groups]
 
 
 @torch.no_grad()
 def test_a_rank_samples_what_one_process_samples_for_those_prompts(tokenizer):
     model = build_model("phi3", vocab_size=len(tokenizer))
-    prompts = [encode(tokenizer, f"Premise: {letter} causes B.") for letter in "ACDEF"]
-    labels = [0, 1, 0, 1, 1]
+    prompts = text_prompts(tokenizer)
     config = Config(num_generations=3, max_new_tokens=6, prompts_per_step=5, seed=4)
     stops = set(range(0, len(tokenizer), 20))
-    together = sample(model, tokenizer, prompts, labels, [[0, 1], [2], [3, 4]], stops, 9, config)
-    assert [group[::3] for group in together.rows] == [[0, 1], [2], [3, 4]]
-    assert together.rewards.shape == (5, 3)
-    by_row = {}
-    for rows, group in zip(together.rows, together.completions, strict=True):
-        for row, completion in zip(rows, group, strict=True):
-            by_row.setdefault(row, []).append(completion.tokens)
-    assert all(len(set(map(tuple, tokens))) > 1 for tokens in by_row.values()), "samples of a prompt differ"
+
+    def drawn(groups: list[list[int]], number: int = 9, attempt: int = 0) -> dict[int, list]:
+        rollout = sample(model, tokenizer, in_groups(prompts, groups), stops, number, attempt, config)
+        assert [[[s.prompt.row for s in samples] for samples in g] for g in rollout] == [
+            [[r] * 3 for r in g] for g in groups
+        ]
+        return {samples[0].prompt.row: [s.completion.tokens for s in samples] for samples in prompts_of(rollout)}
+
+    together = drawn([[0, 1], [2], [3, 4]])
+    assert all(len(set(map(tuple, tokens))) > 1 for tokens in together.values()), "samples of a prompt differ"
     for groups in ([[2], [4]], [[1, 3], [0]]):
-        share = sample(model, tokenizer, prompts, labels, groups, stops, 9, config)
-        for rows, group in zip(share.rows, share.completions, strict=True):
-            assert [c.tokens for c in group] == [tokens for row in dict.fromkeys(rows) for tokens in by_row[row]]
-    later = sample(model, tokenizer, prompts, labels, [[0, 1], [2], [3, 4]], stops, 10, config)
-    assert [c.tokens for c in later.completions[0]] != [c.tokens for c in together.completions[0]]
+        for row, tokens in drawn(groups).items():
+            assert tokens == together[row]
+    assert drawn([[0, 1]], number=10)[0] != together[0]
+    assert drawn([[0, 1]], attempt=1)[0] != together[0], "a prompt that is drawn again gets other samples"
 
 
 def scored_rollout() -> Rollout:
     texts = [["Answer: Yes", "Answer: No", "hm"], ["Answer: No", "Answer: No", "Answer: No"], ["Answer: Yes"] * 3]
-    completions = [[Completion([1] * (k + 1), [-1.0] * (k + 1), stopped=k < 2) for k in range(3)] for _ in texts]
-    rewards = torch.tensor([[1.0, -1.0, -0.5], [1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
-    rows = [[0] * 3, [1] * 3, [2] * 3]
-    rollout = Rollout(rows, [[[5]] * 3] * 3, completions, texts, rewards)
-    rollout.set_advantages(group_advantages(rewards, "none", 0.0))
+    rewards = [[1.0, -1.0, -0.5], [1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]
+    rollout: Rollout = []
+    for row, label in enumerate((1, 0, 0)):
+        prompt = make_prompt(row, label=label)
+        completions = [Completion([1] * (k + 1), [-1.0] * (k + 1), stopped=k < 2) for k in range(3)]
+        judged = zip(rewards[row], completions, texts[row], strict=True)
+        rollout.append([[rewarded(reward, completion, prompt, text) for reward, completion, text in judged]])
+    give_advantages(rollout, "none", 0.0)
     return rollout
 
 
 def test_rollout_metrics_by_hand():
-    means = rollout_means(rollout_statistics(scored_rollout(), labels=[1, 0, 0]))
+    got = means(statistics(scored_rollout(), ["outcome"], end_ids={7}))
     expected = {
         "reward/mean": -0.5 / 9,
+        "reward/outcome": -0.5 / 9,
         "reward/group_std": np.std([1, -1, -0.5]) / 3,
         "reward/accuracy": 4 / 9,
+        "reward/accuracy_of_yes": 1 / 3,
+        "reward/accuracy_of_no": 3 / 6,
         "reward/frac_zero_std": 2 / 3,
         "reward/frac_all_right": 1 / 3,
         "reward/frac_all_wrong": 1 / 3,
-        "policy/mean_abs_advantage": (7 / 6 + 5 / 6 + 1 / 3) / 9,
         "rollout/completion_length": 2.0,
         "rollout/unanswered_rate": 1 / 9,
         "rollout/predicted_yes_rate": 4 / 9,
+        "rollout/label_yes_rate": 1 / 3,
         "rollout/truncated_rate": 1 / 3,
+        "health/ran_past_end": 0.0,
     }
-    assert {name: means[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert got == pytest.approx(expected, rel=1e-5)
+    assert loss_counts(scored_rollout(), [], Config())["abs_advantage"] == pytest.approx(7 / 6 + 5 / 6 + 1 / 3)
 
 
-def test_sampling_gap_is_the_largest_difference():
+def test_an_end_inside_a_completion_is_counted():
+    sums = statistics(scored_rollout(), ["outcome"], end_ids={1})  # three have 1 token, six go on after the first
+    assert sums["past_end"] == 6
+
+
+def test_a_mass_weighs_the_metrics():
+    """Masses of 1/2 are half as many completions: sums halve, means stay."""
+    whole, half = scored_rollout(), scored_rollout()
+    for held in samples_of(half):
+        held.mass = 0.5
+    sums, halves = (statistics(rollout, ["outcome"], set()) for rollout in (whole, half))
+    for name, value in sums.items():
+        per_group = name in ("groups", "group_std", "dead_right", "dead_wrong")
+        assert halves[name] == pytest.approx(value if per_group else value / 2)
+    assert means(halves) == pytest.approx(means(sums))
+
+
+def test_dead_prompts_are_split_off():
+    live, dead = split_dead(scored_rollout())
+    assert dead == 2 and [s.prompt.row for s in samples_of(live)] == [0, 0, 0]
+
+
+def test_sampling_gap_sums_squares_of_the_completion_alone():
     logps = torch.full((6, 3), -1.0)
     logps[4, 1] = -1.25
     logps[3, 1:] = -9.0  # beyond the end of that completion
-    assert sampling_gap(scored_rollout(), [1, 2], logps) == pytest.approx(0.25)
+    assert sampling_gap(scored_rollout()[1:], logps) == {"gap_square": pytest.approx(0.0625), "gap_tokens": 12}
+
+
+def test_tokens_saved_by_hand():
+    first = make_prompt(0, [5, 6, 7])
+    group = [[rewarded(1.0, Completion([1, 2]), first), rewarded(1.0, Completion([1, 3]), first)]]
+    assert tokens_saved([group]) == pytest.approx(1 - 6 / 10)
+    assert tokens_saved([]) == 0.0
 
 
 def test_completion_table_shows_label_reward_and_text():
-    hypotheses, config = [f"claim {k}" for k in range(3)], Config(num_logged_completions=4, num_generations=3)
-    lines = completion_table(scored_rollout(), hypotheses, [0, 1, 0], config).splitlines()
+    lines = completion_table(scored_rollout(), 4).splitlines()
     assert len(lines) == 2 + 4
-    assert "claim 0" in lines[2] and "No" in lines[2] and "+1.00" in lines[2] and "Answer: Yes" in lines[2]
-    assert "claim 1" in lines[5] and "Yes" in lines[5]
+    assert "claim 0" in lines[2] and "Yes" in lines[2] and "+1.00" in lines[2] and "Answer: Yes" in lines[2]
+    assert "claim 1" in lines[5] and "No" in lines[5]
+
+
+def test_the_queue_gives_every_prompt_once_an_epoch_in_groups_of_one_premise():
+    premises = [f"p{k // 5}" for k in range(20)]
+    calls = []
+
+    def prompts_of_epoch(epoch: int) -> list[Prompt]:
+        calls.append(epoch)
+        return [make_prompt(row) for row in range(20)]
+
+    def rows_of(queue, counts):
+        return [[[p.row for p in group] for group in queue.take(count)] for count in counts]
+
+    taken = rows_of(PromptQueue(premises, 3, 2, prompts_of_epoch), [7, 7, 6, 7])
+    assert calls == [0, 1]
+    first = [row for step in taken[:3] for group in step for row in group]
+    assert sorted(first) == list(range(20)) and first != list(range(20))
+    for step, size in zip(taken, (7, 7, 6, 7), strict=True):
+        assert sum(map(len, step)) == size
+        assert all(len(group) <= 2 and len({premises[row] for row in group}) == 1 for group in step)
+    assert rows_of(PromptQueue(premises, 3, 2, prompts_of_epoch), [7, 7, 6, 7]) == taken
+    assert rows_of(PromptQueue(premises, 4, 2, prompts_of_epoch), [7, 7, 6, 7]) != taken
+    dropped = PromptQueue(premises, 3, 2, prompts_of_epoch)
+    rows_of(dropped, [15])
+    assert rows_of(dropped, [15]) != [[]] and dropped.epoch == 1, "what an epoch has left over is dropped"
+
+
+def test_prompts_hold_what_their_rows_say(tokenizer):
+    rows = {
+        "prompt": ["Premise: x", "Premise: y"],
+        "premise": [PREMISE_TEXT] * 2,
+        "hypothesis": ["A directly causes B.", "B directly causes A."],
+    }
+    answers = [("Answer: No<|end|>", "Answer: Yes<|end|>")] * 2
+    one, two = make_prompts(tokenizer, rows, [0, 1], answers)
+    assert one.tokens == encode(tokenizer, "Premise: x") and (one.row, one.label, two.label) == (0, 0, 1)
+    assert one.premise == PREMISE and one.claim == CLAIM != two.claim and two.hypothesis == "B directly causes A."
+    assert tokenizer.decode(two.answers[1]).startswith("Answer: Yes")
+    assert make_prompts(tokenizer, rows, [0, 1])[0].answers is None
 
 
 @pytest.mark.parametrize(
@@ -466,6 +715,13 @@ def test_completion_table_shows_label_reward_and_text():
         ({"beta": -0.1}, "beta"),
         ({"class_weights": [1.0]}, "class_weights"),
         ({"num_iterations": 0}, "num_iterations"),
+        ({"estimator": "expected"}, "estimator.*exact"),
+        ({"estimator": "exact", "resample_rounds": 1}, "resample_rounds"),
+        ({"outcome_weight": 0.0}, "outcome_weight"),
+        ({"process_weight": -1.0}, "outcome_weight"),
+        ({"length_weight": 1.0, "free_tokens": 16}, "free_tokens"),
+        ({"resample_rounds": -1}, "resample_rounds"),
+        ({"stop_after": 0}, "stop_after"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

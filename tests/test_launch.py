@@ -5,27 +5,22 @@ makes the ranks' shares, and their numbers of micro-batches, differ.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import padded_logps, randomize_lora_b
+from conftest import padded_logps, run
 from datasets import load_from_disk
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from data import relabel_rows
 from models import encode, save_model, tiny_model
-from prefix_sharing import ATTENTION, sequence_logps
 from train_sft import Config as SftConfig
 from train_sft import learning_rate, plan_steps
 
-ROOT = Path(__file__).parents[1]
 SFT = {
     "max_steps": 4,  # of 15 rows: the fourth is of the second epoch
     "batch_size": 15,
@@ -52,15 +47,6 @@ ADAPTER = "adapter_model.safetensors"
 OFTEN = {"logging_steps": 1, "eval_rows": 10, "save_steps": 1, "eval_steps": 1}
 
 
-def run(*command) -> str:
-    """Run a command in the project's root; its output, which is shown where it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, text=True, **streams)
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
-
-
 def launch(processes: int, script: str, **options) -> str:
     accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
     configured = ["--config_file", "accelerate_configs/zero2_2xcpu.yaml", "--num_processes", processes]
@@ -84,13 +70,6 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("launch")
 
 
-@pytest.fixture(scope="module")
-def dataset(folder) -> Path:
-    options = ("--num_variables", 3, "--relabelings", 3, "--instruction", "", "--max_train_samples", 40)
-    run(sys.executable, "preprocess.py", *options, "--output_dir", folder / "data")
-    return folder / "data"
-
-
 def launch_sft(folder: Path, dataset: Path, processes: int, name: str = "", **options) -> Path:
     output = folder / f"sft_{name or processes}"
     places = {"dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / output.name}
@@ -111,28 +90,6 @@ def sft_one(folder, dataset):
 @pytest.fixture(scope="module")
 def sft_plain(folder, dataset):
     return launch_sft(folder, dataset, 1, "plain", prefix_sharing=False)
-
-
-@pytest.fixture(scope="module")
-def start_adapter(folder, dataset, tokenizer) -> Path:
-    """An adapter that answers Yes or No about equally often, so that groups have different rewards."""
-    rows = load_from_disk(dataset)["train"]
-    prompts = [encode(tokenizer, text) for text in rows["prompt"][:24]]
-    answers = [encode(tokenizer, f"Answer: {answer}<|end|>") for answer in ("Yes", "No")]
-    model = tiny_model(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(30):
-        batch = prompts[step % 4 :: 4]
-        logps, _, _ = sequence_logps(model, [[p, p] for p in batch], [answers for _ in batch])
-        (-logps.mean()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    save_model(model, tokenizer, folder / "base")
-    base = AutoModelForCausalLM.from_pretrained(folder / "base", attn_implementation=ATTENTION)
-    policy = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    randomize_lora_b(policy, std=0.02)
-    save_model(policy, tokenizer, folder / "adapter")
-    return folder / "adapter"
 
 
 def launch_grpo(folder: Path, dataset: Path, adapter: Path, processes: int, name: str = "", **options) -> Path:
@@ -169,7 +126,7 @@ def assert_same_curves(a: Path, b: Path, rel: float = 1e-4) -> None:
     first, second = curves(a), curves(b)
     assert first.keys() == second.keys()
     for name, points in first.items():
-        if not name.startswith(("perf/", "health/sampling_logp_gap")):
+        if not name.startswith(("perf/", "health/sampling_", "health/weight_sum", "health/reference_")):
             assert [s for s, _ in points] == [s for s, _ in second[name]], name
             assert [v for _, v in points] == pytest.approx([v for _, v in second[name]], rel=rel, abs=1e-5), name
 
@@ -237,7 +194,9 @@ def test_grpo_writes_an_adapter_and_its_checkpoints(grpo_two, start_adapter, fol
     before, after = (load_file(path / ADAPTER) for path in (start_adapter, grpo_two / "checkpoint-2"))
     assert before.keys() == after.keys()
     assert all(not torch.equal(tensor, after[name]) for name, tensor in before.items())
-    assert json.loads((grpo_two / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder / "base")
+    assert json.loads((grpo_two / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        start_adapter.parent / "base"
+    )
     config = json.loads((grpo_two / "training_config.json").read_text())
     assert {name: config[name] for name in GRPO} == GRPO
 

@@ -1,0 +1,238 @@
+"""What a GRPO step learns from: prompts, the completions that the policy gives to them, and what is logged of those.
+
+A rollout is a list of groups; a group is a few prompts of one premise, which share its tokens; for each prompt there is
+the list of its samples: `rollout[group][prompt][sample]`.
+
+Dimensions: N prompts, G samples a prompt.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from datasets import Dataset
+
+from corr2cause import parse_hypothesis, parse_premise
+from data import epoch_batches
+from generation import Completion
+from graphs import Claim, Premise
+from models import encode
+from prefix_sharing import Tokens, joined, pack
+from rewards import extract_answer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row of the dataset, as the policy sees it and as its completions are judged."""
+
+    row: int
+    tokens: Tokens
+    label: int
+    premise: Premise
+    claim: Claim
+    hypothesis: str
+    answers: tuple[Tokens, Tokens] | None = None  # the responses No and Yes, where the target is one of them
+
+
+@dataclass
+class Sample:
+    """One completion of a prompt. `mass`: how many completions it stands for; a sampled one is one."""
+
+    prompt: Prompt
+    completion: Completion
+    text: str
+    mass: float = 1.0
+    rewards: dict[str, float] = field(default_factory=dict)  # by component
+    reward: float = 0.0
+    advantage: float = 0.0
+
+
+Rollout = list[list[list[Sample]]]
+
+
+def make_prompts(
+    tokenizer, rows: Dataset | dict, labels: Sequence[int], answers: Sequence[tuple[str, str]] | None = None
+) -> list[Prompt]:
+    """The rows of a dataset, or of `relabel_rows`, as prompts; `answers` are the texts (No, Yes) of every row."""
+    parse, tokens = cache(parse_premise), cache(lambda text: encode(tokenizer, text))
+    prompts = []
+    for k, (text, premise, hypothesis) in enumerate(
+        zip(rows["prompt"], rows["premise"], rows["hypothesis"], strict=True)
+    ):
+        premise = parse(premise)
+        both = None if answers is None else tuple(tokens(answer) for answer in answers[k])
+        claim = parse_hypothesis(hypothesis, premise.variables)
+        prompts.append(Prompt(k, encode(tokenizer, text), labels[k], premise, claim, hypothesis, both))
+    return prompts
+
+
+class PromptQueue:
+    """The prompts of a run in their order: a function of (seed, epoch) and of how many were taken."""
+
+    def __init__(
+        self,
+        premise_ids: Sequence[str],
+        seed: int,
+        claims_per_prefix: int,
+        prompts_of_epoch: Callable[[int], list[Prompt]],
+    ):
+        self.premise_ids, self.seed, self.claims_per_prefix = premise_ids, seed, claims_per_prefix
+        self.prompts_of_epoch = prompts_of_epoch
+        self.epoch = -1
+        self.groups: list[list[int]] = []
+        self.prompts: list[Prompt] = []
+
+    def take(self, count: int) -> list[list[Prompt]]:
+        """The next `count` prompts in groups of one premise; what an epoch has left over is dropped."""
+        if sum(map(len, self.groups)) < count:
+            self.epoch += 1
+            self.prompts = self.prompts_of_epoch(self.epoch)
+            size = len(self.premise_ids)
+            self.groups = epoch_batches(self.premise_ids, self.seed, self.epoch, self.claims_per_prefix, size)[0]
+        taken: list[list[Prompt]] = []
+        while count:
+            group = self.groups.pop(0)
+            if len(group) > count:
+                self.groups.insert(0, group[count:])
+            taken.append([self.prompts[row] for row in group[:count]])
+            count -= len(taken[-1])
+        return taken
+
+
+def prompts_of(rollout: Rollout) -> list[list[Sample]]:
+    """The samples of every prompt."""
+    return [samples for group in rollout for samples in group]
+
+
+def samples_of(rollout: Rollout) -> list[Sample]:
+    return [sample for samples in prompts_of(rollout) for sample in samples]
+
+
+def table(rollout: Rollout, value: str) -> torch.Tensor:
+    """An attribute of every sample, (N, G)."""
+    rows = [[getattr(sample, value) for sample in samples] for samples in prompts_of(rollout)]
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def tokens_of(rollout: Rollout) -> tuple[list[list[Tokens]], list[list[Tokens]]]:
+    """Prompts and completions of all samples, group by group."""
+    groups = [[sample for samples in group for sample in samples] for group in rollout]
+    prompts = [[sample.prompt.tokens for sample in group] for group in groups]
+    return prompts, [[sample.completion.tokens for sample in group] for group in groups]
+
+
+def sequences(rollout: Rollout) -> list[list[Tokens]]:
+    """Prompt and completion of every sample in one, group by group."""
+    return joined(*tokens_of(rollout))
+
+
+def tokens_saved(rollout: Rollout) -> float:
+    """The share of the tokens that need not be computed since prefixes are shared."""
+    groups = sequences(rollout)
+    alone = sum(len(sequence) for group in groups for sequence in group)
+    return 1 - len(pack(groups)) / alone if alone else 0.0
+
+
+def select(rollout: Rollout, keep: Callable[[Sample], bool]) -> Rollout:
+    """The samples to keep, without the prompts and groups that keep none."""
+    kept = [[[sample for sample in samples if keep(sample)] for samples in group] for group in rollout]
+    return [[samples for samples in group if samples] for group in kept if any(group)]
+
+
+def split_dead(rollout: Rollout) -> tuple[Rollout, int]:
+    """The prompts whose rewards differ, and the number of those whose rewards agree."""
+    live = [[samples for samples in group if not is_dead(samples)] for group in rollout]
+    return [group for group in live if group], sum(map(is_dead, prompts_of(rollout)))
+
+
+def is_dead(samples: Sequence[Sample]) -> bool:
+    """Whether all rewards of a prompt agree: nothing can be learned from it."""
+    return all(sample.reward == samples[0].reward for sample in samples)
+
+
+def total_mass(rollout: Rollout) -> float:
+    """Completions that the rollout stands for."""
+    return sum(sample.mass for sample in samples_of(rollout))
+
+
+def num_tokens(rollout: Rollout) -> float:
+    """Completion tokens that the rollout stands for."""
+    return sum(sample.mass * len(sample.completion.tokens) for sample in samples_of(rollout))
+
+
+def group_moments(rewards: torch.Tensor, masses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and population std (N, 1) of the rewards (N, G) of each prompt, weighted by `masses` (N, G)."""
+    share = masses / masses.sum(dim=1, keepdim=True)
+    mean = (share * rewards).sum(dim=1, keepdim=True)
+    return mean, (share * (rewards - mean).square()).sum(dim=1, keepdim=True).sqrt()
+
+
+def statistics(rollout: Rollout, components: Sequence[str], end_ids: set[int]) -> dict[str, float]:
+    """Sums over a rank's rollout, to be added over rounds, ranks and steps (see `means`).
+
+    `components` are those of the reward, the same on every rank; `end_ids` are the tokens that end a response.
+    """
+    groups = prompts_of(rollout)
+    dead = [samples for samples in groups if is_dead(samples)]
+    sums = {
+        "sequences": total_mass(rollout),
+        "groups": len(groups),
+        "tokens": num_tokens(rollout),
+        "group_std": float(group_moments(table(rollout, "reward"), table(rollout, "mass"))[1].sum()) if groups else 0.0,
+        "dead_right": sum(samples[0].reward > 0 for samples in dead),
+        "dead_wrong": sum(samples[0].reward <= 0 for samples in dead),
+    }
+    names = ("reward", "right", "unanswered", "yes", "truncated", "label_yes", "right_yes", "past_end")
+    sums |= dict.fromkeys((*names, *(f"reward_{name}" for name in components)), 0.0)
+    for sample in samples_of(rollout):
+        answer, label = extract_answer(sample.text), bool(sample.prompt.label)
+        facts = {
+            "reward": sample.reward,
+            **{f"reward_{name}": sample.rewards[name] for name in components},
+            "right": answer is label,
+            "unanswered": answer is None,
+            "yes": answer is True,
+            "truncated": not sample.completion.stopped,
+            "label_yes": label,
+            "right_yes": label and answer is True,
+            "past_end": not end_ids.isdisjoint(sample.completion.tokens[:-1]),
+        }
+        for name, value in facts.items():
+            sums[name] += sample.mass * value
+    return sums
+
+
+def means(s: dict[str, float]) -> dict[str, float]:
+    """Named metrics from the sums of `statistics`, over all ranks and the steps of a logging window."""
+    label_no = s["sequences"] - s["label_yes"]
+    components = [name.removeprefix("reward_") for name in s if name.startswith("reward_")]
+    return {
+        "reward/mean": s["reward"] / s["sequences"],
+        **{f"reward/{name}": s[f"reward_{name}"] / s["sequences"] for name in components},
+        "reward/group_std": s["group_std"] / s["groups"],
+        "reward/accuracy": s["right"] / s["sequences"],
+        "reward/accuracy_of_yes": s["right_yes"] / s["label_yes"] if s["label_yes"] else float("nan"),
+        "reward/accuracy_of_no": (s["right"] - s["right_yes"]) / label_no if label_no else float("nan"),
+        "reward/frac_zero_std": (s["dead_right"] + s["dead_wrong"]) / s["groups"],
+        "reward/frac_all_right": s["dead_right"] / s["groups"],
+        "reward/frac_all_wrong": s["dead_wrong"] / s["groups"],
+        "rollout/completion_length": s["tokens"] / s["sequences"],
+        "rollout/unanswered_rate": s["unanswered"] / s["sequences"],
+        "rollout/predicted_yes_rate": s["yes"] / s["sequences"],
+        "rollout/label_yes_rate": s["label_yes"] / s["sequences"],
+        "rollout/truncated_rate": s["truncated"] / s["sequences"],
+        "health/ran_past_end": s["past_end"] / s["sequences"],
+    }
+
+
+def completion_table(rollout: Rollout, count: int) -> str:
+    """A Markdown table of the first `count` samples with their prompts' claims and labels, rewards and advantages."""
+    lines = ["| prompt | claim | label | reward | advantage | completion |", "|---|---|---|---|---|---|"]
+    for sample in samples_of(rollout)[:count]:
+        shown, prompt = sample.text.replace("|", "\\|").replace("\n", "<br>"), sample.prompt
+        lines.append(
+            f"| {prompt.row} | {prompt.hypothesis} | {'Yes' if prompt.label else 'No'} "
+            f"| {sample.reward:+.2f} | {sample.advantage:+.2f} | {shown} |"
+        )
+    return "\n".join(lines)
