@@ -40,6 +40,7 @@ from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrain
 
 import corr2cause  # noqa: E402
 from arguments import check  # noqa: E402
+from data import premise_groups  # noqa: E402
 from models import PHI3_CHAT_TEMPLATE, PHI3_SPECIAL, encode, load_policy, load_tokenizer  # noqa: E402
 from prefix_sharing import Tokens, pack  # noqa: E402
 from preprocess import ANSWERS, INSTRUCTIONS, DataConfig, add_chat  # noqa: E402
@@ -138,10 +139,8 @@ def write_model(directory: str, tokenizer: PreTrainedTokenizerFast, shape: list[
 
 def premises(n: int) -> list[list[dict]]:
     """The released rows of N = n, premise by premise."""
-    grouped: dict[str, list[dict]] = {}
-    for row in corr2cause.generate_rows(n, "released"):
-        grouped.setdefault(row["premise_id"], []).append(row)
-    return list(grouped.values())
+    rows = list(corr2cause.generate_rows(n, "released"))
+    return [[rows[i] for i in group] for group in premise_groups([row["premise_id"] for row in rows], len(rows))]
 
 
 def chat(rows: list[dict], tokenizer) -> list[dict]:

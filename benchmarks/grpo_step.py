@@ -37,10 +37,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import train_grpo
 from arguments import check, run_script
+from data import premise_groups
 from generation import Completion
-from models import add_reference, encode, use_reference
-from prefix_sharing import TOLERANCE, plan_micro_batches, sequence_logps
-from train_grpo import Rollout
+from models import add_reference, use_reference
+from prefix_sharing import TOLERANCE, Tokens, sequence_logps
+from rollouts import Rollout, Sample, make_prompts, samples_of, sequences, tokens_of
 
 RIVALS = ["trl", "prefix-grouper", "padded"]
 PARTS = [("rollout",), ("scoring", "update")]  # the phases that the elements of a setting decide
@@ -53,10 +54,11 @@ class Point:
 
     def __init__(self, where: Bench, n: int, g: int, t: int, claims: int, options):
         self.bench, self.g, self.t = where, g, t
-        rows = common.nearest_premises(n, where.tokenizer, options.prompt_tokens, max(1, options.prompts // claims))
-        self.rows = [row for premise in rows for row in premise[:claims]]
-        self.groups = [list(range(k * claims, (k + 1) * claims)) for k in range(len(rows))]
-        self.prompts = [encode(where.tokenizer, row["prompt"]) for row in self.rows]
+        chats = common.nearest_premises(n, where.tokenizer, options.prompt_tokens, max(1, options.prompts // claims))
+        self.rows = Dataset.from_list([row for premise in chats for row in premise[:claims]])
+        prompts = make_prompts(where.tokenizer, self.rows, self.rows["label"])
+        self.groups = [[prompts[row] for row in group] for group in premise_groups(self.rows["premise_id"], claims)]
+        self.prompts = [prompt.tokens for prompt in prompts]
         self.size = g * len(self.rows)  # sequences of a step
         self.at = {"N": n, "G": g, "T": t, "P": round(sum(map(len, self.prompts)) / len(self.rows)), "claims": claims}
 
@@ -66,21 +68,13 @@ class Point:
             beta=BETA, prefix_sharing=share, micro_batch_tokens=budget, cache_tokens=budget, **lengths
         )
 
-    def rollout(self) -> Rollout:
-        """Random completions, for what starts after the sampling."""
-        rows = [[row for row in group for _ in range(self.g)] for group in self.groups]
-        random = torch.Generator().manual_seed(0)
-        ids = torch.randint(10, len(self.bench.tokenizer), (self.size, self.t), generator=random).tolist()
-        done = iter(Completion(tokens) for tokens in ids)
-        prompts = [[self.prompts[row] for row in group] for group in rows]
-        return Rollout(rows, prompts, [[next(done) for _ in group] for group in rows], [], torch.empty(0))
-
-
-def sequences(rollout: Rollout, cut: int = 0) -> list[list[list[int]]]:
-    """Tokens of every sequence, group by group, without the last `cut` of them."""
-    tokens = [[c.tokens[: len(c.tokens) - cut] for c in group] for group in rollout.completions]
-    pairs = zip(rollout.prompts, tokens, strict=True)
-    return [[p + c for p, c in zip(*pair, strict=True)] for pair in pairs]
+    def rollout(self, completions: list[Tokens] | None = None) -> Rollout:
+        """The prompts with these completions, or with random ones for what starts after the sampling."""
+        if completions is None:
+            random, shape = torch.Generator().manual_seed(0), (self.size, self.t)
+            completions = torch.randint(10, len(self.bench.tokenizer), shape, generator=random).tolist()
+        done = map(Completion, completions)
+        return [[[Sample(prompt, next(done), "") for _ in range(self.g)] for prompt in group] for group in self.groups]
 
 
 # --- the sides
@@ -103,33 +97,27 @@ class Product(Side):
         self.steps_done += 1
         self.model.eval()
         if self.share:
-            labels, config = [row["label"] for row in point.rows], point.config(WHOLE if whole else 1)
-            inputs = (self.model, point.bench.tokenizer, point.prompts, labels, point.groups)
-            return train_grpo.sample(*inputs, set(), self.steps_done, config)
-        rollout = point.rollout()
-        prompts = [prompt for group in rollout.prompts for prompt in group]
+            inputs = (self.model, point.bench.tokenizer, point.groups, set(), self.steps_done, 0)
+            return train_grpo.sample(*inputs, point.config(WHOLE if whole else 1))
+        prompts = [prompt for prompt in point.prompts for _ in range(point.g)]
         options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
         pad, batch = point.bench.tokenizer.pad_token_id, len(prompts) if whole else point.g
-        done = iter(common.padded_generate(self.model, prompts, batch, point.t, pad, **options))
-        rollout.completions = [[Completion(next(done)) for _ in group] for group in rollout.prompts]
-        return rollout
+        return point.rollout(common.padded_generate(self.model, prompts, batch, point.t, pad, **options))
 
     def learn(self, rollout: Rollout, setting: str) -> None:
         """Scoring and update of a rollout."""
-        point = self.point
-        config = point.config(WHOLE if setting == "step" else 1, self.share)
-        rollout.set_advantages(train_grpo.group_advantages(torch.randn(len(point.rows), point.g), "group", 1.0))
-        counts = {"sequences": point.size} | dict.fromkeys(
-            ("tokens", "loss_tokens", "trained_tokens"), point.size * point.t
-        )
+        config = self.point.config(WHOLE if setting == "step" else 1, self.share)
+        for sample, reward in zip(samples_of(rollout), torch.randn(self.point.size).tolist(), strict=True):
+            sample.reward = reward
+        train_grpo.give_advantages(rollout, "group", 1.0)
+        counts = train_grpo.loss_counts(rollout, rollout, config)
         with self.clock.phase("scoring"):
-            batches = plan_micro_batches(sequences(rollout), config.micro_batch_tokens, self.share)
-            references = [train_grpo.score_reference(self.model, rollout, batch, config) for batch in batches]
+            batches = train_grpo.micro_batches(rollout, config)
+            references = [train_grpo.score_reference(self.model, batch, config) for batch in batches]
         with self.clock.phase("update"):
             self.model.train()
             for batch, reference in zip(batches, references, strict=True):
-                inputs = (self.model, rollout, batch, None, reference, counts, config)
-                train_grpo.update_micro_batch(*inputs)[0].backward()
+                train_grpo.update_micro_batch(self.model, batch, None, reference, counts, config)[0].backward()
             torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -138,12 +126,12 @@ class Product(Side):
         with self.clock.phase("step"):
             with self.clock.phase("rollout"):
                 rollout = self.sample(sampling)
-            check_lengths([c.tokens for group in rollout.completions for c in group], self.point.t)
+            check_lengths([sample.completion.tokens for sample in samples_of(rollout)], self.point.t)
             self.learn(rollout, batching)
         return self.clock.take()
 
 
-def check_lengths(completions: list[list[int]], t: int) -> None:
+def check_lengths(completions: list[Tokens], t: int) -> None:
     lengths = set(map(len, completions))
     assert lengths == {t}, f"completions of {lengths} tokens, not {t}: a sample has stopped early"
 
@@ -202,8 +190,8 @@ class Grouped(Product):
     def check_equal(self) -> None:
         """Its log-probabilities are ours, with one group and with all groups in a batch."""
         rollout = self.point.rollout()
-        for batch in (slice(0, 1), slice(None)):
-            inputs = rollout.prompts[batch], [rollout.tokens(g) for g in range(len(rollout.rows))][batch]
+        for batch in (rollout[:1], rollout):
+            inputs = tokens_of(batch)
             with torch.no_grad(), use_reference(self.model):
                 expected = sequence_logps(self.model, *inputs)[0]
                 with self.in_place():
@@ -250,7 +238,7 @@ class TRL(Side):
             args=config,
             processing_class=point.bench.tokenizer,
             reward_funcs=lambda completions, **_: torch.randn(len(completions)).tolist(),
-            train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in point.rows]),
+            train_dataset=point.rows.select_columns(["prompt"]),
         )
 
     def steps(self, setting: tuple, count: int, after: Callable[[], None] = lambda: None) -> list[Run]:
@@ -296,14 +284,13 @@ def measure(point: Point, options, rate: float) -> list[dict]:
     if "prefix-grouper" in sides:
         sides["prefix-grouper"].check_equal()
     settings, found = common.contest(sides, PARTS, options)
-    work = {}
+    heads, groups, work = point.size * point.t, dict.fromkeys(PHASES, sequences(point.rollout())), {}
+    # The last token of a completion is sampled and not computed in the rollout.
+    groups["rollout"] = [[sequence[:-1] for sequence in group] for group in groups["rollout"]]
     for name, run in found.items():
-        share, rollout = name in ("ours", "prefix-grouper"), point.rollout()
-        heads = point.size * point.t  # the last token of a completion is sampled and not computed in the rollout
+        share = name in ("ours", "prefix-grouper")
         work[name] = {
-            phase: common.operations(
-                model, sequences(rollout, int(phase == "rollout")), share, run[phase].tokens, heads, phase == "update"
-            )
+            phase: common.operations(model, groups[phase], share, run[phase].tokens, heads, phase == "update")
             for phase in run
             if phase != "step"
         }
