@@ -121,9 +121,17 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run `main()`; a ValueError becomes one line on stderr and exit status 2."""
+    """Run `main()`; a ValueError, or a GPU out of memory, becomes one line on stderr and exit status 2."""
     try:
         main()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        message = str(error)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; to import torch here would take seconds
+            raise
+        remedy = "lower micro_batch_tokens, or cache_tokens in sampling, or set gradient_checkpointing true"
+        message = f"out of memory: {remedy} ({' '.join(str(error).split())[:200]})"
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)

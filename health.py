@@ -289,14 +289,9 @@ SIGNS = (
         "length_weight",
     ),
     Sign(
-        "answer_mass", 5, lambda h: h["rollout/answer_mass"] < 0.8,
-        "the two answers hold {rollout/answer_mass:.0%} of the probability, and estimator exact sees nothing else: use "
-        "estimator sampled, or a longer SFT",
-    ),
-    Sign(
         "unparsable", 5, lambda h: h["rollout/unanswered_rate"] > 0.2,
         "{rollout/unanswered_rate:.0%} of the completions give no answer: look at rollout/completions in TensorBoard; "
-        "start from a longer SFT, or set format_weight",
+        "start from a longer SFT, lower learning_rate ({learning_rate}), or set format_weight",
     ),
     Sign(
         "one_answer", 20, _drifted,

@@ -55,6 +55,7 @@ QUESTION = "Decide whether the hypothesis follows from the premise. "
 REASONING = QUESTION + "Reason step by step. End with a line 'Answer: Yes' or 'Answer: No'."
 ANSWER_ALONE = QUESTION + "Reply with one line, 'Answer: Yes' or 'Answer: No'."
 INSTRUCTIONS = {"answer": ANSWER_ALONE, "trace": REASONING, "teacher": REASONING}  # by target
+GRPO = "grpo"  # the split of prompts that SFT has not seen
 WRITE_BATCH = 2000  # rows
 HASHED = ("input", "label", "given_label", "template", "prompt", "response")  # the others follow from the input
 OVER_LONG_SHARE = 0.05  # beyond it, what is left out changes what the dataset measures
@@ -83,6 +84,9 @@ class DataConfig:
     validation_fraction: float = arg(0.1, "share of premises or structures in validation; 0: no such split")
     test_fraction: float = arg(0.1, "share of premises or structures in test; 0: no such split")
     max_train_samples: int | None = arg(None, "rows of train, a random choice; null: all")
+    max_grpo_samples: int | None = arg(
+        None, "rows of a further split grpo, prompts for train_grpo.py that train does not have; null: no such split"
+    )
     max_validation_samples: int | None = arg(None, "rows of validation, a random choice; null: all")
     max_test_samples: int | None = arg(None, "rows of test, a random choice; null: all")
     balance: list[str] = arg([], f"train: columns to balance, of {', '.join(BALANCE)}")
@@ -111,7 +115,7 @@ def check_config(config: DataConfig) -> None:
         sampled = config.structures is not None and config.labels == "exact"
         check(n in NUM_CLASSES or sampled, f"num_variables: {n} has too many classes to list; set structures")
     check((config.split == "size") == bool(config.test_sizes), "test_sizes: split size needs them, no other split does")
-    for name in ("relabelings", "structures", "max_length", *(f"max_{split}_samples" for split in SPLITS)):
+    for name in ("relabelings", "structures", "max_length", *(f"max_{split}_samples" for split in (*SPLITS, GRPO))):
         value, least = getattr(config, name), int(name != "relabelings")
         check(value is None or value >= least, f"{name}: {value} is too small; use {least} or more")
     has_file = config.teacher_file is not None
@@ -437,9 +441,15 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     if config.target == "teacher":
         train, special = splits.get("train", []), special_tokens(tokenizer)
         splits["train"], left_out["teacher"] = add_teacher(train, Path(config.teacher_file), special)
+    everything = splits.get("train", [])
     for name, rows in splits.items():
         balance = config.balance if name == "train" else []
         splits[name] = subsample(rows, getattr(config, f"max_{name}_samples"), balance, f"{config.seed}-{name}")
+    if config.max_grpo_samples is not None:
+        taken = {row["row"] for row in splits.get("train", [])}
+        others = [row for row in everything if row["row"] not in taken]
+        check(len(others) > 0, "max_grpo_samples: train has taken every row; lower max_train_samples")
+        splits[GRPO] = subsample(others, config.max_grpo_samples, [], f"{config.seed}-{GRPO}")
     check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")
     splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
     if tokenizer is not None:
@@ -458,7 +468,7 @@ def main() -> None:
             found = audit.write_audit(progress(list(read_file(Path(config.audit), "audit")), "audit"), new)
         print(audit.audit_table(found), f"wrote {output_dir}: {', '.join(audit.FILES)}", sep="\n\n")
         return
-    optional = {*SPLITS, *(f"test_{kind}" for kind in PERTURBATIONS)}
+    optional = {*SPLITS, GRPO, *(f"test_{kind}" for kind in PERTURBATIONS)}
     check_output(output_dir, config.overwrite, {"dataset_dict.json", "report.json"}, optional)
     splits, columns, report = build(config)
     write_dataset(splits, columns, report, output_dir)

@@ -10,8 +10,8 @@ the start, on the same base. Every weight of the loss is divided by a count of t
 micro-batches nor processes change the gradient.
 
 `estimator exact` is for datasets whose responses are answers alone: instead of sampling, the step takes the two answers
-of every prompt, each with its probability as its mass. That is GRPO in the limit of G → ∞, without sampling noise
-(expected policy gradients, Ciosek and Whiteson, arXiv 1706.05374).
+of every prompt, and whatever else the policy might say as a third, each with its probability as its mass. That is GRPO
+in the limit of G → ∞, without sampling noise (expected policy gradients, Ciosek and Whiteson, arXiv 1706.05374).
 
 Dimensions: N prompts of a step, G samples a prompt (with `estimator exact` 2 answers), B = N·G rows, T completion
 length.
@@ -71,6 +71,7 @@ from rollouts import (
     make_prompts,
     means,
     num_tokens,
+    prompts_of,
     samples_of,
     select,
     sequences,
@@ -91,6 +92,7 @@ class Config:
     model: str = arg("models/tiny_sft_model", "hub name, directory of a model or of a LoRA adapter")
     revision: str | None = arg(None, "hub revision of the model")
     dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
+    train_split: str = arg("train", "its split to train on: train, or grpo if it has one")
     output_dir: str = arg("models/tiny_grpo_model", "where the adapter, its checkpoints and its configuration go")
     logging_dir: str = arg("logs/grpo", "TensorBoard directory")
     overwrite: bool = arg(False, "use an output_dir that is not empty")
@@ -293,17 +295,25 @@ def sample(
 
 @torch.no_grad()
 def enumerate_answers(model, tokenizer, groups: list[list[Prompt]], config: Config) -> Rollout:
-    """Both answers of every prompt, the mass of each its probability if it is one of the two: one packed forward."""
+    """Both answers of every prompt, each with its probability as its mass, from one packed forward pass.
+
+    A third sample without a text or tokens stands for all else: it has no answer, and the rest of the probability.
+    """
     model.eval()
-    texts = {a: tokenizer.decode(a, skip_special_tokens=True) for g in groups for p in g for a in map(tuple, p.answers)}
-    rollout = [
-        [[Sample(p, Completion(list(a), stopped=True), texts[tuple(a)]) for a in p.answers] for p in g] for g in groups
-    ]
+    rollout: Rollout = [[[] for _ in group] for group in groups]
+    for group, prompts in zip(rollout, groups, strict=True):
+        for samples, prompt in zip(group, prompts, strict=True):
+            for answer in prompt.answers:
+                text = tokenizer.decode(answer, skip_special_tokens=True)
+                samples.append(Sample(prompt, Completion(list(answer), stopped=True), text))
     for batch in micro_batches(rollout, config):
-        logps = policy_logps(model, batch, config)[0].cpu()  # (B, T), No and Yes of a prompt side by side
-        masses = logps.double().sum(dim=1).view(-1, 2).softmax(dim=1).flatten().tolist()
-        for held, row, mass in zip(samples_of(batch), logps.tolist(), masses, strict=True):
-            held.completion.logps, held.mass = row[: len(held.completion.tokens)], mass
+        logps = policy_logps(model, batch, config)[0].cpu()  # (B, T)
+        for s, row in zip(samples_of(batch), logps.tolist(), strict=True):
+            s.completion.logps = row[: len(s.completion.tokens)]
+            s.mass = math.exp(sum(s.completion.logps))
+    for samples in prompts_of(rollout):
+        rest = max(0.0, 1.0 - sum(s.mass for s in samples))
+        samples.append(Sample(samples[0].prompt, Completion(stopped=True), "", mass=rest))
     return rollout
 
 
@@ -337,8 +347,9 @@ def reward_weights(config: Config) -> dict[str, float]:
 
 
 def is_trained(sample: Sample, config: Config) -> bool:
-    """Whether a step must compute it: not if it is masked nor, without a KL term, if its advantage is 0."""
-    return (config.beta > 0 or sample.advantage != 0) and not is_masked(sample, config)
+    """Whether a step must compute it: if it has tokens, is not masked and, without a KL term, has an advantage."""
+    wanted = config.beta > 0 or sample.advantage != 0
+    return wanted and bool(sample.completion.tokens) and not is_masked(sample, config)
 
 
 def is_masked(sample: Sample, config: Config) -> bool:
@@ -357,11 +368,18 @@ def reward_std(accelerator, rollout: Rollout) -> float:
 
 
 def give_advantages(rollout: Rollout, scale: str, batch_std: float) -> None:
+    """Each sample's advantage. Where one has no tokens, and so no gradient of its own, the others take it over.
+
+    With probabilities p that add up to 1 the gradient of the last one is minus that of all others, so that the sum of
+    p·A·grad(log p) is that of p·(A - A of the last)·grad(log p) over the others.
+    """
     if not rollout:  # a rank without prompts
         return
-    advantages = group_advantages(table(rollout, "reward"), table(rollout, "mass"), scale, batch_std)
-    for sample, advantage in zip(samples_of(rollout), advantages.flatten().tolist(), strict=True):
-        sample.advantage = advantage
+    advantages = group_advantages(table(rollout, "reward"), table(rollout, "mass"), scale, batch_std).tolist()
+    for samples, row in zip(prompts_of(rollout), advantages, strict=True):
+        silent = sum(advantage for s, advantage in zip(samples, row, strict=True) if not s.completion.tokens)
+        for s, advantage in zip(samples, row, strict=True):
+            s.advantage = advantage - silent
 
 
 def loss_counts(rollout: Rollout, trained: Rollout, config: Config) -> dict[str, float]:
@@ -374,7 +392,6 @@ def loss_counts(rollout: Rollout, trained: Rollout, config: Config) -> dict[str,
         "trained_tokens": num_tokens(trained),
         "abs_advantage": sum(s.mass * abs(s.advantage) for s in samples_of(rollout)),
         "signal": sum(s.mass * abs(s.advantage) for s in samples_of(trained)),
-        "answer_mass": sum(math.exp(sum(s.completion.logps)) for s in samples_of(rollout)),
     }
 
 
@@ -449,8 +466,6 @@ def step_values(counts: dict[str, float], terms: dict[str, float], config: Confi
         scale = sum(weight * (max(config.class_weights) if name == "outcome" else 1)
                     for name, weight in reward_weights(config).items())  # fmt: skip
         values["health/baseline_error"] = values["reward/group_std"] / config.num_generations**0.5 / scale
-    else:
-        values["rollout/answer_mass"] = counts["answer_mass"] / counts["groups"]
     return values
 
 
@@ -464,7 +479,7 @@ def main() -> None:
     on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
 
     # --- data
-    train = load_split(config.dataset, "train")
+    train = load_split(config.dataset, config.train_split)
     validation = load_split(config.dataset, "validation")
     validation = validation.select(range(min(len(validation), config.eval_rows)))
     tokenizer = load_tokenizer(config.model, config.revision)
@@ -576,8 +591,8 @@ def main() -> None:
 
         # ------------------------------------------------------------ sample, reward
         rollout = draw(queue.take(config.prompts_per_step), number, 0)
-        spare = rollout[:1]
-        counts = statistics(rollout, components, end_ids)
+        spare = select(rollout, lambda s: bool(s.completion.tokens))[:1]
+        counts, replaced = statistics(rollout, components, end_ids), 0
         for attempt in range(1, config.resample_rounds + 1):
             live, dead = split_dead(rollout)
             dead = int(reduce(accelerator, {"dead": dead})["dead"])
@@ -586,6 +601,7 @@ def main() -> None:
             fresh = draw(queue.take(dead), number, attempt)
             more = statistics(fresh, components, end_ids)
             rollout, counts = live + fresh, {name: value + more[name] for name, value in counts.items()}
+            replaced += dead
         laps.end("rollout")
 
         # ------------------------------------------------------------ advantages
@@ -636,6 +652,7 @@ def main() -> None:
             "health/step_skipped": float(not stepped),
             "health/weights_moved": float(motion.moved(policy)),
             "health/first_ratio_deviation": reduce(accelerator, {"max": ratio_deviation}, "max")["max"],
+            "rollout/replaced_rate": replaced / config.prompts_per_step,
             **laps.seconds,
             "perf/tokens_saved": tokens_saved(trained),
         }

@@ -44,6 +44,7 @@ class Config:
     model: str = arg("tiny", "hub name, directory of a model or of a LoRA adapter, or tiny (embedded, random weights)")
     revision: str | None = arg(None, "hub revision of the model")
     dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
+    train_split: str = arg("train", "its split to train on: train, or grpo if it has one")
     output_dir: str = arg("models/tiny_sft_model", "where the model, its checkpoints and its configuration go")
     logging_dir: str = arg("logs/sft", "TensorBoard directory")
     overwrite: bool = arg(False, "use an output_dir that is not empty")
@@ -191,7 +192,7 @@ def main() -> None:
     on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
 
     # --- data
-    train = load_split(config.dataset, "train")
+    train = load_split(config.dataset, config.train_split)
     validation = load_split(config.dataset, "validation")
     validation = validation.select(range(min(len(validation), config.eval_rows)))
     tokenizer = load_tokenizer(config.model, config.revision)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from arguments import arg, check, check_choice, parse_config, run_script, write_config
 
@@ -173,6 +174,17 @@ def test_a_user_error_is_one_line_and_exit_status_2(capsys):
     with pytest.raises(SystemExit) as stop:
         run_script(main)
     assert stop.value.code == 2 and capsys.readouterr().err == "error: steps: too few\n"
+
+
+def test_out_of_memory_is_one_line_with_the_remedy(capsys):
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: out of memory: lower micro_batch_tokens")
+    assert error.count("\n") == 1 and "2.00 GiB" in error
 
 
 def test_a_fault_of_the_program_is_not_hidden():

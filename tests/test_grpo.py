@@ -483,66 +483,84 @@ def judged(rollout: Rollout, config: Config) -> Rollout:
     return rollout
 
 
-def test_both_answers_are_weighted_by_their_probabilities(tokenizer, answering):
+def answer_logps(model, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities (N, 2) of No and Yes, by the plain path."""
+    flat = [s for s in samples_of(rollout) if s.completion.tokens]
+    logps, _ = padded_logps(model, [s.prompt.tokens for s in flat], [s.completion.tokens for s in flat], temperature)
+    return logps.sum(dim=1).view(-1, 2)
+
+
+def test_both_answers_and_the_rest_are_weighted_by_their_probabilities(tokenizer, answering):
     model, prompts = answering
     config = Config(estimator="exact", temperature=1.7, beta=0.0)
     rollout = judged(enumerate_answers(model, tokenizer, in_groups(prompts, [[0, 1], [2], [3, 4]]), config), config)
-    assert [s.text for s in samples_of(rollout)] == ["Answer: No", "Answer: Yes"] * 5
-    flat = samples_of(rollout)
+    assert [s.text for s in samples_of(rollout)] == ["Answer: No", "Answer: Yes", ""] * 5
     with torch.no_grad():
-        logps, _ = padded_logps(model, [s.prompt.tokens for s in flat], [s.completion.tokens for s in flat], 1.7)
-    p = logps.sum(dim=1).view(-1, 2).softmax(dim=1)
-    torch.testing.assert_close(table(rollout, "mass"), p, rtol=1e-4, atol=1e-6)
-    assert (p - 0.5).abs().max() > 0.05, "an even chance tests no weight"
-    for held, row in zip(flat, logps, strict=True):
-        assert held.completion.logps == pytest.approx(row[: len(held.completion.tokens)].tolist(), abs=1e-4)
+        p = answer_logps(model, rollout, 1.7).exp()
+    p = torch.cat((p, 1 - p.sum(dim=1, keepdim=True)), dim=1)
+    torch.testing.assert_close(table(rollout, "mass"), p, rtol=1e-4, atol=1e-5)
+    assert p.min() > 0.05, "probabilities near 0 test no weight"
     right = torch.tensor([p[row, prompt.label] for row, prompt in enumerate(prompts)])
-    for samples, chance in zip(prompts_of(rollout), right.tolist(), strict=True):
-        # mean 2p - 1 and variance 4p(1 - p) of a reward of +1 and -1
-        spread = 2 * (chance * (1 - chance)) ** 0.5 + 1e-4
-        for held in samples:
-            assert held.advantage == pytest.approx((held.reward - (2 * chance - 1)) / spread, rel=1e-3)
-    counts = counts_of(rollout, config=config)
+    for row, samples in enumerate(prompts_of(rollout)):
+        rewards = np.array([1.0, -1.0, -0.5]) if prompts[row].label == 0 else np.array([-1.0, 1.0, -0.5])
+        mean = (p[row].numpy() * rewards).sum()
+        spread = (p[row].numpy() * (rewards - mean) ** 2).sum() ** 0.5 + 1e-4
+        for held, reward in zip(samples[:2], rewards, strict=False):
+            assert held.reward == reward and held.advantage == pytest.approx((reward - -0.5) / spread, rel=1e-3)
+    trained = select(rollout, lambda s: is_trained(s, config))
+    assert [s.text for s in samples_of(trained)] == ["Answer: No", "Answer: Yes"] * 5
+    counts = counts_of(rollout, trained, config)
     assert counts["loss_sequences"] == pytest.approx(5.0)
-    values = step_values(statistics(rollout, ["outcome"], set()) | counts, dict.fromkeys(TERMS, 0.0), config)
+    values = step_values(
+        statistics(rollout, ["outcome"], set()) | counts,
+        dict.fromkeys((*TERMS, "gap_square", "gap_tokens"), 0.0),
+        config,
+    )
+    rest = p[:, 2].mean()
+    assert values["rollout/unanswered_rate"] == pytest.approx(float(rest), rel=1e-4)
     assert values["reward/accuracy"] == pytest.approx(float(right.mean()), rel=1e-4)
-    assert values["reward/mean"] == pytest.approx(float(2 * right.mean() - 1), abs=1e-4)
-    assert values["rollout/answer_mass"] == pytest.approx(float(logps.sum(dim=1).exp().sum()) / 5, rel=1e-3)
+    assert values["reward/mean"] == pytest.approx(float(right.mean() - (1 - right.mean() - rest) - rest / 2), abs=1e-4)
 
 
-def test_the_exact_gradient_is_that_of_the_expected_reward(tokenizer, answering):
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_exact_gradient_is_that_of_the_expected_reward(tokenizer, answering, temperature):
     """With advantages that are not divided, policy gradients are the gradient of the mean reward itself."""
     model, prompts = answering
-    config = Config(estimator="exact", scale_rewards="none", loss_type="dr_grpo", max_new_tokens=1, beta=0.0)
+    config = Config(
+        estimator="exact",
+        scale_rewards="none",
+        loss_type="dr_grpo",
+        max_new_tokens=1,
+        beta=0.0,
+        temperature=temperature,
+    )
     rollout = judged(enumerate_answers(model, tokenizer, [prompts], config), config)
-    update_micro_batch(model, rollout, None, None, counts_of(rollout), config)[0].backward()
+    trained = select(rollout, lambda s: is_trained(s, config))
+    update_micro_batch(model, trained, None, None, counts_of(rollout, trained), config)[0].backward()
     got = gradients(model)
-    flat = samples_of(rollout)
-    logps, _ = padded_logps(model, [s.prompt.tokens for s in flat], [s.completion.tokens for s in flat])
-    logits = logps.sum(dim=1).view(-1, 2)
-    # the gradient of log p of the whole policy, weighted by the two answers' shares of it
-    shares = logits.detach().softmax(dim=1)
-    rewards = table(rollout, "reward")
-    advantage = rewards - (shares * rewards).sum(dim=1, keepdim=True)
-    (-(shares * advantage * logits).sum() / len(prompts)).backward()
+    p = answer_logps(model, rollout, temperature).exp()
+    rewards = torch.tensor([[1.0, -1.0] if prompt.label == 0 else [-1.0, 1.0] for prompt in prompts])
+    expected_reward = ((p * rewards).sum(dim=1) - 0.5 * (1 - p.sum(dim=1))).mean()
+    (-expected_reward).backward()
     assert_same_gradients(got, gradients(model))
 
 
 @pytest.mark.parametrize("scale", ["group", "none"])
 def test_the_sampled_gradient_converges_to_the_exact_one(tokenizer, answering, scale):
-    """Its distance falls like the square root of G, down to what the policy says besides Yes and No."""
+    """Its distance falls like the square root of G."""
     model, prompts = answering
     ends = {prompt.answers[0][-1] for prompt in prompts}
 
     def gradient(estimator: str, g: int = 2) -> torch.Tensor:
         config = Config(estimator=estimator, num_generations=g, scale_rewards=scale, max_new_tokens=4, beta=0.0,
-                        cache_tokens=2**20, loss_type="dapo")  # fmt: skip
+                        cache_tokens=2**20, loss_type="dr_grpo")  # fmt: skip
         if estimator == "exact":
             rollout = enumerate_answers(model, tokenizer, [prompts], config)
         else:
             rollout = sample(model, tokenizer, [prompts], ends, 0, 0, config)
         rollout = judged(rollout, config)
-        update_micro_batch(model, rollout, None, None, counts_of(rollout), config)[0].backward()
+        trained = select(rollout, lambda s: is_trained(s, config))
+        update_micro_batch(model, trained, None, None, counts_of(rollout, trained), config)[0].backward()
         return torch.cat([gradient.flatten() for gradient in gradients(model).values()])
 
     exact = gradient("exact")

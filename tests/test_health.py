@@ -142,7 +142,6 @@ HEALTHY = {
     "reward/frac_zero_std": 0.6,
     "reward/frac_all_right": 0.5,
     "reward/frac_all_wrong": 0.1,
-    "rollout/answer_mass": 0.99,
     "rollout/truncated_rate": 0.01,
     "rollout/unanswered_rate": 0.01,
     "rollout/predicted_yes_rate": 0.2,
@@ -172,7 +171,6 @@ TROUBLE = {
     "entropy_collapse": (10, {"policy/entropy": 0.005}, 10),
     "entropy_runaway": (10, {"policy/entropy": 1.2}, 10),
     "truncation": (0, {"rollout/truncated_rate": 0.3}, 5),
-    "answer_mass": (0, {"rollout/answer_mass": 0.7}, 5),
     "unparsable": (0, {"rollout/unanswered_rate": 0.3}, 5),
     "one_answer": (0, {"rollout/predicted_yes_rate": 0.01}, 20),
     "length_jump": (30, {"rollout/completion_length": 130.0}, 4),  # two of five show in their mean

@@ -197,6 +197,7 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"test_fraction": -0.1}, "validation_fraction, test_fraction"),
         ({"max_length": 0}, "max_length: 0 is too small; use 1 or more"),
         ({"max_train_samples": 0}, "max_train_samples: 0 is too small"),
+        ({"max_grpo_samples": 0}, "max_grpo_samples: 0 is too small"),
         ({"relabelings": -1}, "relabelings: -1 is too small; use 0"),
         ({"num_variables": []}, "num_variables: name at least one"),
         ({"num_variables": [9]}, "num_variables: 9: use 2 to 8"),
@@ -365,6 +366,19 @@ def test_caps_choose_a_random_part(source):
     assert all(rows == sorted(set(rows)) and rows[-1] > 20 for rows in chosen.values()) and chosen["0"] != chosen["1"]
     with pytest.raises(ValueError, match="max_train_samples: balance label needs 2 or more"):
         build(DataConfig(source=source, balance=["label"], max_train_samples=1))
+
+
+def test_the_split_for_grpo_has_rows_that_train_has_not(source):
+    settings = {"source": source, "max_train_samples": 9, "balance": ["label"]}
+    splits, _, report = build(DataConfig(**settings, max_grpo_samples=7))
+    rows = {name: {row["row"] for row in part} for name, part in splits.items()}
+    assert len(rows["grpo"]) == 7 and not rows["grpo"] & rows["train"]
+    whole = {row["row"] for row in build(DataConfig(source=source))[0]["train"]}
+    assert rows["grpo"] < whole and report["splits"]["grpo"]["rows"] == 7
+    plain = build(DataConfig(**settings))[0]
+    assert "grpo" not in plain and plain["train"] == splits["train"] and plain["test"] == splits["test"]
+    with pytest.raises(ValueError, match="max_grpo_samples: train has taken every row"):
+        build(DataConfig(source=source, max_grpo_samples=7))
 
 
 def test_balance_needs_both_classes(tmp_path, rows):
