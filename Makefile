@@ -1,4 +1,5 @@
 # make demo: data, SFT, GRPO, evaluation and comparison of a tiny model on two CPU processes.
+# make results: the experiment of RESULTS.md, three seeds, about an hour each; it continues where it was interrupted.
 # make test: every default test. Both install what they need into .venv and reuse it.
 PYTHON ?= python3
 SEED ?= 0
@@ -6,7 +7,7 @@ DEMO := demo/seed-$(SEED)
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: demo test lint
+.PHONY: demo results test lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +27,9 @@ demo: .venv/installed
 	$(LAUNCH) evaluate.py --name GRPO --model $(DEMO)/grpo_model --dataset $(DEMO)/data --output_dir $(DEMO)/evaluation/GRPO
 	$(BIN)/python evaluate.py --curves $(DEMO)/logs/SFT $(DEMO)/logs/GRPO --output_dir $(DEMO)/evaluation/curves
 	$(BIN)/python evaluate.py --compare $(DEMO)/evaluation/SFT $(DEMO)/evaluation/GRPO --output_dir $(DEMO)/evaluation/comparison
+
+results: .venv/installed
+	$(BIN)/python benchmarks/results.py
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q

@@ -119,3 +119,59 @@ def test_peak_memory_is_that_of_the_work(common):
     update_memory = importlib.import_module("update_memory")
     size = update_memory.peak_memory(lambda: torch.ones(16, 2**20).sum())
     assert 64 * 2**20 <= size + 2**20 <= 80 * 2**20
+
+
+# --- the experiment of RESULTS.md
+
+
+@pytest.fixture
+def results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("results")
+
+
+def test_the_experiment_names_recipes_that_exist_and_models_that_it_has_made(results):
+    for data, models in results.ARMS.values():
+        assert (ROOT / "configs" / f"{data}.yaml").is_file()
+        made = []
+        for name, (script, recipe, start, _) in models.items():
+            assert (ROOT / script).is_file() and (ROOT / "configs" / f"{recipe}.yaml").is_file()
+            assert start is None or start in made
+            made.append(name)
+    slugs = [results.slug(name) for _, models in results.ARMS.values() for name in models]
+    assert len(slugs) == len(set(slugs))
+
+
+def test_an_interrupted_stage_is_done_anew_and_a_done_one_is_not(results, tmp_path):
+    target, log = tmp_path / "out", tmp_path / "seed-0" / "console" / "stage.log"
+    code = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'x').write_text(sys.argv[2])"
+    target.mkdir()
+    (target / "half").touch()
+    results.stage("one", target, [sys.executable, "-c", code, target, "a"], log)
+    assert (target / "x").read_text() == "a" and not (target / "half").exists()
+    results.stage("one", target, [sys.executable, "-c", code, target, "b"], log)
+    assert (target / "x").read_text() == "a"
+    with pytest.raises(SystemExit, match="failed; the end of .*stage.log:(?s:.*)ZeroDivisionError"):
+        results.stage("two", tmp_path / "other", [sys.executable, "-c", "1 / 0"], log)
+
+
+def test_the_report_has_every_model_and_every_difference(results, tmp_path):
+    """Two seeds, written by hand as evaluate.py writes them."""
+    constant = dict.fromkeys(results.SCORES, 0.25)
+    for seed, gain in ((0, 0.1), (1, 0.3)):
+        test = tmp_path / f"seed-{seed}" / "test"
+        for name, f1 in (("trace SFT", 0.5), ("trace GRPO", 0.5 + gain)):
+            scores = dict.fromkeys(results.SCORES, f1) | {"intervals": {"f1": [f1 - 0.05, f1 + 0.05]}}
+            written = {"baselines": {"majority": constant, "always_yes": constant}, "overall": scores}
+            folder = test / results.slug(name)
+            folder.mkdir(parents=True)
+            (folder / "metrics.json").write_text(json.dumps(written | {"by_num_variables": {"4": scores}}))
+        pair = {"names": ["trace SFT", "trace GRPO"], "difference": {"f1": gain}, "intervals": {"f1": [0.01, 0.4]}}
+        (test / "comparison_traces").mkdir()
+        (test / "comparison_traces" / "comparison.json").write_text(json.dumps({"pairs": [pair]}))
+        (test / "comparison_traces" / ".done").touch()
+    text = results.report([tmp_path / "seed-0", tmp_path / "seed-1", tmp_path / "seed-2"])
+    assert "**traces, test**" in text and "answers" not in text, "what has not been done is left out"
+    assert "| trace GRPO | seed-1 | 0.800 [0.750, 0.850] | 0.800 [0.750, 0.850] | 0.800 | 0.800 | 0.800 |" in text
+    expected = "+0.100 [+0.010, +0.400] | +0.300 [+0.010, +0.400] | +0.200 ± 0.141 |"
+    assert f"| trace GRPO − trace SFT | {expected}" in text
