@@ -6,6 +6,7 @@ the list of its samples: `rollout[group][prompt][sample]`.
 Dimensions: N prompts, G samples a prompt.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -223,6 +224,49 @@ def means(s: dict[str, float]) -> dict[str, float]:
         "rollout/label_yes_rate": s["label_yes"] / s["sequences"],
         "rollout/truncated_rate": s["truncated"] / s["sequences"],
         "health/ran_past_end": s["past_end"] / s["sequences"],
+    }
+
+
+def loss_counts(rollout: Rollout, unmasked: Rollout, trained: Rollout) -> dict[str, float]:
+    """What this rank adds to the counts that a step's loss is normalised and checked by."""
+    return {
+        "loss_sequences": total_mass(rollout),
+        "loss_tokens": num_tokens(unmasked),
+        "trained_sequences": total_mass(trained),
+        "trained_tokens": num_tokens(trained),
+        "abs_advantage": sum(s.mass * abs(s.advantage) for s in samples_of(rollout)),
+        "signal": sum(s.mass * abs(s.advantage) for s in samples_of(trained)),
+    }
+
+
+def weight_sum(counts: dict[str, float], loss_type: str, max_new_tokens: int) -> float:
+    """What the token weights of a step add up to, from its counts alone."""
+    if loss_type == "grpo":
+        return counts["trained_sequences"] / counts["loss_sequences"]
+    return counts["trained_tokens"] / (
+        counts["loss_tokens"] if loss_type == "dapo" else counts["loss_sequences"] * max_new_tokens
+    )
+
+
+def sampling_gap(batch: Rollout, logps: torch.Tensor) -> dict[str, float]:
+    """Summed squared differences of the tokens' log-probabilities between sampling and scoring, and their number."""
+    pairs = [(torch.tensor(s.completion.logps), row) for s, row in zip(samples_of(batch), logps.cpu(), strict=True)]
+    squares = sum(float((row[: len(sampled)] - sampled).square().sum()) for sampled, row in pairs)
+    return {"gap_square": squares, "gap_tokens": sum(len(sampled) for sampled, _ in pairs)}
+
+
+def step_values(counts: dict[str, float], terms: dict[str, float], expected_weight: float) -> dict[str, float]:
+    """A step's metrics by name, from sums over all ranks; `expected_weight` is what `weight_sum` says."""
+    policy = {f"policy/{name}": terms[name] for name in ("policy_loss", "kl", "clip_fraction", "entropy")}
+    return {
+        **means(counts),
+        **policy,
+        "policy/mean_abs_advantage": counts["abs_advantage"] / counts["loss_sequences"],
+        "health/signal": counts["signal"] / counts["loss_sequences"],
+        "health/loss_finite": float(math.isfinite(terms["policy_loss"] + terms["kl"])),
+        "health/mask_error": terms["mask_error"],
+        "health/weight_sum_error": terms["weight_sum"] / expected_weight - 1 if expected_weight else 0.0,
+        "health/sampling_logp_gap": (terms["gap_square"] / max(1.0, terms["gap_tokens"])) ** 0.5,
     }
 
 

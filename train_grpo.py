@@ -68,19 +68,20 @@ from rollouts import (
     Sample,
     completion_table,
     group_moments,
+    loss_counts,
     make_prompts,
-    means,
-    num_tokens,
     prompts_of,
     samples_of,
+    sampling_gap,
     select,
     sequences,
     split_dead,
     statistics,
+    step_values,
     table,
     tokens_of,
     tokens_saved,
-    total_mass,
+    weight_sum,
 )
 
 COMPONENTS = ("outcome", "process", "format", "length")  # of the reward
@@ -346,6 +347,11 @@ def reward_weights(config: Config) -> dict[str, float]:
     return {name: weight for name, weight in weights.items() if weight > 0}
 
 
+def largest_reward(config: Config) -> float:
+    weights = reward_weights(config)
+    return sum(weight * (max(config.class_weights) if name == "outcome" else 1) for name, weight in weights.items())
+
+
 def is_trained(sample: Sample, config: Config) -> bool:
     """Whether a step must compute it: if it has tokens, is not masked and, without a KL term, has an advantage."""
     wanted = config.beta > 0 or sample.advantage != 0
@@ -380,28 +386,6 @@ def give_advantages(rollout: Rollout, scale: str, batch_std: float) -> None:
         silent = sum(advantage for s, advantage in zip(samples, row, strict=True) if not s.completion.tokens)
         for s, advantage in zip(samples, row, strict=True):
             s.advantage = advantage - silent
-
-
-def loss_counts(rollout: Rollout, trained: Rollout, config: Config) -> dict[str, float]:
-    """What this rank adds to the counts that a step's loss is normalised and checked by."""
-    unmasked = select(rollout, lambda s: not is_masked(s, config))
-    return {
-        "loss_sequences": total_mass(rollout),
-        "loss_tokens": num_tokens(unmasked),
-        "trained_sequences": total_mass(trained),
-        "trained_tokens": num_tokens(trained),
-        "abs_advantage": sum(s.mass * abs(s.advantage) for s in samples_of(rollout)),
-        "signal": sum(s.mass * abs(s.advantage) for s in samples_of(trained)),
-    }
-
-
-def weight_sum(counts: dict[str, float], config: Config) -> float:
-    """What the token weights of a step add up to, from its counts alone."""
-    if config.loss_type == "grpo":
-        return counts["trained_sequences"] / counts["loss_sequences"]
-    return counts["trained_tokens"] / (
-        counts["loss_tokens"] if config.loss_type == "dapo" else counts["loss_sequences"] * config.max_new_tokens
-    )
 
 
 def micro_batches(rollout: Rollout, config: Config) -> list[Rollout]:
@@ -439,34 +423,6 @@ def score_reference(model, batch: Rollout, config: Config) -> torch.Tensor:
     """Log-probabilities (B, T) of the completions under the frozen reference adapter."""
     with use_reference(model):
         return policy_logps(model, batch, config)[0]
-
-
-def sampling_gap(batch: Rollout, logps: torch.Tensor) -> dict[str, float]:
-    """Summed squared differences of the tokens' log-probabilities between sampling and scoring, and their number."""
-    pairs = [(torch.tensor(s.completion.logps), row) for s, row in zip(samples_of(batch), logps.cpu(), strict=True)]
-    squares = sum(float((row[: len(sampled)] - sampled).square().sum()) for sampled, row in pairs)
-    return {"gap_square": squares, "gap_tokens": sum(len(sampled) for sampled, _ in pairs)}
-
-
-def step_values(counts: dict[str, float], terms: dict[str, float], config: Config) -> dict[str, float]:
-    """A step's metrics by name, from sums over all ranks."""
-    expected = weight_sum(counts, config)
-    values = means(counts) | {
-        f"policy/{name}": terms[name] for name in ("policy_loss", "kl", "clip_fraction", "entropy")
-    }
-    values |= {
-        "policy/mean_abs_advantage": counts["abs_advantage"] / counts["loss_sequences"],
-        "health/signal": counts["signal"] / counts["loss_sequences"],
-        "health/loss_finite": float(math.isfinite(terms["policy_loss"] + terms["kl"])),
-        "health/mask_error": terms["mask_error"],
-        "health/weight_sum_error": terms["weight_sum"] / expected - 1 if expected else 0.0,
-        "health/sampling_logp_gap": (terms["gap_square"] / max(1.0, terms["gap_tokens"])) ** 0.5,
-    }
-    if config.estimator == "sampled":
-        scale = sum(weight * (max(config.class_weights) if name == "outcome" else 1)
-                    for name, weight in reward_weights(config).items())  # fmt: skip
-        values["health/baseline_error"] = values["reward/group_std"] / config.num_generations**0.5 / scale
-    return values
 
 
 def main() -> None:
@@ -607,7 +563,9 @@ def main() -> None:
         # ------------------------------------------------------------ advantages
         give_advantages(rollout, config.scale_rewards, reward_std(accelerator, rollout))
         trained = select(rollout, lambda s: is_trained(s, config))
-        counts = reduce(accelerator, counts | loss_counts(rollout, trained, config))
+        unmasked = select(rollout, lambda s: not is_masked(s, config))
+        counts = reduce(accelerator, counts | loss_counts(rollout, unmasked, trained))
+        counts["loss_tokens"] = max(1.0, counts["loss_tokens"])  # every completion may be masked
         batches = micro_batches(trained, config)
         # ZeRO-2 reduces gradients in each backward: every rank does equally many, the extra ones with weight 0.
         num_batches = int(reduce(accelerator, {"n": max(1, len(batches))}, "max")["n"])
@@ -646,7 +604,8 @@ def main() -> None:
 
         # ------------------------------------------------------------ health
         terms = reduce(accelerator, terms)
-        values = step_values(counts, terms, config) | {
+        expected_weight = weight_sum(counts, config.loss_type, config.max_new_tokens)
+        values = step_values(counts, terms, expected_weight) | {
             "train/learning_rate": rate,
             "train/grad_norm": grad_norm,
             "health/step_skipped": float(not stepped),
@@ -657,6 +616,9 @@ def main() -> None:
             "perf/tokens_saved": tokens_saved(trained),
         }
         values["health/sampling_gap_ratio"] = values["health/sampling_logp_gap"] / TOLERANCE[dtype]
+        if not exact:
+            error = values["reward/group_std"] / config.num_generations**0.5
+            values["health/baseline_error"] = error / largest_reward(config)
         if number == 0 and config.beta > 0:  # the policy is still the reference
             values["health/reference_kl"] = terms["first_kl"]
             values["health/reference_kl_ratio"] = terms["first_kl"] / max(1e-5, TOLERANCE[dtype] ** 2)

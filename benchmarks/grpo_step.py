@@ -41,7 +41,7 @@ from data import premise_groups
 from generation import Completion
 from models import add_reference, use_reference
 from prefix_sharing import TOLERANCE, Tokens, sequence_logps
-from rollouts import Rollout, Sample, make_prompts, samples_of, sequences, tokens_of
+from rollouts import Rollout, Sample, loss_counts, make_prompts, samples_of, sequences, tokens_of
 
 RIVALS = ["trl", "prefix-grouper", "padded"]
 PARTS = [("rollout",), ("scoring", "update")]  # the phases that the elements of a setting decide
@@ -110,7 +110,7 @@ class Product(Side):
         for sample, reward in zip(samples_of(rollout), torch.randn(self.point.size).tolist(), strict=True):
             sample.reward = reward
         train_grpo.give_advantages(rollout, "group", 1.0)
-        counts = train_grpo.loss_counts(rollout, rollout, config)
+        counts = loss_counts(rollout, rollout, rollout)
         with self.clock.phase("scoring"):
             batches = train_grpo.micro_batches(rollout, config)
             references = [train_grpo.score_reference(self.model, batch, config) for batch in batches]

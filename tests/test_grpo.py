@@ -18,16 +18,20 @@ from rollouts import (
     Rollout,
     Sample,
     completion_table,
+    loss_counts,
     make_prompts,
     means,
     prompts_of,
     samples_of,
+    sampling_gap,
     select,
     split_dead,
     statistics,
+    step_values,
     table,
     tokens_of,
     tokens_saved,
+    weight_sum,
 )
 from train_grpo import (
     TERMS,
@@ -37,16 +41,13 @@ from train_grpo import (
     give_rewards,
     group_advantages,
     grpo_loss,
+    is_masked,
     is_trained,
-    loss_counts,
     reward_std,
     sample,
-    sampling_gap,
     score_reference,
-    step_values,
     token_weights,
     update_micro_batch,
-    weight_sum,
 )
 
 # --- advantages
@@ -249,7 +250,8 @@ def make_rollout(seed: int, groups: int = 8, samples: int = 4) -> Rollout:
 
 
 def counts_of(rollout: Rollout, trained: Rollout | None = None, config: Config | None = None) -> dict[str, float]:
-    return loss_counts(rollout, rollout if trained is None else trained, config or Config())
+    unmasked = select(rollout, lambda s: not is_masked(s, config or Config()))
+    return loss_counts(rollout, unmasked, rollout if trained is None else trained)
 
 
 def set_advantages(rollout: Rollout, advantages: torch.Tensor) -> None:
@@ -356,7 +358,7 @@ def test_the_token_weights_of_a_step_add_up_to_what_its_counts_say(loss_type):
     counts = counts_of(rollout, trained, config)
     batches = [trained[:3], trained[3:]]
     found = sum(float(update_micro_batch(model, b, None, None, counts, config)[1]["weight_sum"]) for b in batches)
-    assert 0 < found < 1 and found == pytest.approx(weight_sum(counts, config), rel=1e-5)
+    assert 0 < found < 1 and found == pytest.approx(weight_sum(counts, loss_type, 5), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
@@ -511,11 +513,8 @@ def test_both_answers_and_the_rest_are_weighted_by_their_probabilities(tokenizer
     assert [s.text for s in samples_of(trained)] == ["Answer: No", "Answer: Yes"] * 5
     counts = counts_of(rollout, trained, config)
     assert counts["loss_sequences"] == pytest.approx(5.0)
-    values = step_values(
-        statistics(rollout, ["outcome"], set()) | counts,
-        dict.fromkeys((*TERMS, "gap_square", "gap_tokens"), 0.0),
-        config,
-    )
+    terms = dict.fromkeys((*TERMS, "gap_square", "gap_tokens"), 0.0)
+    values = step_values(statistics(rollout, ["outcome"], set()) | counts, terms, 1.0)
     rest = p[:, 2].mean()
     assert values["rollout/unanswered_rate"] == pytest.approx(float(rest), rel=1e-4)
     assert values["reward/accuracy"] == pytest.approx(float(right.mean()), rel=1e-4)
@@ -638,7 +637,7 @@ def test_rollout_metrics_by_hand():
         "health/ran_past_end": 0.0,
     }
     assert got == pytest.approx(expected, rel=1e-5)
-    assert loss_counts(scored_rollout(), [], Config())["abs_advantage"] == pytest.approx(7 / 6 + 5 / 6 + 1 / 3)
+    assert loss_counts(scored_rollout(), [], [])["abs_advantage"] == pytest.approx(7 / 6 + 5 / 6 + 1 / 3)
 
 
 def test_an_end_inside_a_completion_is_counted():

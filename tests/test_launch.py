@@ -95,7 +95,7 @@ def sft_plain(folder, dataset):
 def launch_grpo(folder: Path, dataset: Path, adapter: Path, processes: int, name: str = "", **options) -> Path:
     output = folder / f"grpo_{name or processes}"
     places = {"dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / output.name}
-    launch(processes, "train_grpo.py", model=adapter, **places, **GRPO, **OFTEN, **options)
+    launch(processes, "train_grpo.py", model=adapter, **places, **(GRPO | OFTEN | options))
     return output
 
 
