@@ -29,6 +29,11 @@ def load_split(directory: str, split: str) -> Dataset:
     return rows
 
 
+def choose_rows(rows: Dataset, count: int, seed: int) -> Dataset:
+    """At most `count` rows, in their order: a random choice, since the first ones are the claims of a few premises."""
+    return rows.select(sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows)))))
+
+
 def data_config(directory: str, setting: str, remedy: str) -> dict:
     """The configuration that preprocess.py wrote the dataset with; a ValueError names `setting`, which needs it."""
     report = Path(directory) / "report.json"

@@ -20,7 +20,6 @@ premise are right or wrong together, so the intervals resample premises (metrics
 
 import json
 import os
-import random
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import metrics
 from arguments import arg, check, check_choice, parse_config, run_script
 from checkpoints import claim_output_dir, list_checkpoints
-from data import answer_candidates, load_split, premise_groups
+from data import answer_candidates, choose_rows, load_split, premise_groups
 from distributed import start
 from generation import predict, score_answers
 from models import check_context, check_model, encode, load_for_inference, load_tokenizer, stop_token_ids
@@ -141,8 +140,7 @@ def evaluate(config: Config) -> None:
     name = config.name or default_name(config.model)
     check_model(config.model)
     data = load_split(config.dataset, config.split)
-    size = min(config.max_rows or len(data), len(data))  # not the first ones: they are the claims of a few premises
-    data = data.select(sorted(random.Random(config.seed).sample(range(len(data)), size)))
+    data = choose_rows(data, config.max_rows or len(data), config.seed)
     scored = config.mode == "score"
     candidates = answer_candidates(config.dataset, data, "mode score", "use --mode generate") if scored else []
     way = "-score" if scored else f"-majority-{config.num_samples}" if config.num_samples > 1 else ""

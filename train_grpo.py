@@ -19,7 +19,7 @@ length.
 
 import math
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from arguments import arg, check, check_choice, parse_config, run_script, write_config
 from checkpoints import claim_output_dir, save_checkpoint
-from data import answer_candidates, data_config, epoch_batches, load_split, relabel_rows, share_of_rank
+from data import answer_candidates, choose_rows, data_config, epoch_batches, load_split, relabel_rows, share_of_rank
 from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
 from generation import Completion, generate_groups, predict
 from health import (
@@ -155,7 +155,7 @@ class Config:
     # watching and keeping
     logging_steps: int = arg(5, "rollouts between logged values")
     eval_steps: int = arg(50, "rollouts between evaluations; 0: at the end only")
-    eval_rows: int = arg(256, "validation rows of an evaluation, at most")
+    eval_rows: int = arg(256, "validation rows of an evaluation, a random choice that seed fixes")
     keep_best: bool = arg(True, "output_dir gets the adapter of the evaluation with the best F1; false: the last one")
     save_steps: int = arg(50, "rollouts between checkpoints; 0: none")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
@@ -436,13 +436,13 @@ def main() -> None:
 
     # --- data
     train = load_split(config.dataset, config.train_split)
-    validation = load_split(config.dataset, "validation")
-    validation = validation.select(range(min(len(validation), config.eval_rows)))
+    validation = choose_rows(load_split(config.dataset, "validation"), config.eval_rows, config.seed)
     tokenizer = load_tokenizer(config.model, config.revision)
     exact = config.estimator == "exact"
     answers = answer_candidates(config.dataset, train, "estimator exact", "use estimator sampled") if exact else None
     target = data_config(config.dataset, "format_weight", "set it to 0")["target"] if config.format_weight > 0 else ""
 
+    @lru_cache(maxsize=1)
     def prompts_of_epoch(epoch: int) -> list[Prompt]:
         rows = relabel_rows(train, None, config.seed, epoch) if config.relabel_each_epoch else train
         return make_prompts(tokenizer, rows, train["label"], answers)

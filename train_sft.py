@@ -21,7 +21,16 @@ from tqdm import tqdm
 
 from arguments import arg, check, parse_config, run_script, write_config
 from checkpoints import claim_output_dir, save_checkpoint
-from data import encode_rows, epoch_batches, load_split, premise_groups, relabel_rows, share_of_rank, trace_style
+from data import (
+    choose_rows,
+    encode_rows,
+    epoch_batches,
+    load_split,
+    premise_groups,
+    relabel_rows,
+    share_of_rank,
+    trace_style,
+)
 from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
 from generation import predict
 from health import (
@@ -77,7 +86,7 @@ class Config:
     # watching and keeping
     logging_steps: int = arg(10, "optimizer steps between logged values")
     eval_steps: int = arg(100, "optimizer steps between evaluations; 0: at the end only")
-    eval_rows: int = arg(256, "validation rows of an evaluation, at most")
+    eval_rows: int = arg(256, "validation rows of an evaluation, a random choice that seed fixes")
     max_new_tokens: int = arg(16, "tokens that an evaluation lets the model generate")
     cache_tokens: int = arg(8192, "tokens in the key-value cache of an evaluation on one process")
     keep_best: bool = arg(True, "output_dir gets the model of the evaluation with the lowest loss; false: the last one")
@@ -193,8 +202,7 @@ def main() -> None:
 
     # --- data
     train = load_split(config.dataset, config.train_split)
-    validation = load_split(config.dataset, "validation")
-    validation = validation.select(range(min(len(validation), config.eval_rows)))
+    validation = choose_rows(load_split(config.dataset, "validation"), config.eval_rows, config.seed)
     tokenizer = load_tokenizer(config.model, config.revision)
     style = trace_style(config.dataset) if config.relabel_each_epoch else None
 

@@ -13,6 +13,7 @@ import graphs
 import reasoning
 from data import (
     answer_candidates,
+    choose_rows,
     encode_rows,
     epoch_batches,
     load_split,
@@ -222,3 +223,11 @@ def test_candidates_of_a_dataset_of_other_targets(traces, tmp_path):
         answer_candidates(traces, load_split(traces, "train"), *REQUEST)
     with pytest.raises(ValueError, match="estimator exact: dataset .* has no report.json, .*; use estimator sampled"):
         answer_candidates(str(tmp_path), {"response": ["Answer: Yes<|end|>"]}, *REQUEST)
+
+
+def test_rows_are_chosen_at_random_and_by_the_seed_alone():
+    rows = Dataset.from_dict({"x": list(range(50))})
+    chosen = [choose_rows(rows, 10, seed)["x"] for seed in (0, 0, 1)]
+    assert list(chosen[0]) == list(chosen[1]) == sorted(set(chosen[0])) and len(chosen[0]) == 10
+    assert list(chosen[2]) != list(chosen[0]) and chosen[0][-1] >= 10, "not the first ones"
+    assert list(choose_rows(rows, 80, 0)["x"]) == list(range(50))
