@@ -174,9 +174,7 @@ class Config:
         check(len(self.class_weights) == 2, f"class_weights: two numbers, for No and Yes, got {self.class_weights}")
         check_choice("estimator", self.estimator, ("sampled", "exact"))
         exact = self.estimator == "exact"
-        check(
-            not (exact and self.resample_rounds), "resample_rounds: estimator exact has no groups without a signal; 0"
-        )
+        check(not (exact and self.resample_rounds), "resample_rounds: estimator exact has no dead groups; set 0")
         weights = [getattr(self, f"{name}_weight") for name in COMPONENTS]
         check(min(weights) >= 0 and max(weights) > 0, "outcome_weight to length_weight: 0 or more, and one above 0")
         fits = self.length_weight == 0 or 0 <= self.free_tokens < self.max_new_tokens
@@ -613,7 +611,6 @@ def main() -> None:
             "health/first_ratio_deviation": reduce(accelerator, {"max": ratio_deviation}, "max")["max"],
             "rollout/replaced_rate": replaced / config.prompts_per_step,
             **laps.seconds,
-            "perf/tokens_saved": tokens_saved(trained),
         }
         values["health/sampling_gap_ratio"] = values["health/sampling_logp_gap"] / TOLERANCE[dtype]
         if not exact:
@@ -635,7 +632,8 @@ def main() -> None:
         if (number + 1) % config.logging_steps == 0 or number + 1 == config.max_steps:
             if main_process:
                 logged = nan_means(window)
-                logged |= {"health/weight_change": motion.change(policy)} | monitor.flags()
+                logged |= {"health/weight_change": motion.change(policy), "perf/tokens_saved": tokens_saved(trained)}
+                logged |= monitor.flags()
                 for name, value in logged.items():
                     writer.add_scalar(name, value, number + 1)
                 bar.set_postfix(
