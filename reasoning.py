@@ -4,8 +4,9 @@
     check_trace(text, premise, claim)   every sentence of any text: right, wrong or unreadable; and what is missing
 
 The order is that of Spirtes and Glymour's PC algorithm on a complete list of independences: which pairs are cut and by
-which set, the unshielded triples and which are colliders, what Meek's rules orient, the resulting edges of the
-equivalence class; then what they say about the claim, and the answer. Both styles (compact, full) are read back.
+which set, the triples around a cut pair and which are colliders, what Meek's rules orient, the resulting edges of the
+equivalence class; then what they say about the claim, and the answer. Both styles (compact, full) are read back. The
+compact one leaves no search to the reader: it goes through every triple, the full one through the unshielded alone.
 """
 
 import re
@@ -17,12 +18,14 @@ from typing import NamedTuple
 
 from graphs import (
     DAG,
+    PDAG,
     Claim,
     Corr2CauseError,
     Premise,
     bits,
+    breadth_first,
+    children,
     counterexample,
-    cpdag,
     dag_edges,
     exact_label,
     first_separators,
@@ -30,16 +33,16 @@ from graphs import (
     markov_equivalence_class,
     meek_steps,
     pdag,
-    reachable,
+    skeleton,
     topological_order,
-    unshielded_triples,
     witnesses,
 )
 
 STYLES = ("compact", "full")
 
 # kind: (compact, full). {a} to {d} are variables, the other fields as in `_FIELD_TYPES`. In the compact style every
-# variable follows a space, so that a byte-level BPE sees one token for it everywhere.
+# variable follows a space, so that a byte-level BPE sees one token for it everywhere, and commas part the look-ups of a
+# triple, so that each can be a token too.
 _WORDING = {
     "adjacent": ("Pair {a} {b}: kept.", "No set of variables separates {a} and {b}, so they are adjacent."),
     "separated": (
@@ -47,13 +50,15 @@ _WORDING = {
         "The pair {a} and {b} is independent given {set}, so the two are not adjacent.",
     ),
     "collider": (
-        "Triple {a} {c} {b}: collider.",
+        "Triple {a} {c} {b}: kept, kept, out, collider.",
         "In {a} - {c} - {b} the set that separates {a} and {b} leaves out {c}, which is a collider: {a} -> {c} <- {b}.",
     ),
     "chain": (
-        "Triple {a} {c} {b}: no collider.",
+        "Triple {a} {c} {b}: kept, kept, in, no collider.",
         "In {a} - {c} - {b} the set that separates {a} and {b} contains {c}, which is no collider.",
     ),
+    "first cut": ("Triple {a} {c} {b}: cut.", "{a} is adjacent to neither {c} nor {b}."),
+    "second cut": ("Triple {a} {c} {b}: kept, cut.", "Of {a}, {c} and {b} only {a} and {c} are adjacent."),
     "rule 1": (
         "Rule 1: {c} -> {a} - {b} gives {a} -> {b}.",
         "By Meek's rule 1 (no new collider), {c} -> {a} - {b} with {c} and {b} not adjacent gives {a} -> {b}.",
@@ -70,28 +75,48 @@ _WORDING = {
         "Rule 4: {a} - {d} -> {c} -> {b} gives {a} -> {b}.",
         "By Meek's rule 4, {a} - {d} -> {c} -> {b} beside {a} - {c} with {d} and {b} not adjacent gives {a} -> {b}.",
     ),
-    "directed": ("Edge {a} -> {b}.", "All graphs of the class have the edge {a} -> {b}."),
-    "undirected": ("Edge {a} - {b}.", "The graphs of the class differ in the direction of the edge {a} - {b}."),
+    "directed": ("Edge {a} {b}: ->.", "All graphs of the class have the edge {a} -> {b}."),
+    "reversed": ("Edge {a} {b}: <-.", "All graphs of the class have the edge {a} <- {b}."),
+    "undirected": ("Edge {a} {b}: -.", "The graphs of the class differ in the direction of the edge {a} - {b}."),
     "no link": ("Link {a} {b}: none.", "There is no edge between {a} and {b}."),
     "forward link": ("Link {a} {b}: {a} -> {b}.", "Between {a} and {b} the class has the edge {a} -> {b}."),
     "backward link": ("Link {a} {b}: {a} <- {b}.", "Between {a} and {b} the class has the edge {a} <- {b}."),
     "open link": ("Link {a} {b}: {a} - {b}.", "Between {a} and {b} the class has the undirected edge {a} - {b}."),
-    "from": ("From {a}: {set}.", "Along the edges, undirected ones either way, {a} may cause {set}."),
-    "into": ("Into {a}: {set}.", "Against the edges, undirected ones either way, {a} may be caused by {set}."),
+    "from": (
+        "From {a} without {b}: {levels}.",
+        "Along the edges, undirected ones either way, and never through {b}, {a} may cause {levels}.",
+    ),
+    "into": (
+        "Into {a} without {b}: {levels}.",
+        "Against the edges, undirected ones either way, and never through {b}, {a} may be caused by {levels}.",
+    ),
     "shared": ("Shared: {set}.", "The two have in common {set}."),
+    "surely from": (
+        "Surely from {a} without {b}: {levels}.",
+        "Along directed edges alone, and never through {b}, {a} causes {levels}.",
+    ),
+    "surely into": (
+        "Surely into {a} without {b}: {levels}.",
+        "Against directed edges alone, and never through {b}, {a} is caused by {levels}.",
+    ),
+    "surely shared": ("Surely shared: {set}.", "Along directed edges alone the two have in common {set}."),
     "every": ("Every graph: {paths}.", "Every graph of the class has the path {paths}."),
     "counterexample": ("Counterexample: {edges}.", "A graph of the class in which the hypothesis fails: {edges}."),
     "answer": ("Answer: {answer}", "Answer: {answer}"),
 }
 _FIELDS = {kind: tuple(dict.fromkeys(re.findall(r"{(\w+)}", compact))) for kind, (compact, _) in _WORDING.items()}
 _DERIVED = ("rule 1", "rule 2", "rule 3", "rule 4")  # several derivations are right: none of them is required
+_PASSED_OVER = ("first cut", "second cut")  # triples that are not unshielded: said on the way, not required
+# By what `_ends` says of the pair:
+_EDGES = {(1, 0): "directed", (0, 1): "reversed", (1, 1): "undirected"}
+_LINKS = {(0, 0): "no link", (1, 0): "forward link", (0, 1): "backward link", (1, 1): "open link"}
 
 
 class Step(NamedTuple):
     """One statement: its kind, and the values of the kind's fields in the order of the compact wording.
 
-    Variables are 0..N-1; `set` is a bitmask; `edges` is a DAG; `paths` is a tuple of alternatives, each a tuple of
-    paths, each a tuple of variables; `answer` is a bool.
+    Variables are 0..N-1; `set` is a bitmask; `levels` is a tuple of disjoint ones; `edges` is a DAG; `paths` is a tuple
+    of alternatives, each a tuple of paths, each a tuple of variables; `answer` is a bool.
     """
 
     kind: str
@@ -134,18 +159,35 @@ class TraceCheck:
 
 def reasoning_steps(premise: Premise, claim: Claim) -> list[Step]:
     """The exact reasoning from the premise to the answer. Raises Corr2CauseError if no graph satisfies the premise."""
-    members, separators = markov_equivalence_class(premise), first_separators(premise)
-    pairs = combinations(range(len(premise.variables)), 2)
+    members, separators, out = markov_equivalence_class(premise), first_separators(premise), pdag(premise)
+    pairs = list(combinations(range(len(out)), 2))
     steps = [Step("separated", (*p, separators[p])) if p in separators else Step("adjacent", p) for p in pairs]
-    steps += [Step("collider" if top else "chain", (i, k, j)) for i, k, j, top in unshielded_triples(premise)]
+    steps += _triples(premise)
     for rule, variables in meek_steps(premise):
         named = dict(zip("abcd", variables, strict=False))
         steps.append(Step(f"rule {rule}", tuple(named[field] for field in _FIELDS[f"rule {rule}"])))
-    directed, undirected = cpdag(premise)
-    edges = sorted(directed | undirected, key=sorted)
-    steps += [Step("directed" if edge in directed else "undirected", edge) for edge in edges]
+    steps += [Step(_EDGES[_ends(out, *pair)], pair) for pair in pairs if pair not in separators]
     failing = counterexample(members, claim)
     return [*steps, *_claim_steps(premise, members, claim, failing), Step("answer", (failing is None,))]
+
+
+def _triples(premise: Premise) -> Iterator[Step]:
+    """Of each separated pair (i, j) and each third variable k: which end is not adjacent to k, else is k a collider?"""
+    adjacent = skeleton(premise)
+    for (i, j), given in sorted(first_separators(premise).items()):
+        for k in (k for k in range(len(adjacent)) if k not in (i, j)):
+            if not adjacent[k] >> i & 1:
+                kind = "first cut"
+            elif not adjacent[k] >> j & 1:
+                kind = "second cut"
+            else:
+                kind = "chain" if given >> k & 1 else "collider"
+            yield Step(kind, (i, k, j))
+
+
+def _ends(out: PDAG, a: int, b: int) -> tuple[int, int]:
+    """Has some member a -> b, and has some member b -> a?"""
+    return out[a] >> b & 1, out[b] >> a & 1
 
 
 def _claim_steps(premise: Premise, members: Sequence[DAG], claim: Claim, failing: DAG | None) -> list[Step]:
@@ -158,29 +200,31 @@ def _claim_steps(premise: Premise, members: Sequence[DAG], claim: Claim, failing
     return [*steps, Step("counterexample", (failing,))]
 
 
-def _link(premise: Premise, a: int, b: int) -> Step:
-    out = pdag(premise)
-    kinds = {(0, 0): "no link", (1, 0): "forward link", (0, 1): "backward link", (1, 1): "open link"}
-    return Step(kinds[out[a] >> b & 1, out[b] >> a & 1], (a, b))
-
-
 def _candidates(premise: Premise, claim: Claim) -> tuple[list[Step], bool]:
     """The edge (direct), or the variables between or beyond i and j; and whether they leave the claim a chance.
 
-    Reach follows edges of the CPDAG forwards ('from') or backwards ('into'), undirected ones both ways, and never
-    passes through the other variable. Without a shared variable no member has the two paths; with one, it depends.
+    Without a variable that both reach along possible edges the claim holds in no member; with one that both reach along
+    directed edges alone, in every member; in between it depends.
     """
-    i, j, n, out = claim.i, claim.j, len(premise.variables), pdag(premise)
+    out = pdag(premise)
     if claim.relation == "direct":
-        return [_link(premise, i, j)], bool(out[i] >> j & 1)
-    into = [sum(1 << u for u in range(n) if out[u] >> v & 1) for v in range(n)]
-    steps, shared = [], -1
-    ends = ((i, j, claim.relation != "confounder"), (j, i, claim.relation == "collider"))
-    for v, other, forwards in ends:
-        reach = reachable(out if forwards else into, v, ~(1 << other)) & ~(1 << v)
-        steps.append(Step("from" if forwards else "into", (v, reach)))
-        shared &= reach
-    return [*steps, Step("shared", (shared,))], bool(shared)
+        ends = _ends(out, claim.i, claim.j)
+        return [Step(_LINKS[ends], (claim.i, claim.j))], bool(ends[0])
+    steps, shared = _reaches(claim, out)
+    if shared:
+        directed = [after & ~before for after, before in zip(out, children(out), strict=True)]
+        steps += _reaches(claim, directed, "surely ")[0]
+    return steps, bool(shared)
+
+
+def _reaches(claim: Claim, out: Sequence[int], adverb: str = "") -> tuple[list[Step], int]:
+    """What i and j reach, forwards ('from') or backwards ('into'), never through the other; and what both do."""
+    i, j, steps, shared = claim.i, claim.j, [], -1
+    for v, other, forwards in ((i, j, claim.relation != "confounder"), (j, i, claim.relation == "collider")):
+        levels = tuple(breadth_first(out if forwards else children(out), v, ~(1 << other)))
+        steps.append(Step(adverb + ("from" if forwards else "into"), (v, other, levels)))
+        shared &= sum(levels)
+    return [*steps, Step(adverb + "shared", (shared,))], shared
 
 
 def _cover(members: Sequence[DAG], claim: Claim) -> tuple:
@@ -204,10 +248,8 @@ def _cover(members: Sequence[DAG], claim: Claim) -> tuple:
 
 def write_step(step: Step, variables: Sequence[str], style: str = "compact") -> str:
     """The step as one sentence in the style, one of STYLES."""
-    values = dict(zip(_FIELDS[step.kind], step.values, strict=True))
-    words = {name: _FIELD_TYPES[name].write(value, variables) for name, value in values.items()}
-    if style == "full" and "set" in words:
-        words["set"] = words["set"].replace(" ", ", ").replace("none", "nothing")
+    values = zip(_FIELDS[step.kind], step.values, strict=True)
+    words = {name: _FIELD_TYPES[name].write(value, variables, style) for name, value in values}
     return _WORDING[step.kind][STYLES.index(style)].format(**words)
 
 
@@ -215,14 +257,23 @@ def trace(premise: Premise, claim: Claim, style: str = "compact") -> str:
     """The exact reasoning in words, one step a line. Raises Corr2CauseError for an unknown style or a false premise."""
     if style not in STYLES:
         raise Corr2CauseError(f"trace style {style!r} is unknown; use {' or '.join(STYLES)}")
-    return "\n".join(write_step(step, premise.variables, style) for step in reasoning_steps(premise, claim))
+    left_out = _PASSED_OVER if style == "full" else ()
+    steps = (step for step in reasoning_steps(premise, claim) if step.kind not in left_out)
+    return "\n".join(write_step(step, premise.variables, style) for step in steps)
 
 
 class _Field(NamedTuple):
-    """How a value is written and read; `read` raises ValueError or KeyError for what is none."""
+    """How a value is written (in a style) and read (of any); `read` raises ValueError or KeyError for what is none."""
 
     write: Callable
     read: Callable
+
+
+def _write_set(mask: int, variables: Sequence[str], style: str) -> str:
+    names = [variables[v] for v in bits(mask)]
+    if style == "compact":
+        return " ".join(names) or "none"
+    return " and ".join(", ".join(part) for part in (names[:-1], names[-1:]) if part) or "nothing"
 
 
 def _read_set(text: str, variables: Sequence[str]) -> int:
@@ -232,6 +283,16 @@ def _read_set(text: str, variables: Sequence[str]) -> int:
     if len(set(names)) < len(names):
         raise ValueError(text)
     return sum(1 << variables.index(name) for name in names)
+
+
+def _write_levels(levels: Sequence[int], variables: Sequence[str], style: str) -> str:
+    return ", then ".join(_write_set(mask, variables, style) for mask in levels or (0,))
+
+
+def _read_levels(text: str, variables: Sequence[str]) -> tuple[int, ...]:
+    if not _read_set(text.replace(", then ", ", "), variables):  # which raises for a name in two levels
+        return ()
+    return tuple(_read_set(level, variables) for level in text.split(", then "))
 
 
 def _write_path(path: Sequence[int], variables: Sequence[str]) -> str:
@@ -245,7 +306,7 @@ def _read_path(text: str, variables: Sequence[str]) -> tuple[int, ...]:
     return tuple(map(variables.index, names))
 
 
-def _write_edges(dag: DAG, variables: Sequence[str]) -> str:
+def _write_edges(dag: DAG, variables: Sequence[str], _style: str) -> str:
     return ", ".join(_write_path(edge, variables) for edge in sorted(dag_edges(dag), key=sorted)) or "none"
 
 
@@ -259,7 +320,7 @@ def _read_edges(text: str, variables: Sequence[str]) -> DAG:
     return tuple(dag)
 
 
-def _write_paths(alternatives: tuple, variables: Sequence[str]) -> str:
+def _write_paths(alternatives: tuple, variables: Sequence[str], _style: str) -> str:
     return ", or ".join(" and ".join(_write_path(path, variables) for path in paths) for paths in alternatives)
 
 
@@ -270,11 +331,12 @@ def _read_paths(text: str, variables: Sequence[str]) -> tuple:
     return tuple(tuple(_read_path(path, variables) for path in paths) for paths in alternatives)
 
 
-_FIELD_TYPES = dict.fromkeys("abcd", _Field(lambda v, names: names[v], lambda text, names: names.index(text))) | {
-    "set": _Field(lambda mask, names: " ".join(names[v] for v in bits(mask)) or "none", _read_set),
+_FIELD_TYPES = dict.fromkeys("abcd", _Field(lambda v, names, _: names[v], lambda text, names: names.index(text))) | {
+    "set": _Field(_write_set, _read_set),
+    "levels": _Field(_write_levels, _read_levels),
     "edges": _Field(_write_edges, _read_edges),
     "paths": _Field(_write_paths, _read_paths),
-    "answer": _Field(lambda yes, _: "Yes" if yes else "No", lambda text, _: {"Yes": True, "No": False}[text]),
+    "answer": _Field(lambda yes, *_: "Yes" if yes else "No", lambda text, _: {"Yes": True, "No": False}[text]),
 }
 
 
@@ -285,7 +347,7 @@ def _patterns() -> tuple[tuple[str, re.Pattern], ...]:
     def pattern(wording: str) -> re.Pattern:
         text = re.escape(wording.removesuffix("."))
         for field in dict.fromkeys(re.findall(r"{(\w+)}", wording)):
-            free = r"[^.]+?" if field in ("set", "edges", "paths") else r"\w+"
+            free = r"[^.]+?" if field in ("set", "levels", "edges", "paths") else r"\w+"
             text = text.replace(rf"\{{{field}\}}", rf"(?P<{field}>{free})", 1).replace(
                 rf"\{{{field}\}}", f"(?P={field})"
             )
@@ -342,6 +404,10 @@ def is_right(step: Step, premise: Premise, claim: Claim) -> bool:
         case ("collider" | "chain") as kind, (a, c, b):
             unshielded = adjacent((a, c), (b, c)) and apart(a, b)
             return unshielded and (arrow(a, c) and arrow(b, c)) == (kind == "collider")
+        case "first cut", (a, c, b):
+            return apart(a, c) and apart(a, b) and b != c
+        case "second cut", (a, c, b):
+            return adjacent((a, c)) and apart(c, b) and apart(a, b)
         case "rule 1", (c, a, b):
             return arrow(c, a) and apart(c, b) and arrow(a, b)
         case "rule 2", (a, c, b):
@@ -352,13 +418,11 @@ def is_right(step: Step, premise: Premise, claim: Claim) -> bool:
         case "rule 4", (a, d, c, b):
             beside = adjacent((a, d), (a, c)) and apart(d, b)
             return beside and arrow(d, c) and arrow(c, b) and arrow(a, b)
-        case "directed", (a, b):
-            return arrow(a, b)
-        case "undirected", (a, b):
-            return adjacent((a, b)) and not arrow(a, b) and not arrow(b, a)
-        case (("no link" | "forward link" | "backward link" | "open link"), (a, b)):
-            return a != b and step == _link(premise, a, b)
-        case (("from" | "into" | "shared"), _):
+        case (("directed" | "reversed" | "undirected") as kind, (a, b)):
+            return kind == _EDGES.get(_ends(out, a, b))
+        case (("no link" | "forward link" | "backward link" | "open link") as kind, (a, b)):
+            return a != b and kind == _LINKS[_ends(out, a, b)]
+        case (("from" | "into" | "shared" | "surely from" | "surely into" | "surely shared"), _):
             return step in _candidates(premise, claim)[0]
         case "every", (alternatives,):
             return _covers(alternatives, members, claim)
@@ -389,14 +453,14 @@ def subject(step: Step) -> tuple:
     match step.kind, step.values:
         case (("adjacent" | "separated"), (a, b, *_)):
             return "pair", 1 << a | 1 << b
-        case (("collider" | "chain"), (a, c, b)):
+        case (("collider" | "chain" | "first cut" | "second cut"), (a, c, b)):
             return "triple", c, 1 << a | 1 << b
-        case (("directed" | "undirected"), (a, b)):
+        case (("directed" | "reversed" | "undirected"), (a, b)):
             return "edge", 1 << a | 1 << b
         case (("no link" | "forward link" | "backward link" | "open link"), (a, b)):
             return "link", 1 << a | 1 << b
-        case (("from" | "into") as kind, (a, _)):
-            return kind, a
+        case (("from" | "into" | "surely from" | "surely into") as kind, (a, b, _)):
+            return kind, a, b
         case (("every" | "counterexample"), _):  # several of either may be right
             return ("evidence",)
         case kind, values if kind in _DERIVED:
@@ -411,7 +475,8 @@ def required_steps(premise: Premise, claim: Claim) -> dict[tuple, Step]:
 
     Raises Corr2CauseError if no graph satisfies the premise: nothing is right or wrong there.
     """
-    return {subject(step): step for step in reasoning_steps(premise, claim) if step.kind not in _DERIVED}
+    optional = _DERIVED + _PASSED_OVER
+    return {subject(step): step for step in reasoning_steps(premise, claim) if step.kind not in optional}
 
 
 def check_trace(text: str, premise: Premise, claim: Claim) -> TraceCheck:

@@ -204,7 +204,7 @@ def questions(draw):
 
 
 def statements(variables):
-    """Every Pair, Triple and Edge statement that can be made, grouped by what it is about."""
+    """Every Pair, Triple and Edge statement that can be made of pairs in order, grouped by what it is about."""
     pairs = list(combinations(variables, 2))
     others = {pair: [v for v in variables if v not in pair] for pair in pairs}
     sets = {
@@ -212,10 +212,9 @@ def statements(variables):
         for pair, o in others.items()
     }
     yield from ([f"Pair {a} {b}: kept.", *(f"Pair {a} {b}: cut given {s}." for s in sets[a, b])] for a, b in pairs)
-    yield from (
-        [f"Triple {a} {c} {b}: {k}." for k in ("collider", "no collider")] for a, b in pairs for c in others[a, b]
-    )
-    yield from ([f"Edge {a} -> {b}.", f"Edge {b} -> {a}.", f"Edge {a} - {b}."] for a, b in pairs)
+    lookups = ("cut", "kept, cut", "kept, kept, in, no collider", "kept, kept, out, collider")
+    yield from ([f"Triple {a} {c} {b}: {found}." for found in lookups] for a, b in pairs for c in others[a, b])
+    yield from ([f"Edge {a} {b}: {sign}." for sign in ("->", "<-", "-")] for a, b in pairs)
 
 
 def is_true(sentence, premise, claim):
@@ -226,8 +225,8 @@ def is_true(sentence, premise, claim):
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_every_exact_trace_earns_exactly_one(n, style):
     rng = random.Random(n)
-    for dag in CLASSES[n]:
-        premise = g.premise_of(g.relabel(dag, rng.sample(range(n), n)))
+    for dag, order in ((dag, order) for dag in CLASSES[n] for order in (range(n), rng.sample(range(n), n))):
+        premise = g.premise_of(g.relabel(dag, order))
         for claim in all_claims(n):
             text = r.trace(premise, claim, style)
             assert process_reward(text, premise, claim) == format_reward(text, True) == 1.0
@@ -237,8 +236,9 @@ def test_every_exact_trace_earns_exactly_one(n, style):
 PREMISE = g.premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1
 CLAIM = g.Claim("indirect", 0, 3)
 TRACE = r.trace(PREMISE, CLAIM)
-REQUIRED = 16  # six pairs, three triples, three edges, from, into, shared, every
-RULE = "Rule 1: A -> C - D gives C -> D."
+REQUIRED = 19  # six pairs, three triples, three edges, from, into, shared and again along directed edges, every
+RULE, CUT = "Rule 1: A -> C - D gives C -> D.", "Triple A B D: cut."  # right, but not required
+COLLIDER, EDGE, FROM = "Triple A C B: kept, kept, out, collider.", "Edge C D: ->.", "\nFrom A without D: C."
 PROSE = "It seems to me that the variables A and B are in some way connected."  # 68 characters
 
 
@@ -248,39 +248,52 @@ PROSE = "It seems to me that the variables A and B are in some way connected."  
         ("", 0),
         (" \n\n", 0),
         ("Answer: Yes", 0),
-        (TRACE, 16),
-        (TRACE.replace("Answer: Yes", "Answer: No"), 16),  # the outcome reward's business
-        (TRACE.replace("Answer: Yes", ""), 16),
-        (TRACE.replace("Answer: Yes", "**Answer: Yes**"), 16),
-        (TRACE.replace("\n", " "), 16),
-        ("- " + TRACE.replace("\n", "\n2. "), 16),
-        ("\n".join(sorted(TRACE.splitlines()[:-1])), 16),
-        (TRACE.replace("Pair A B: cut given none.\n", ""), 15),
-        (TRACE.replace("Pair A B: cut given none.", "Pair A B: cut given C."), 14),
-        (TRACE.replace("Pair A D: cut given B C.", "Pair D A: cut given C."), 16),  # true as well
-        (TRACE.replace("Edge C -> D.", "Edge C -> D. Edge C -> D."), 15),
-        (TRACE.replace("Edge C -> D.", "Edge C -> D. Edge C - D."), 15),
-        (TRACE.replace("Edge C -> D.", "Edge C - D. Edge C -> D."), 13),  # the first word on it counts, and it is false
-        (TRACE.replace("From A: C.", "From A: C D. From A: C."), 13),
-        (TRACE.replace("Every graph", "Counterexample: A -> C.\nEvery graph"), 13),
-        (TRACE.replace(RULE, ""), 16),
-        (TRACE.replace(RULE, f"{RULE} {RULE}"), 15),
-        (TRACE.replace(RULE, f"{RULE} Rule 1: B -> C - D gives C -> D."), 15),  # one reason is enough
-        (TRACE.replace(RULE, "Rule 1: A -> C - B gives C -> B."), 15),
-        ("Link A B: none.\n" + TRACE, 16),  # true, not asked for
-        ("Link A B: none.\nLink B A: none.\n" + TRACE, 15),
-        ("Link A B: A -> B.\n" + TRACE, 15),
-        (PROSE + "\n" + TRACE, 15),
-        (PROSE[:-1] + "; " + PROSE + "\n" + TRACE, 13),  # one sentence of 137 characters
-        ("Is there a way from A to D? Yes.\n" + TRACE, 15),
-        (TRACE + "\nAnswer: Yes", 15),
-        (TRACE + "\nEdge C -> D.", 15),
-        (TRACE + "\n" + PROSE, 15),
-        (TRACE.replace("From A: C.", "Answer: Yes\nFrom A: C."), 12 - 5),
-        (TRACE.replace("From A: C.", "**Yes.**\nFrom A: C."), 12 - 5),
-        (TRACE.replace("From A: C.", "The answer is yes.\nFrom A: C."), 12 - 5),
-        ("Answer: Yes\n" + TRACE, -16),
-        (TRACE.replace("\n", "\nSo.\n"), 16 - 17),
+        (TRACE, 19),
+        (TRACE.replace("Answer: Yes", "Answer: No"), 19),  # the outcome reward's business
+        (TRACE.replace("Answer: Yes", ""), 19),
+        (TRACE.replace("Answer: Yes", "**Answer: Yes**"), 19),
+        (TRACE.replace("\n", " "), 19),
+        ("- " + TRACE.replace("\n", "\n2. "), 19),
+        ("\n".join(sorted(TRACE.splitlines()[:-1])), 19),
+        (TRACE.replace("Pair A B: cut given none.\n", ""), 18),
+        (TRACE.replace("Pair A B: cut given none.", "Pair A B: cut given C."), 17),
+        (TRACE.replace("Pair A D: cut given B C.", "Pair D A: cut given C."), 19),  # true as well
+        (TRACE.replace(CUT, ""), 19),
+        (TRACE.replace(CUT, f"{CUT} {CUT}"), 18),
+        (TRACE.replace(CUT, "Triple D B A: cut."), 19),  # true from the other end as well
+        (TRACE.replace(CUT, "Triple A B D: kept, cut."), 18),
+        (TRACE.replace(CUT, "Triple A B D: kept, kept, in, no collider."), 18),
+        (TRACE.replace(CUT, "Triple A B C: cut."), 18),  # A and C are adjacent: there is no such triple to look up
+        (TRACE.replace(COLLIDER, "Triple A C B: cut."), 17),
+        (TRACE.replace(COLLIDER, f"Triple A C B: kept, cut. {COLLIDER}"), 16),
+        (TRACE.replace(EDGE, f"{EDGE} {EDGE}"), 18),
+        (TRACE.replace(EDGE, f"{EDGE} Edge C D: -."), 18),
+        (TRACE.replace(EDGE, f"Edge C D: -. {EDGE}"), 16),  # the first word on it counts, and it is false
+        (TRACE.replace(EDGE, "Edge D C: <-."), 19),  # true as well
+        (TRACE.replace(FROM, f"\nFrom A without D: C, then D.{FROM}"), 16),
+        (TRACE.replace(FROM, f"\nFrom A without B: C, then D.{FROM}"), 18),  # true, but not what the claim asks
+        (TRACE.replace(FROM, "\nFrom A without D: C, then C."), 17),
+        (TRACE.replace("Surely shared: C.", ""), 18),
+        (TRACE.replace("Surely shared: C.", "Surely shared: none."), 17),
+        (TRACE.replace("Every graph", "Counterexample: A -> C.\nEvery graph"), 16),
+        (TRACE.replace(RULE, ""), 19),
+        (TRACE.replace(RULE, f"{RULE} {RULE}"), 18),
+        (TRACE.replace(RULE, f"{RULE} Rule 1: B -> C - D gives C -> D."), 18),  # one reason is enough
+        (TRACE.replace(RULE, "Rule 1: A -> C - B gives C -> B."), 18),
+        ("Link A B: none.\n" + TRACE, 19),  # true, not asked for
+        ("Link A B: none.\nLink B A: none.\n" + TRACE, 18),
+        ("Link A B: A -> B.\n" + TRACE, 18),
+        (PROSE + "\n" + TRACE, 18),
+        (PROSE[:-1] + "; " + PROSE + "\n" + TRACE, 16),  # one sentence of 137 characters
+        ("Is there a way from A to D? Yes.\n" + TRACE, 18),
+        (TRACE + "\nAnswer: Yes", 18),
+        (TRACE + f"\n{EDGE}", 18),
+        (TRACE + "\n" + PROSE, 18),
+        (TRACE.replace(FROM, f"\nAnswer: Yes{FROM}"), 12 - 8),
+        (TRACE.replace(FROM, f"\n**Yes.**{FROM}"), 12 - 8),
+        (TRACE.replace(FROM, f"\nThe answer is yes.{FROM}"), 12 - 8),
+        ("Answer: Yes\n" + TRACE, -19),
+        (TRACE.replace("\n", "\nSo.\n"), 19 - 23),
     ],
 )
 def test_process_reward_values(text, score):
@@ -291,10 +304,10 @@ def test_a_long_sentence_that_is_read_costs_no_more_than_a_short_one():
     text = r.trace(PREMISE, CLAIM, "full")
     collider = next(line for line in text.splitlines() if "is a collider" in line)
     assert len(collider) > 80
-    assert process_reward(f"{collider}\n{text}", PREMISE, CLAIM) == 15 / REQUIRED
+    assert process_reward(f"{collider}\n{text}", PREMISE, CLAIM) == 18 / REQUIRED
     false = "In B - C - D the set that separates B and D leaves out C, which is a collider: B -> C <- D."
     # The required triple is gone, and the right sentence on B - C - D comes too late.
-    assert process_reward(text.replace(collider, false), PREMISE, CLAIM) == 12 / REQUIRED
+    assert process_reward(text.replace(collider, false), PREMISE, CLAIM) == 15 / REQUIRED
 
 
 def test_no_process_reward_from_a_premise_that_no_graph_satisfies():
@@ -332,7 +345,8 @@ def test_every_single_corruption_costs(question, style, data):
         "answer first": [lines[-1], *lines[:-1]],
         "answer earlier": [*before, lines[-1], *lines[at:-1]] if after else [],
     }
-    if not r.read_step(line, premise.variables).kind.startswith("rule"):  # of which any reason or none will do
+    # Of a rule any reason or none will do, and a triple with a cut pair decides nothing.
+    if not r.read_step(line, premise.variables).kind.startswith(("rule", "first cut", "second cut")):
         corrupted["dropped"] = [*before, *after]
     for name, changed in corrupted.items():
         text = "\n".join(changed)
@@ -352,7 +366,11 @@ ENDLESS = {
     "swapped alternatives": "Every graph: A -> C and B -> C" + ", or B -> C and A -> C" * 500 + ".",
     "a circle": "Every graph: A" + " -> C -> A" * 500 + ".",
     "edges": "Counterexample: A -> C" + ", A -> C" * 500 + ".",
-    "a set": "From A: C" + " and C" * 500 + ".",
+    "a set": "Shared: C" + " and C" * 500 + ".",
+    "levels": "From A without D: C" + ", then C" * 500 + ".",
+    "alternating levels": "Surely from A without D: B" + ", then C, then B" * 500 + ".",
+    "empty levels": "From D without A: none" + ", then none" * 500 + ".",
+    "cut triples": "Triple A B D: cut. Triple D B A: cut.\n" * 500,
 }
 
 
@@ -404,7 +422,7 @@ def test_the_form(line):
 
 @pytest.mark.parametrize("line", NOT_THE_FORM)
 def test_not_the_form(line):
-    assert format_reward(line, reasoning=False) == format_reward(f"Edge A - B.\n{line}", reasoning=True) == 0.0
+    assert format_reward(line, reasoning=False) == format_reward(f"Edge A B: -.\n{line}", reasoning=True) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -412,19 +430,19 @@ def test_not_the_form(line):
     [
         "",
         "\n \n",
-        "Edge A - B.",
+        "Edge A B: -.",
         "Answer: Yes\nAnswer: No",
         "Answer: Yes\nAnswer: Yes",
-        "Answer: Yes\nEdge A - B.",
-        "Answer: Yes\nEdge A - B.\nAnswer: Yes",
-        "**Yes.**\nEdge A - B.\nAnswer: Yes",
-        "Edge A - B.\nThe answer is no.\nAnswer: Yes",
-        "Edge A - B.\nTherefore: No\nAnswer: No",
-        "Edge A - B.\nAnswer: Yes or No\nAnswer: No",
-        "Edge A - B.\nAnswer:\nYes",
-        "Edge A - B. Answer: Yes",
+        "Answer: Yes\nEdge A B: -.",
+        "Answer: Yes\nEdge A B: -.\nAnswer: Yes",
+        "**Yes.**\nEdge A B: -.\nAnswer: Yes",
+        "Edge A B: -.\nThe answer is no.\nAnswer: Yes",
+        "Edge A B: -.\nTherefore: No\nAnswer: No",
+        "Edge A B: -.\nAnswer: Yes or No\nAnswer: No",
+        "Edge A B: -.\nAnswer:\nYes",
+        "Edge A B: -. Answer: Yes",
         "***\n---\nAnswer: Yes",
-        "Edge A - B.\nAnswer: Yes\n---",
+        "Edge A B: -.\nAnswer: Yes\n---",
     ],
 )
 def test_neither_form(text):
