@@ -58,7 +58,8 @@ def load_tokenizer(name_or_path: str, revision: str | None = None):
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the task's own text, with Phi-3.5's special tokens and chat format. Lossless on any text.
 
-    A variable, a comma, a full stop, "and" and a new line are tokens of their own; phrases between them become tokens.
+    A variable, "and", a comma with the word behind it, a full stop with the first word of the next line are tokens of
+    their own; phrases between them become tokens.
     """
     corpus = [f" {letter}" for letter in "ABCDEFGHSTUVWXYZ"] + ["Answer: Yes", "Answer: No"]
     for n in (2, 3, 4):
@@ -69,7 +70,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r" [A-Z]\b|\.|,| and|\n"), "isolated"),
+            pre_tokenizers.Split(Regex(r" [A-Z]\b| and|,(?: [a-z]+)?|\.(?:\n[A-Z][a-z]+)?|\n"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
