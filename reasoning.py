@@ -6,7 +6,7 @@
 The order is that of Spirtes and Glymour's PC algorithm on a complete list of independences: which pairs are cut and by
 which set, the triples around a cut pair and which are colliders, what Meek's rules orient, the resulting edges of the
 equivalence class; then what they say about the claim, and the answer. Both styles (compact, full) are read back. The
-compact one leaves no search to the reader: it goes through every triple, the full one through the unshielded alone.
+compact one leaves no search to the reader: it goes through every pair and triple, the full one through those that tell.
 """
 
 import re
@@ -50,15 +50,19 @@ _WORDING = {
         "The pair {a} and {b} is independent given {set}, so the two are not adjacent.",
     ),
     "collider": (
-        "Triple {a} {c} {b}: kept, kept, out, collider.",
-        "In {a} - {c} - {b} the set that separates {a} and {b} leaves out {c}, which is a collider: {a} -> {c} <- {b}.",
+        "Triple {a} {c} {b}: kept, kept, given {set}, out, {a} -> {c}, {b} -> {c}.",
+        "In {a} - {c} - {b} the ends are independent given {set}, without {c}, which is a collider: {a} -> {c} <- {b}.",
     ),
     "chain": (
-        "Triple {a} {c} {b}: kept, kept, in, no collider.",
-        "In {a} - {c} - {b} the set that separates {a} and {b} contains {c}, which is no collider.",
+        "Triple {a} {c} {b}: kept, kept, given {set}, in.",
+        "In {a} - {c} - {b} the ends are independent given {set}, with {c}, which is no collider.",
     ),
     "first cut": ("Triple {a} {c} {b}: cut.", "{a} is adjacent to neither {c} nor {b}."),
     "second cut": ("Triple {a} {c} {b}: kept, cut.", "Of {a}, {c} and {b} only {a} and {c} are adjacent."),
+    "no triple": (
+        "Triple {a} {b}: kept.",
+        "{a} and {b} are adjacent: no unshielded triple has these ends.",
+    ),
     "rule 1": (
         "Rule 1: {c} -> {a} - {b} gives {a} -> {b}.",
         "By Meek's rule 1 (no new collider), {c} -> {a} - {b} with {c} and {b} not adjacent gives {a} -> {b}.",
@@ -78,6 +82,7 @@ _WORDING = {
     "directed": ("Edge {a} {b}: ->.", "All graphs of the class have the edge {a} -> {b}."),
     "reversed": ("Edge {a} {b}: <-.", "All graphs of the class have the edge {a} <- {b}."),
     "undirected": ("Edge {a} {b}: -.", "The graphs of the class differ in the direction of the edge {a} - {b}."),
+    "no edge": ("Edge {a} {b}: none.", "The graphs of the class have no edge between {a} and {b}."),
     "no link": ("Link {a} {b}: none.", "There is no edge between {a} and {b}."),
     "forward link": ("Link {a} {b}: {a} -> {b}.", "Between {a} and {b} the class has the edge {a} -> {b}."),
     "backward link": ("Link {a} {b}: {a} <- {b}.", "Between {a} and {b} the class has the edge {a} <- {b}."),
@@ -106,9 +111,9 @@ _WORDING = {
 }
 _FIELDS = {kind: tuple(dict.fromkeys(re.findall(r"{(\w+)}", compact))) for kind, (compact, _) in _WORDING.items()}
 _DERIVED = ("rule 1", "rule 2", "rule 3", "rule 4")  # several derivations are right: none of them is required
-_PASSED_OVER = ("first cut", "second cut")  # triples that are not unshielded: said on the way, not required
+_PASSED_OVER = ("first cut", "second cut", "no triple", "no edge")  # said so as to skip nothing, not required
 # By what `_ends` says of the pair:
-_EDGES = {(1, 0): "directed", (0, 1): "reversed", (1, 1): "undirected"}
+_EDGES = {(0, 0): "no edge", (1, 0): "directed", (0, 1): "reversed", (1, 1): "undirected"}
 _LINKS = {(0, 0): "no link", (1, 0): "forward link", (0, 1): "backward link", (1, 1): "open link"}
 
 
@@ -166,23 +171,26 @@ def reasoning_steps(premise: Premise, claim: Claim) -> list[Step]:
     for rule, variables in meek_steps(premise):
         named = dict(zip("abcd", variables, strict=False))
         steps.append(Step(f"rule {rule}", tuple(named[field] for field in _FIELDS[f"rule {rule}"])))
-    steps += [Step(_EDGES[_ends(out, *pair)], pair) for pair in pairs if pair not in separators]
+    steps += [Step(_EDGES[_ends(out, *pair)], pair) for pair in pairs]
     failing = counterexample(members, claim)
     return [*steps, *_claim_steps(premise, members, claim, failing), Step("answer", (failing is None,))]
 
 
 def _triples(premise: Premise) -> Iterator[Step]:
     """Of each separated pair (i, j) and each third variable k: which end is not adjacent to k, else is k a collider?"""
-    adjacent = skeleton(premise)
-    for (i, j), given in sorted(first_separators(premise).items()):
+    adjacent, separators = skeleton(premise), first_separators(premise)
+    for i, j in combinations(range(len(adjacent)), 2):
+        if (i, j) not in separators:
+            yield Step("no triple", (i, j))
+            continue
+        given = separators[i, j]
         for k in (k for k in range(len(adjacent)) if k not in (i, j)):
             if not adjacent[k] >> i & 1:
-                kind = "first cut"
+                yield Step("first cut", (i, k, j))
             elif not adjacent[k] >> j & 1:
-                kind = "second cut"
+                yield Step("second cut", (i, k, j))
             else:
-                kind = "chain" if given >> k & 1 else "collider"
-            yield Step(kind, (i, k, j))
+                yield Step("chain" if given >> k & 1 else "collider", (i, k, j, given))
 
 
 def _ends(out: PDAG, a: int, b: int) -> tuple[int, int]:
@@ -396,14 +404,17 @@ def is_right(step: Step, premise: Premise, claim: Claim) -> bool:
     def apart(u: int, v: int) -> bool:
         return u != v and not adjacent((u, v))
 
+    def separates(u: int, v: int, given: int) -> bool:
+        return (min(u, v), max(u, v), given) in premise.independences
+
     match step.kind, step.values:
-        case "adjacent", (a, b):
+        case (("adjacent" | "no triple"), (a, b)):
             return adjacent((a, b))
         case "separated", (a, b, given):
-            return (min(a, b), max(a, b), given) in premise.independences
-        case ("collider" | "chain") as kind, (a, c, b):
-            unshielded = adjacent((a, c), (b, c)) and apart(a, b)
-            return unshielded and (arrow(a, c) and arrow(b, c)) == (kind == "collider")
+            return separates(a, b, given)
+        case ("collider" | "chain") as kind, (a, c, b, given):
+            said = arrow(a, c) and arrow(b, c) and not given >> c & 1 if kind == "collider" else bool(given >> c & 1)
+            return said and adjacent((a, c), (b, c)) and separates(a, b, given)
         case "first cut", (a, c, b):
             return apart(a, c) and apart(a, b) and b != c
         case "second cut", (a, c, b):
@@ -418,8 +429,8 @@ def is_right(step: Step, premise: Premise, claim: Claim) -> bool:
         case "rule 4", (a, d, c, b):
             beside = adjacent((a, d), (a, c)) and apart(d, b)
             return beside and arrow(d, c) and arrow(c, b) and arrow(a, b)
-        case (("directed" | "reversed" | "undirected") as kind, (a, b)):
-            return kind == _EDGES.get(_ends(out, a, b))
+        case (("no edge" | "directed" | "reversed" | "undirected") as kind, (a, b)):
+            return a != b and kind == _EDGES[_ends(out, a, b)]
         case (("no link" | "forward link" | "backward link" | "open link") as kind, (a, b)):
             return a != b and kind == _LINKS[_ends(out, a, b)]
         case (("from" | "into" | "shared" | "surely from" | "surely into" | "surely shared"), _):
@@ -453,9 +464,11 @@ def subject(step: Step) -> tuple:
     match step.kind, step.values:
         case (("adjacent" | "separated"), (a, b, *_)):
             return "pair", 1 << a | 1 << b
-        case (("collider" | "chain" | "first cut" | "second cut"), (a, c, b)):
+        case (("collider" | "chain" | "first cut" | "second cut"), (a, c, b, *_)):
             return "triple", c, 1 << a | 1 << b
-        case (("directed" | "reversed" | "undirected"), (a, b)):
+        case "no triple", (a, b):
+            return "triples", 1 << a | 1 << b
+        case (("no edge" | "directed" | "reversed" | "undirected"), (a, b)):
             return "edge", 1 << a | 1 << b
         case (("no link" | "forward link" | "backward link" | "open link"), (a, b)):
             return "link", 1 << a | 1 << b

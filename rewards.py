@@ -112,7 +112,7 @@ def process_reward(text: str, premise: Premise, claim: Claim) -> float:
     4. an earlier sentence, right or wrong, was on its subject (`reasoning.subject`: the pair, the triple...): costs;
     5. it is false: costs;
     6. it settles a required step: pays 1;
-    7. it is right but not required (a triple with a cut pair, a Meek rule, the link of another pair): neither pays nor
+    7. it is right but not required (where no triple or edge is, a Meek rule, another pair's link): neither pays nor
        costs.
 
     The cost is 1; of an unreadable sentence 1 for every full NOISE_CHARACTERS of it, and at least 1.

@@ -204,7 +204,7 @@ def questions(draw):
 
 
 def statements(variables):
-    """Every Pair, Triple and Edge statement that can be made of pairs in order, grouped by what it is about."""
+    """Pair, Triple and Edge statements that can be made of pairs in order, grouped by what it is about."""
     pairs = list(combinations(variables, 2))
     others = {pair: [v for v in variables if v not in pair] for pair in pairs}
     sets = {
@@ -212,9 +212,13 @@ def statements(variables):
         for pair, o in others.items()
     }
     yield from ([f"Pair {a} {b}: kept.", *(f"Pair {a} {b}: cut given {s}." for s in sets[a, b])] for a, b in pairs)
-    lookups = ("cut", "kept, cut", "kept, kept, in, no collider", "kept, kept, out, collider")
-    yield from ([f"Triple {a} {c} {b}: {found}." for found in lookups] for a, b in pairs for c in others[a, b])
-    yield from ([f"Edge {a} {b}: {sign}." for sign in ("->", "<-", "-")] for a, b in pairs)
+    for a, b in pairs:
+        for c in others[a, b]:
+            ends = (f"given {s}, {found}" for s in sets[a, b] for found in ("in", f"out, {a} -> {c}, {b} -> {c}"))
+            yield [
+                f"Triple {a} {c} {b}: {found}." for found in ("cut", "kept, cut", *(f"kept, kept, {e}" for e in ends))
+            ]
+    yield from ([f"Edge {a} {b}: {sign}." for sign in ("none", "->", "<-", "-")] for a, b in pairs)
 
 
 def is_true(sentence, premise, claim):
@@ -238,7 +242,8 @@ CLAIM = g.Claim("indirect", 0, 3)
 TRACE = r.trace(PREMISE, CLAIM)
 REQUIRED = 19  # six pairs, three triples, three edges, from, into, shared and again along directed edges, every
 RULE, CUT = "Rule 1: A -> C - D gives C -> D.", "Triple A B D: cut."  # right, but not required
-COLLIDER, EDGE, FROM = "Triple A C B: kept, kept, out, collider.", "Edge C D: ->.", "\nFrom A without D: C."
+COLLIDER = "Triple A C B: kept, kept, given none, out, A -> C, B -> C."
+EDGE, FROM = "Edge C D: ->.", "\nFrom A without D: C."
 PROSE = "It seems to me that the variables A and B are in some way connected."  # 68 characters
 
 
@@ -262,7 +267,7 @@ PROSE = "It seems to me that the variables A and B are in some way connected."  
         (TRACE.replace(CUT, f"{CUT} {CUT}"), 18),
         (TRACE.replace(CUT, "Triple D B A: cut."), 19),  # true from the other end as well
         (TRACE.replace(CUT, "Triple A B D: kept, cut."), 18),
-        (TRACE.replace(CUT, "Triple A B D: kept, kept, in, no collider."), 18),
+        (TRACE.replace(CUT, "Triple A B D: kept, kept, given B C, in."), 18),
         (TRACE.replace(CUT, "Triple A B C: cut."), 18),  # A and C are adjacent: there is no such triple to look up
         (TRACE.replace(COLLIDER, "Triple A C B: cut."), 17),
         (TRACE.replace(COLLIDER, f"Triple A C B: kept, cut. {COLLIDER}"), 16),
@@ -293,7 +298,7 @@ PROSE = "It seems to me that the variables A and B are in some way connected."  
         (TRACE.replace(FROM, f"\n**Yes.**{FROM}"), 12 - 8),
         (TRACE.replace(FROM, f"\nThe answer is yes.{FROM}"), 12 - 8),
         ("Answer: Yes\n" + TRACE, -19),
-        (TRACE.replace("\n", "\nSo.\n"), 19 - 23),
+        (TRACE.replace("\n", "\nSo.\n"), 19 - 29),
     ],
 )
 def test_process_reward_values(text, score):
@@ -305,7 +310,7 @@ def test_a_long_sentence_that_is_read_costs_no_more_than_a_short_one():
     collider = next(line for line in text.splitlines() if "is a collider" in line)
     assert len(collider) > 80
     assert process_reward(f"{collider}\n{text}", PREMISE, CLAIM) == 18 / REQUIRED
-    false = "In B - C - D the set that separates B and D leaves out C, which is a collider: B -> C <- D."
+    false = "In B - C - D the ends are independent given nothing, without C, which is a collider: B -> C <- D."
     # The required triple is gone, and the right sentence on B - C - D comes too late.
     assert process_reward(text.replace(collider, false), PREMISE, CLAIM) == 15 / REQUIRED
 
@@ -345,8 +350,10 @@ def test_every_single_corruption_costs(question, style, data):
         "answer first": [lines[-1], *lines[:-1]],
         "answer earlier": [*before, lines[-1], *lines[at:-1]] if after else [],
     }
-    # Of a rule any reason or none will do, and a triple with a cut pair decides nothing.
-    if not r.read_step(line, premise.variables).kind.startswith(("rule", "first cut", "second cut")):
+    # Of a rule any reason or none will do, and where there is no unshielded triple or no edge nothing is decided.
+    if not r.read_step(line, premise.variables).kind.startswith(
+        ("rule", "first cut", "second cut", "no triple", "no edge")
+    ):
         corrupted["dropped"] = [*before, *after]
     for name, changed in corrupted.items():
         text = "\n".join(changed)
