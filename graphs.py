@@ -136,17 +136,13 @@ def d_separations(dag: DAG) -> frozenset[Independence]:
     return frozenset(found)
 
 
-def breadth_first(neighbours: Sequence[int], start: int, allowed: int) -> Iterator[int]:
-    """The variables that are first reached from `start` by 1, 2, ... steps that stay in `allowed`, as bitmasks."""
-    seen = front = 1 << start
-    while front := _union(neighbours, front) & allowed & ~seen:
-        seen |= front
-        yield front
-
-
 def reachable(neighbours: Sequence[int], start: int, allowed: int) -> int:
     """The variables reachable from `start` (included) by steps that stay in `allowed`."""
-    return sum(breadth_first(neighbours, start, allowed), 1 << start)
+    seen, front = 1 << start, 1 << start
+    while front:
+        front = _union(neighbours, front) & allowed & ~seen
+        seen |= front
+    return seen
 
 
 def relabel(dag: DAG, permutation: Sequence[int]) -> DAG:

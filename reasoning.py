@@ -23,7 +23,6 @@ from graphs import (
     Corr2CauseError,
     Premise,
     bits,
-    breadth_first,
     children,
     counterexample,
     dag_edges,
@@ -87,24 +86,12 @@ _WORDING = {
     "forward link": ("Link {a} {b}: {a} -> {b}.", "Between {a} and {b} the class has the edge {a} -> {b}."),
     "backward link": ("Link {a} {b}: {a} <- {b}.", "Between {a} and {b} the class has the edge {a} <- {b}."),
     "open link": ("Link {a} {b}: {a} - {b}.", "Between {a} and {b} the class has the undirected edge {a} - {b}."),
-    "from": (
-        "From {a} without {b}: {levels}.",
-        "Along the edges, undirected ones either way, and never through {b}, {a} may cause {levels}.",
-    ),
-    "into": (
-        "Into {a} without {b}: {levels}.",
-        "Against the edges, undirected ones either way, and never through {b}, {a} may be caused by {levels}.",
-    ),
+    "from": ("From {a} without {b}: {search}.", "Possible effects of {a}, never through {b}: {search}."),
+    "into": ("Into {a} without {b}: {search}.", "Possible causes of {a}, never through {b}: {search}."),
     "shared": ("Shared: {set}.", "The two have in common {set}."),
-    "surely from": (
-        "Surely from {a} without {b}: {levels}.",
-        "Along directed edges alone, and never through {b}, {a} causes {levels}.",
-    ),
-    "surely into": (
-        "Surely into {a} without {b}: {levels}.",
-        "Against directed edges alone, and never through {b}, {a} is caused by {levels}.",
-    ),
-    "surely shared": ("Surely shared: {set}.", "Along directed edges alone the two have in common {set}."),
+    "surely from": ("Surely from {a} without {b}: {search}.", "Certain effects of {a}, never through {b}: {search}."),
+    "surely into": ("Surely into {a} without {b}: {search}.", "Certain causes of {a}, never through {b}: {search}."),
+    "surely shared": ("Surely shared: {set}.", "The two certainly have in common {set}."),
     "every": ("Every graph: {paths}.", "Every graph of the class has the path {paths}."),
     "counterexample": ("Counterexample: {edges}.", "A graph of the class in which the hypothesis fails: {edges}."),
     "answer": ("Answer: {answer}", "Answer: {answer}"),
@@ -120,8 +107,9 @@ _LINKS = {(0, 0): "no link", (1, 0): "forward link", (0, 1): "backward link", (1
 class Step(NamedTuple):
     """One statement: its kind, and the values of the kind's fields in the order of the compact wording.
 
-    Variables are 0..N-1; `set` is a bitmask; `levels` is a tuple of disjoint ones; `edges` is a DAG; `paths` is a tuple
-    of alternatives, each a tuple of paths, each a tuple of variables; `answer` is a bool.
+    Variables are 0..N-1; `set` is a bitmask; `search` is a tuple of (from, to, whether there is an edge to go by);
+    `edges` is a DAG; `paths` is a tuple of alternatives, each a tuple of paths, each a tuple of variables; `answer` is
+    a bool.
     """
 
     kind: str
@@ -229,10 +217,20 @@ def _reaches(claim: Claim, out: Sequence[int], adverb: str = "") -> tuple[list[S
     """What i and j reach, forwards ('from') or backwards ('into'), never through the other; and what both do."""
     i, j, steps, shared = claim.i, claim.j, [], -1
     for v, other, forwards in ((i, j, claim.relation != "confounder"), (j, i, claim.relation == "collider")):
-        levels = tuple(breadth_first(out if forwards else children(out), v, ~(1 << other)))
-        steps.append(Step(adverb + ("from" if forwards else "into"), (v, other, levels)))
-        shared &= sum(levels)
+        search = _search(out if forwards else children(out), v, other)
+        steps.append(Step(adverb + ("from" if forwards else "into"), (v, other, search)))
+        shared &= sum(1 << k for _, k, found in search if found)
     return [*steps, Step(adverb + "shared", (shared,))], shared
+
+
+def _search(neighbours: Sequence[int], start: int, other: int) -> tuple[tuple[int, int, bool], ...]:
+    """Breadth first from `start`, never to `other`: has what is reached an edge to each variable that is not yet?"""
+    queue, left, tried = [start], [k for k in range(len(neighbours)) if k not in (start, other)], []
+    for u in queue:
+        tried += [(u, k, bool(neighbours[u] >> k & 1)) for k in left]
+        queue += [k for k in left if neighbours[u] >> k & 1]
+        left = [k for k in left if k not in queue]
+    return tuple(tried)
 
 
 def _cover(members: Sequence[DAG], claim: Claim) -> tuple:
@@ -293,14 +291,22 @@ def _read_set(text: str, variables: Sequence[str]) -> int:
     return sum(1 << variables.index(name) for name in names)
 
 
-def _write_levels(levels: Sequence[int], variables: Sequence[str], style: str) -> str:
-    return ", then ".join(_write_set(mask, variables, style) for mask in levels or (0,))
+def _write_search(search: Sequence[tuple[int, int, bool]], variables: Sequence[str], style: str) -> str:
+    words = ("{} {} shut", "{} {} open") if style == "compact" else ("from {} to {} no way", "from {} to {} a way")
+    return ", ".join(words[found].format(variables[u], variables[k]) for u, k, found in search) or "none"
 
 
-def _read_levels(text: str, variables: Sequence[str]) -> tuple[int, ...]:
-    if not _read_set(text.replace(", then ", ", "), variables):  # which raises for a name in two levels
-        return ()
-    return tuple(_read_set(level, variables) for level in text.split(", then "))
+def _read_search(text: str, variables: Sequence[str]) -> tuple[tuple[int, int, bool], ...]:
+    search = []
+    for part in text.split(", ") if text != "none" else ():
+        match = re.fullmatch(r"(?:from )?(\w+)(?: to)? (\w+) (?:(shut|no way)|open|a way)", part)
+        if match is None:
+            raise ValueError(text)
+        u, k, found = variables.index(match[1]), variables.index(match[2]), match[3] is None
+        if any(to == k and (start == u or reached) for start, to, reached in search):  # else it could be endless
+            raise ValueError(text)
+        search.append((u, k, found))
+    return tuple(search)
 
 
 def _write_path(path: Sequence[int], variables: Sequence[str]) -> str:
@@ -341,7 +347,7 @@ def _read_paths(text: str, variables: Sequence[str]) -> tuple:
 
 _FIELD_TYPES = dict.fromkeys("abcd", _Field(lambda v, names, _: names[v], lambda text, names: names.index(text))) | {
     "set": _Field(_write_set, _read_set),
-    "levels": _Field(_write_levels, _read_levels),
+    "search": _Field(_write_search, _read_search),
     "edges": _Field(_write_edges, _read_edges),
     "paths": _Field(_write_paths, _read_paths),
     "answer": _Field(lambda yes, *_: "Yes" if yes else "No", lambda text, _: {"Yes": True, "No": False}[text]),
@@ -355,7 +361,7 @@ def _patterns() -> tuple[tuple[str, re.Pattern], ...]:
     def pattern(wording: str) -> re.Pattern:
         text = re.escape(wording.removesuffix("."))
         for field in dict.fromkeys(re.findall(r"{(\w+)}", wording)):
-            free = r"[^.]+?" if field in ("set", "levels", "edges", "paths") else r"\w+"
+            free = r"[^.]+?" if field in ("set", "search", "edges", "paths") else r"\w+"
             text = text.replace(rf"\{{{field}\}}", rf"(?P<{field}>{free})", 1).replace(
                 rf"\{{{field}\}}", f"(?P={field})"
             )

@@ -243,7 +243,7 @@ TRACE = r.trace(PREMISE, CLAIM)
 REQUIRED = 19  # six pairs, three triples, three edges, from, into, shared and again along directed edges, every
 RULE, CUT = "Rule 1: A -> C - D gives C -> D.", "Triple A B D: cut."  # right, but not required
 COLLIDER = "Triple A C B: kept, kept, given none, out, A -> C, B -> C."
-EDGE, FROM = "Edge C D: ->.", "\nFrom A without D: C."
+EDGE, FROM = "Edge C D: ->.", "\nFrom A without D: A B shut, A C open, C B shut."
 PROSE = "It seems to me that the variables A and B are in some way connected."  # 68 characters
 
 
@@ -275,9 +275,12 @@ PROSE = "It seems to me that the variables A and B are in some way connected."  
         (TRACE.replace(EDGE, f"{EDGE} Edge C D: -."), 18),
         (TRACE.replace(EDGE, f"Edge C D: -. {EDGE}"), 16),  # the first word on it counts, and it is false
         (TRACE.replace(EDGE, "Edge D C: <-."), 19),  # true as well
-        (TRACE.replace(FROM, f"\nFrom A without D: C, then D.{FROM}"), 16),
-        (TRACE.replace(FROM, f"\nFrom A without B: C, then D.{FROM}"), 18),  # true, but not what the claim asks
-        (TRACE.replace(FROM, "\nFrom A without D: C, then C."), 17),
+        (TRACE.replace(FROM, f"\nFrom A without D: A B open, A C open.{FROM}"), 16),
+        (
+            TRACE.replace(FROM, f"\nFrom A without B: A C open, A D shut, C D open.{FROM}"),
+            18,
+        ),  # true, but not what the claim asks
+        (TRACE.replace(FROM, "\nFrom A without D: A B shut, A C open, C B open."), 17),
         (TRACE.replace("Surely shared: C.", ""), 18),
         (TRACE.replace("Surely shared: C.", "Surely shared: none."), 17),
         (TRACE.replace("Every graph", "Counterexample: A -> C.\nEvery graph"), 16),
@@ -374,9 +377,9 @@ ENDLESS = {
     "a circle": "Every graph: A" + " -> C -> A" * 500 + ".",
     "edges": "Counterexample: A -> C" + ", A -> C" * 500 + ".",
     "a set": "Shared: C" + " and C" * 500 + ".",
-    "levels": "From A without D: C" + ", then C" * 500 + ".",
-    "alternating levels": "Surely from A without D: B" + ", then C, then B" * 500 + ".",
-    "empty levels": "From D without A: none" + ", then none" * 500 + ".",
+    "a search": "From A without D: A B shut" + ", A B shut" * 500 + ".",
+    "a search to and fro": "Surely into D without A: D B shut, D C open" + ", C B open, B C open" * 500 + ".",
+    "empty searches": "From D without A: none" + ", none" * 500 + ".",
     "cut triples": "Triple A B D: cut. Triple D B A: cut.\n" * 500,
 }
 
