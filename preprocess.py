@@ -441,15 +441,18 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     if config.target == "teacher":
         train, special = splits.get("train", []), special_tokens(tokenizer)
         splits["train"], left_out["teacher"] = add_teacher(train, Path(config.teacher_file), special)
-    everything = splits.get("train", [])
-    for name, rows in splits.items():
+    if config.max_grpo_samples is not None:  # before train is balanced: prompts of GRPO are as those it is for
+        everything = splits.get("train", [])
+        check(
+            config.max_grpo_samples < len(everything),
+            f"max_grpo_samples: leaves nothing of the {len(everything)} rows for train; lower it",
+        )
+        splits[GRPO] = subsample(everything, config.max_grpo_samples, [], f"{config.seed}-{GRPO}")
+        taken = {row["row"] for row in splits[GRPO]}
+        splits["train"] = [row for row in everything if row["row"] not in taken]
+    for name in splits.keys() - {GRPO}:
         balance = config.balance if name == "train" else []
-        splits[name] = subsample(rows, getattr(config, f"max_{name}_samples"), balance, f"{config.seed}-{name}")
-    if config.max_grpo_samples is not None:
-        taken = {row["row"] for row in splits.get("train", [])}
-        others = [row for row in everything if row["row"] not in taken]
-        check(len(others) > 0, "max_grpo_samples: train has taken every row; lower max_train_samples")
-        splits[GRPO] = subsample(others, config.max_grpo_samples, [], f"{config.seed}-{GRPO}")
+        splits[name] = subsample(splits[name], getattr(config, f"max_{name}_samples"), balance, f"{config.seed}-{name}")
     check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")
     splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
     if tokenizer is not None:

@@ -375,10 +375,19 @@ def test_the_split_for_grpo_has_rows_that_train_has_not(source):
     assert len(rows["grpo"]) == 7 and not rows["grpo"] & rows["train"]
     whole = {row["row"] for row in build(DataConfig(source=source))[0]["train"]}
     assert rows["grpo"] < whole and report["splits"]["grpo"]["rows"] == 7
+    labels = [row["label"] for row in splits["train"]]
+    assert sum(labels) * 2 == len(labels)
     plain = build(DataConfig(**settings))[0]
-    assert "grpo" not in plain and plain["train"] == splits["train"] and plain["test"] == splits["test"]
-    with pytest.raises(ValueError, match="max_grpo_samples: train has taken every row"):
-        build(DataConfig(source=source, max_grpo_samples=7))
+    assert "grpo" not in plain and plain["test"] == splits["test"]
+    with pytest.raises(ValueError, match=f"max_grpo_samples: leaves nothing of the {len(whole)} rows for train"):
+        build(DataConfig(source=source, max_grpo_samples=len(whole)))
+
+
+def test_balance_leaves_the_prompts_of_grpo_as_they_come():
+    settings = {"num_variables": [3, 4], "split": "structure", "balance": ["label"], "max_grpo_samples": 200}
+    splits, _, _ = build(DataConfig(source="generate", relabelings=3, **settings))
+    shares = {name: sum(row["label"] for row in part) / len(part) for name, part in splits.items()}
+    assert shares["train"] == 0.5 and 0.03 < shares["grpo"] < 0.3
 
 
 def test_balance_needs_both_classes(tmp_path, rows):
