@@ -1,8 +1,8 @@
 """The experiment of RESULTS.md: does GRPO improve the supervised model on graphs that neither has seen?
 
-    make results                                      # seeds 0, 1 and 2, on two CPU processes
-    python benchmarks/results.py --seeds 0 --arms answers
-    python benchmarks/results.py --report             # the tables of what is there
+    make results                                                      # seeds 0, 1 and 2, on two CPU processes
+    python benchmarks/results.py --seeds 0 --arms answers --processes 1
+    python benchmarks/results.py --report                             # the tables of what is there
 
 Every seed has data, initial weights, order and sampling of its own; the split is by structure: no graph of the test set
 is seen in training, under any letters. The arms, from configs/*_results.yaml and configs/*_traces.yaml:
@@ -21,24 +21,46 @@ done again: an interrupted run continues with the stage that it was in.
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2_2xcpu.yaml"]
+# By number of processes, which changes no result:
+LAUNCH = {
+    1: [sys.executable],
+    2: [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2_2xcpu.yaml"],
+}
 SPLITS = ("test", "test_paraphrase", "test_relabeling")
 BALANCED = ["--class_weights", "0.6", "3.05"]  # inverse to the shares of No and Yes
 # Passes over a prompt's tokens: GRPO samples, scores the reference and updates (a forward and a backward pass, which
 # counts as two), SFT only updates. 150 steps of 128 prompts × 5 / 3 = 32,000 rows: 667 steps of 48.
 MORE = ["--max_steps", "667", "--train_split", "grpo", "--learning_rate", "5e-4"]
 
-# arm: (data recipe, {model: (script, recipe, starts from, options)})
+# dataset: (recipe, options)
+DATASETS = {
+    "answers": ("data_results", []),
+    "traces": ("data_traces", []),
+    "traces of N = 4": ("data_traces", ["--num_variables", "4"]),  # the same graphs of N = 4 are in its test set
+}
+ANSWER_TESTS = [("answers", split) for split in SPLITS]
+TRACE_TESTS = [("traces", "test"), *(("traces of N = 4", split) for split in SPLITS)]
+
+
+class Arm(NamedTuple):
+    """Models {name: (script, recipe, starts from, options)} in order; the dataset they train on, the first of tests."""
+
+    tests: list[tuple[str, str]]
+    models: dict[str, tuple[str, str, str | None, list[str]]]
+
+
 ARMS = {
-    "answers": (
-        "data_results",
+    "answers": Arm(
+        ANSWER_TESTS,
         {
             "SFT": ("train_sft.py", "sft_results", None, []),
             "SFT+": ("train_sft.py", "sft_results", "SFT", MORE),
@@ -46,15 +68,15 @@ ARMS = {
             "GRPO exact": ("train_grpo.py", "grpo_results", "SFT", ["--estimator", "exact"]),
         },
     ),
-    "weighted": (
-        "data_results",
+    "weighted": Arm(
+        ANSWER_TESTS,
         {
             "SFT weighted": ("train_sft.py", "sft_results", None, BALANCED),
             "GRPO from weighted": ("train_grpo.py", "grpo_results", "SFT weighted", ["--estimator", "exact"]),
         },
     ),
-    "traces": (
-        "data_traces",
+    "traces": Arm(
+        TRACE_TESTS,
         {
             "trace SFT": ("train_sft.py", "sft_traces", None, []),
             "trace GRPO": ("train_grpo.py", "grpo_traces", "trace SFT", []),
@@ -85,37 +107,44 @@ def stage(name: str, target: Path, command: list, log: Path) -> None:
 
 
 def slug(name: str) -> str:
-    return name.lower().replace("+", "_more").replace(" ", "_")
+    return "_".join(re.findall(r"\w+", name.lower().replace("+", " more")))
 
 
-def run_arm(arm: str, seed: int, folder: Path) -> None:
+def test_folder(folder: Path, dataset: str, split: str) -> Path:
+    return folder / "tests" / slug(dataset) / split
+
+
+def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
     """Data, models and evaluations of an arm of one seed."""
-    recipe, models = ARMS[arm]
-    data, logs = folder / recipe, folder / "console"
-    options = ["--config", f"configs/{recipe}.yaml", "--seed", seed, "--output_dir", data, "--overwrite", "true"]
-    stage(recipe, data, [sys.executable, "preprocess.py", *options], logs / f"{recipe}.log")
+    tests, models = ARMS[arm]
+    data, logs = folder / "data", folder / "console"
+    for dataset in dict.fromkeys(dataset for dataset, _ in tests):
+        recipe, more = DATASETS[dataset]
+        output = data / slug(dataset)
+        options = ["--config", f"configs/{recipe}.yaml", "--seed", seed, "--output_dir", output, *more]
+        stage(f"data, {dataset}", output, [sys.executable, "preprocess.py", *options], logs / f"{slug(dataset)}.log")
     for name, (script, config, start, more) in models.items():
         output = folder / "models" / slug(name)
-        options = ["--config", f"configs/{config}.yaml", "--seed", seed, "--dataset", data, "--output_dir", output]
-        options += ["--logging_dir", folder / "curves" / name, *more]
+        options = ["--config", f"configs/{config}.yaml", "--seed", seed, "--output_dir", output]
+        options += ["--dataset", data / slug(tests[0][0]), "--logging_dir", folder / "curves" / name, *more]
         options += ["--model", folder / "models" / slug(start)] if start else []
-        stage(name, output, [*LAUNCH, script, *options], logs / f"{slug(name)}.log")
-        for split in SPLITS:
-            results = folder / split / slug(name)
-            options = ["--name", name, "--model", output, "--dataset", data, "--split", split, "--output_dir", results]
-            options += ["--cluster", "structure_id", "--seed", seed]
+        stage(name, output, [*launch, script, *options], logs / f"{slug(name)}.log")
+        for dataset, split in tests:
+            results = test_folder(folder, dataset, split) / slug(name)
+            options = ["--name", name, "--model", output, "--dataset", data / slug(dataset), "--split", split]
+            options += ["--output_dir", results, "--cluster", "structure_id", "--seed", seed]
             options += ["--max_new_tokens", 400, "--cache_tokens", 32768] if arm == "traces" else []
-            stage(f"{name}, {split}", results, [*LAUNCH, "evaluate.py", *options], logs / f"{slug(name)}_{split}.log")
-    for split in SPLITS:
-        results = folder / split / f"comparison_{arm}"
-        command = [sys.executable, "evaluate.py", "--cluster", "structure_id", "--output_dir", results, "--compare"]
-        command += [folder / split / slug(name) for name in models]
-        stage(f"{arm}, {split}: comparison", results, command, logs / f"{arm}_{split}.log")
+            title = f"{name}, {dataset}, {split}"
+            stage(title, results, [*launch, "evaluate.py", *options], logs / f"{slug(title)}.log")
+    for dataset, split in tests:
+        tested = test_folder(folder, dataset, split)
+        command = [sys.executable, "evaluate.py", "--cluster", "structure_id", "--compare"]
+        command += [*(tested / slug(name) for name in models), "--output_dir", tested / f"comparison_{arm}"]
+        title = f"{arm}: comparison, {dataset}, {split}"
+        stage(title, tested / f"comparison_{arm}", command, logs / f"{slug(title)}.log")
     curves = folder / f"curves_{arm}"
     command = [sys.executable, "evaluate.py", "--output_dir", curves, "--curves"]
-    stage(
-        f"{arm}: curves", curves, [*command, *(folder / "curves" / name for name in models)], logs / f"{arm}_curves.log"
-    )
+    stage(f"{arm}: curves", curves, [*command, *(folder / "curves" / name for name in models)], logs / f"{arm}.log")
 
 
 # --- report
@@ -135,36 +164,37 @@ def row(*cells: str) -> str:
 def report(folders: list[Path]) -> str:
     """Markdown: for every arm and test set the scores of its models, and their paired differences."""
     lines = []
-    for arm, (_, models) in ARMS.items():
-        for split in SPLITS:
-            found = [folder for folder in folders if (folder / split / f"comparison_{arm}" / ".done").exists()]
-            if found:
-                lines += [f"\n**{arm}, {split}**\n", *scores_table(split, models, found)]
-                lines += ["", *differences_table(split, arm, found)]
+    for arm, (tests, models) in ARMS.items():
+        for dataset, split in tests:
+            tested = [(folder.name, test_folder(folder, dataset, split)) for folder in folders]
+            tested = [(seed, place) for seed, place in tested if (place / f"comparison_{arm}" / ".done").exists()]
+            if tested:
+                lines += [f"\n**{arm}: {dataset}, {split}**\n", *scores_table(models, tested)]
+                lines += ["", *differences_table(arm, tested)]
     return "\n".join(lines)
 
 
-def scores_table(split: str, models: dict, folders: list[Path]) -> list[str]:
+def scores_table(models: dict, tested: list[tuple[str, Path]]) -> list[str]:
+    """A row for every model and constant answer of every (seed, its folder of results)."""
     lines = [row("model", "seed", "F1", "F1, N = 4", "balanced accuracy", "accuracy", "MCC"), row(*["---"] * 7)]
-    for folder in folders:
-        results = {name: json.loads((folder / split / slug(name) / "metrics.json").read_text()) for name in models}
+    for seed, place in tested:
+        results = {name: json.loads((place / slug(name) / "metrics.json").read_text()) for name in models}
         constant = next(iter(results.values()))["baselines"]
         for name in ("majority", "always_yes"):
             f1, *others = (f"{constant[name][score]:.3f}" for score in SCORES)
-            lines.append(row(name.replace("_", " "), folder.name, f1, "", *others))
+            lines.append(row(name.replace("_", " "), seed, f1, "", *others))
         for name, found in results.items():
             whole, four = found["overall"], found["by_num_variables"].get("4")
             f1 = with_interval(whole["f1"], whole["intervals"]["f1"])
             of_four = with_interval(four["f1"], four["intervals"]["f1"]) if four else ""
-            lines.append(row(name, folder.name, f1, of_four, *(f"{whole[score]:.3f}" for score in SCORES[1:])))
+            lines.append(row(name, seed, f1, of_four, *(f"{whole[score]:.3f}" for score in SCORES[1:])))
     return lines
 
 
-def differences_table(split: str, arm: str, folders: list[Path]) -> list[str]:
+def differences_table(arm: str, tested: list[tuple[str, Path]]) -> list[str]:
     """Paired differences of F1, a column a seed, with the mean and the standard deviation over seeds."""
-    names = [folder.name for folder in folders]
-    lines = [row("difference of F1", *names, "mean ± std"), row(*["---"] * (len(names) + 2))]
-    files = [folder / split / f"comparison_{arm}" / "comparison.json" for folder in folders]
+    lines = [row("difference of F1", *(seed for seed, _ in tested), "mean ± std"), row(*["---"] * (len(tested) + 2))]
+    files = [place / f"comparison_{arm}" / "comparison.json" for _, place in tested]
     for pairs in zip(*(json.loads(file.read_text())["pairs"] for file in files), strict=True):
         values = [pair["difference"]["f1"] for pair in pairs]
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
@@ -178,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--processes", type=int, choices=LAUNCH, default=2, help="1: for seeds side by side")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "results")
     parser.add_argument("--report", action="store_true", help="print the tables of what has been done, and run nothing")
     options = parser.parse_args()
@@ -185,7 +216,7 @@ def main() -> None:
     if not options.report:
         for arm in options.arms:
             for seed, folder in zip(options.seeds, folders, strict=True):
-                run_arm(arm, seed, folder)
+                run_arm(arm, seed, folder, LAUNCH[options.processes])
     print(report(folders))
 
 
