@@ -29,6 +29,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from sklearn.metrics import f1_score, precision_recall_curve
+
 ROOT = Path(__file__).resolve().parent.parent
 # By number of processes, which changes no result:
 LAUNCH = {
@@ -47,20 +49,27 @@ DATASETS = {
     "traces": ("data_traces", []),
     "traces of N = 4": ("data_traces", ["--num_variables", "4"]),  # the same graphs of N = 4 are in its test set
 }
-ANSWER_TESTS = [("answers", split) for split in SPLITS]
+ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 TRACE_TESTS = [("traces", "test"), *(("traces of N = 4", split) for split in SPLITS)]
+SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
+REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]
 
 
 class Arm(NamedTuple):
-    """Models {name: (script, recipe, starts from, options)} in order; the dataset they train on, the first of tests."""
+    """Models {name: (script, recipe, starts from, options)} in order, and the (dataset, split) that they answer.
+
+    They are trained on the dataset of the first test.
+    """
 
     tests: list[tuple[str, str]]
+    evaluation: list[str]
     models: dict[str, tuple[str, str, str | None, list[str]]]
 
 
 ARMS = {
     "answers": Arm(
         ANSWER_TESTS,
+        SCORE,
         {
             "SFT": ("train_sft.py", "sft_results", None, []),
             "SFT+": ("train_sft.py", "sft_results", "SFT", MORE),
@@ -70,6 +79,7 @@ ARMS = {
     ),
     "weighted": Arm(
         ANSWER_TESTS,
+        SCORE,
         {
             "SFT weighted": ("train_sft.py", "sft_results", None, BALANCED),
             "GRPO from weighted": ("train_grpo.py", "grpo_results", "SFT weighted", ["--estimator", "exact"]),
@@ -77,6 +87,7 @@ ARMS = {
     ),
     "traces": Arm(
         TRACE_TESTS,
+        REASON,
         {
             "trace SFT": ("train_sft.py", "sft_traces", None, []),
             "trace GRPO": ("train_grpo.py", "grpo_traces", "trace SFT", []),
@@ -116,7 +127,7 @@ def test_folder(folder: Path, dataset: str, split: str) -> Path:
 
 def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
     """Data, models and evaluations of an arm of one seed."""
-    tests, models = ARMS[arm]
+    tests, evaluation, models = ARMS[arm]
     data, logs = folder / "data", folder / "console"
     for dataset in dict.fromkeys(dataset for dataset, _ in tests):
         recipe, more = DATASETS[dataset]
@@ -132,8 +143,7 @@ def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
         for dataset, split in tests:
             results = test_folder(folder, dataset, split) / slug(name)
             options = ["--name", name, "--model", output, "--dataset", data / slug(dataset), "--split", split]
-            options += ["--output_dir", results, "--cluster", "structure_id", "--seed", seed]
-            options += ["--max_new_tokens", 400, "--cache_tokens", 32768] if arm == "traces" else []
+            options += ["--output_dir", results, "--cluster", "structure_id", "--seed", seed, *evaluation]
             title = f"{name}, {dataset}, {split}"
             stage(title, results, [*launch, "evaluate.py", *options], logs / f"{slug(title)}.log")
     for dataset, split in tests:
@@ -149,7 +159,7 @@ def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
 
 # --- report
 
-SCORES = ("f1", "balanced_accuracy", "accuracy", "mcc")
+SCORES = ("balanced_accuracy", "accuracy", "mcc")
 
 
 def with_interval(value: float, low_high: list[float] | None, sign: str = "") -> str:
@@ -164,11 +174,11 @@ def row(*cells: str) -> str:
 def report(folders: list[Path]) -> str:
     """Markdown: for every arm and test set the scores of its models, and their paired differences."""
     lines = []
-    for arm, (tests, models) in ARMS.items():
+    for arm, (tests, _, models) in ARMS.items():
         for dataset, split in tests:
             tested = [(folder.name, test_folder(folder, dataset, split)) for folder in folders]
             tested = [(seed, place) for seed, place in tested if (place / f"comparison_{arm}" / ".done").exists()]
-            if tested:
+            if tested and split != "validation":
                 lines += [f"\n**{arm}: {dataset}, {split}**\n", *scores_table(models, tested)]
                 lines += ["", *differences_table(arm, tested)]
     return "\n".join(lines)
@@ -176,19 +186,34 @@ def report(folders: list[Path]) -> str:
 
 def scores_table(models: dict, tested: list[tuple[str, Path]]) -> list[str]:
     """A row for every model and constant answer of every (seed, its folder of results)."""
-    lines = [row("model", "seed", "F1", "F1, N = 4", "balanced accuracy", "accuracy", "MCC"), row(*["---"] * 7)]
+    header = ("model", "seed", "F1", "balanced accuracy", "accuracy", "MCC", "AUROC", "F1, threshold of validation")
+    lines = [row(*header), row(*["---"] * len(header))]
     for seed, place in tested:
         results = {name: json.loads((place / slug(name) / "metrics.json").read_text()) for name in models}
         constant = next(iter(results.values()))["baselines"]
         for name in ("majority", "always_yes"):
-            f1, *others = (f"{constant[name][score]:.3f}" for score in SCORES)
-            lines.append(row(name.replace("_", " "), seed, f1, "", *others))
+            scores = (f"{constant[name][score]:.3f}" for score in ("f1", *SCORES))
+            lines.append(row(name.replace("_", " "), seed, *scores, "", ""))
         for name, found in results.items():
-            whole, four = found["overall"], found["by_num_variables"].get("4")
-            f1 = with_interval(whole["f1"], whole["intervals"]["f1"])
-            of_four = with_interval(four["f1"], four["intervals"]["f1"]) if four else ""
-            lines.append(row(name, seed, f1, of_four, *(f"{whole[score]:.3f}" for score in SCORES[1:])))
+            whole = found["overall"]
+            cells = [with_interval(whole["f1"], whole["intervals"]["f1"]), *(f"{whole[score]:.3f}" for score in SCORES)]
+            cells += [f"{whole['auroc']:.3f}", f"{tuned_f1(place, slug(name)):.3f}"] if "auroc" in whole else ["", ""]
+            lines.append(row(name, seed, *cells))
     return lines
+
+
+def tuned_f1(place: Path, model: str) -> float:
+    """F1 with the threshold on the probability of Yes that is best on validation: what no training is needed for."""
+
+    def answers(split: str) -> tuple[list[int], list[float]]:
+        lines = (place.with_name(split) / model / "predictions.jsonl").read_text().splitlines()
+        rows = list(map(json.loads, lines))
+        return [r["label"] for r in rows], [r["probability"] for r in rows]
+
+    precision, recall, thresholds = precision_recall_curve(*answers("validation"))
+    f1 = 2 * precision * recall / (precision + recall).clip(1e-9)
+    labels, probabilities = answers(place.name)
+    return f1_score(labels, [p >= thresholds[f1[:-1].argmax()] for p in probabilities])
 
 
 def differences_table(arm: str, tested: list[tuple[str, Path]]) -> list[str]:
