@@ -38,60 +38,70 @@ LAUNCH = {
     2: [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2_2xcpu.yaml"],
 }
 SPLITS = ("test", "test_paraphrase", "test_relabeling")
-BALANCED = ["--class_weights", "0.6", "3.05"]  # inverse to the shares of No and Yes
+EXACT = ("--estimator", "exact")
+BALANCED = ("--class_weights", "0.6", "3.05")  # inverse to the shares of No and Yes
 # Passes over a prompt's tokens: GRPO samples, scores the reference and updates (a forward and a backward pass, which
 # counts as two), SFT only updates. 150 steps of 128 prompts × 5 / 3 = 32,000 rows: 667 steps of 48.
-MORE = ["--max_steps", "667", "--train_split", "grpo", "--learning_rate", "5e-4"]
+MORE = ("--max_steps", "667", "--train_split", "grpo", "--learning_rate", "5e-4")
 
-# dataset: (recipe, options)
+# dataset: (recipe, options). A structure is in the same split of every dataset of a seed.
 DATASETS = {
     "answers": ("data_results", []),
     "traces": ("data_traces", []),
-    # for its test set, which has the graphs of N = 4 that the test set of "traces" has, and more rows of each
-    "traces of N = 4": ("data_traces", ["--num_variables", "4", "--max_grpo_samples", "1"]),
+    "traces of N = 4 and 5": ("data_traces", ["--num_variables", "4", "5", "--max_train_samples", "4000"]),  # half each
+    "traces of N = 4": ("data_traces", ["--num_variables", "4", "--max_train_samples", "1000"]),
+    "traces of N = 5": ("data_traces", ["--num_variables", "5", "--max_train_samples", "1000"]),
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
-TRACE_TESTS = [("traces", "test"), *(("traces of N = 4", split) for split in SPLITS)]
+TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
 SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
 REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]
 
 
-class Arm(NamedTuple):
-    """Models {name: (script, recipe, starts from, options)} in order, and the (dataset, split) that they answer.
+class Model(NamedTuple):
+    """How a model is trained: on which dataset, from which other model (None: as the recipe says)."""
 
-    They are trained on the dataset of the first test.
-    """
+    script: str
+    recipe: str
+    dataset: str
+    start: str | None = None
+    options: tuple[str, ...] = ()
+
+
+class Arm(NamedTuple):
+    """Models by name, in order, and the (dataset, split) that each answers, with what options."""
 
     tests: list[tuple[str, str]]
     evaluation: list[str]
-    models: dict[str, tuple[str, str, str | None, list[str]]]
+    models: dict[str, Model]
 
 
+SFT, GRPO = "train_sft.py", "train_grpo.py"
 ARMS = {
     "answers": Arm(
         ANSWER_TESTS,
         SCORE,
         {
-            "SFT": ("train_sft.py", "sft_results", None, []),
-            "SFT+": ("train_sft.py", "sft_results", "SFT", MORE),
-            "GRPO": ("train_grpo.py", "grpo_results", "SFT", []),
-            "GRPO exact": ("train_grpo.py", "grpo_results", "SFT", ["--estimator", "exact"]),
+            "SFT": Model(SFT, "sft_results", "answers"),
+            "SFT+": Model(SFT, "sft_results", "answers", "SFT", MORE),
+            "GRPO": Model(GRPO, "grpo_results", "answers", "SFT"),
+            "GRPO exact": Model(GRPO, "grpo_results", "answers", "SFT", EXACT),
         },
     ),
     "weighted": Arm(
         ANSWER_TESTS,
         SCORE,
         {
-            "SFT weighted": ("train_sft.py", "sft_results", None, BALANCED),
-            "GRPO from weighted": ("train_grpo.py", "grpo_results", "SFT weighted", ["--estimator", "exact"]),
+            "SFT weighted": Model(SFT, "sft_results", "answers", None, BALANCED),
+            "GRPO from weighted": Model(GRPO, "grpo_results", "answers", "SFT weighted", EXACT),
         },
     ),
     "traces": Arm(
         TRACE_TESTS,
         REASON,
         {
-            "trace SFT": ("train_sft.py", "sft_traces", None, []),
-            "trace GRPO": ("train_grpo.py", "grpo_traces", "trace SFT", []),
+            "trace SFT": Model(SFT, "sft_traces", "traces"),
+            "trace GRPO": Model(GRPO, "grpo_traces", "traces of N = 4 and 5", "trace SFT"),
         },
     ),
 }
@@ -130,17 +140,17 @@ def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
     """Data, models and evaluations of an arm of one seed."""
     tests, evaluation, models = ARMS[arm]
     data, logs = folder / "data", folder / "console"
-    for dataset in dict.fromkeys(dataset for dataset, _ in tests):
+    for dataset in dict.fromkeys([*(model.dataset for model in models.values()), *(dataset for dataset, _ in tests)]):
         recipe, more = DATASETS[dataset]
         output = data / slug(dataset)
         options = ["--config", f"configs/{recipe}.yaml", "--seed", seed, "--output_dir", output, *more]
         stage(f"data, {dataset}", output, [sys.executable, "preprocess.py", *options], logs / f"{slug(dataset)}.log")
-    for name, (script, config, start, more) in models.items():
+    for name, model in models.items():
         output = folder / "models" / slug(name)
-        options = ["--config", f"configs/{config}.yaml", "--seed", seed, "--output_dir", output]
-        options += ["--dataset", data / slug(tests[0][0]), "--logging_dir", folder / "curves" / name, *more]
-        options += ["--model", folder / "models" / slug(start)] if start else []
-        stage(name, output, [*launch, script, *options], logs / f"{slug(name)}.log")
+        options = ["--config", f"configs/{model.recipe}.yaml", "--seed", seed, "--output_dir", output]
+        options += ["--dataset", data / slug(model.dataset), "--logging_dir", folder / "curves" / name, *model.options]
+        options += ["--model", folder / "models" / slug(model.start)] if model.start else []
+        stage(name, output, [*launch, model.script, *options], logs / f"{slug(name)}.log")
         for dataset, split in tests:
             results = test_folder(folder, dataset, split) / slug(name)
             options = ["--name", name, "--model", output, "--dataset", data / slug(dataset), "--split", split]
