@@ -450,7 +450,7 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
         splits[GRPO] = subsample(everything, config.max_grpo_samples, [], f"{config.seed}-{GRPO}")
         taken = {row["row"] for row in splits[GRPO]}
         splits["train"] = [row for row in everything if row["row"] not in taken]
-    for name in splits.keys() - {GRPO}:
+    for name in (name for name in SPLITS if name in splits):
         balance = config.balance if name == "train" else []
         splits[name] = subsample(splits[name], getattr(config, f"max_{name}_samples"), balance, f"{config.seed}-{name}")
     check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")

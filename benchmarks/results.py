@@ -14,8 +14,9 @@ is seen in training, under any letters. The arms, from configs/*_results.yaml an
     weighted   SFT with balanced classes in its loss, and exact GRPO from it
     traces     SFT on reasoning traces, and from it GRPO with outcome and process rewards
 
-Each model answers the test set, its paraphrase and its relabelling; intervals resample structures. What is done is not
-done again: an interrupted run continues with the stage that it was in.
+Answers are scored on the test set, its paraphrase and its relabelling; traces on those of N = 4 and on the test set of
+N = 5. Intervals resample structures. What is done is not done again: an interrupted run continues with the stage that
+it was in.
 """
 
 import argparse
@@ -75,6 +76,11 @@ class Arm(NamedTuple):
     evaluation: list[str]
     models: dict[str, Model]
 
+    @property
+    def compared(self) -> list[tuple[str, str]]:
+        """The tests that models are compared on: validation only serves to choose a threshold."""
+        return [(dataset, split) for dataset, split in self.tests if split != "validation"]
+
 
 SFT, GRPO = "train_sft.py", "train_grpo.py"
 ARMS = {
@@ -118,13 +124,13 @@ def run(command: list, log: Path) -> None:
         sys.exit(f"error: {' '.join(map(str, command))} failed; the end of {log}:\n{tail}")
 
 
-def stage(name: str, target: Path, command: list, log: Path) -> None:
+def stage(name: str, target: Path, command: list, logs: Path) -> None:
     """Run `command`, which fills `target`, unless it has been done; a half-done one is started anew."""
     if (target / ".done").exists():
         return
     shutil.rmtree(target, ignore_errors=True)
-    print(f"{log.parent.parent.name}: {name}", flush=True)
-    run(command, log)
+    print(f"{logs.parent.name}: {name}", flush=True)
+    run(command, logs / f"{slug(name)}.log")
     (target / ".done").touch()
 
 
@@ -144,28 +150,26 @@ def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
         recipe, more = DATASETS[dataset]
         output = data / slug(dataset)
         options = ["--config", f"configs/{recipe}.yaml", "--seed", seed, "--output_dir", output, *more]
-        stage(f"data, {dataset}", output, [sys.executable, "preprocess.py", *options], logs / f"{slug(dataset)}.log")
+        stage(f"data, {dataset}", output, [sys.executable, "preprocess.py", *options], logs)
     for name, model in models.items():
         output = folder / "models" / slug(name)
         options = ["--config", f"configs/{model.recipe}.yaml", "--seed", seed, "--output_dir", output]
         options += ["--dataset", data / slug(model.dataset), "--logging_dir", folder / "curves" / name, *model.options]
         options += ["--model", folder / "models" / slug(model.start)] if model.start else []
-        stage(name, output, [*launch, model.script, *options], logs / f"{slug(name)}.log")
+        stage(name, output, [*launch, model.script, *options], logs)
         for dataset, split in tests:
             results = test_folder(folder, dataset, split) / slug(name)
             options = ["--name", name, "--model", output, "--dataset", data / slug(dataset), "--split", split]
             options += ["--output_dir", results, "--cluster", "structure_id", "--seed", seed, *evaluation]
-            title = f"{name}, {dataset}, {split}"
-            stage(title, results, [*launch, "evaluate.py", *options], logs / f"{slug(title)}.log")
-    for dataset, split in tests:
+            stage(f"{name}, {dataset}, {split}", results, [*launch, "evaluate.py", *options], logs)
+    for dataset, split in ARMS[arm].compared:
         tested = test_folder(folder, dataset, split)
         command = [sys.executable, "evaluate.py", "--cluster", "structure_id", "--compare"]
         command += [*(tested / slug(name) for name in models), "--output_dir", tested / f"comparison_{arm}"]
-        title = f"{arm}: comparison, {dataset}, {split}"
-        stage(title, tested / f"comparison_{arm}", command, logs / f"{slug(title)}.log")
+        stage(f"{arm}: comparison, {dataset}, {split}", tested / f"comparison_{arm}", command, logs)
     curves = folder / f"curves_{arm}"
     command = [sys.executable, "evaluate.py", "--output_dir", curves, "--curves"]
-    stage(f"{arm}: curves", curves, [*command, *(folder / "curves" / name for name in models)], logs / f"{arm}.log")
+    stage(f"{arm}: curves", curves, [*command, *(folder / "curves" / name for name in models)], logs)
 
 
 # --- report
@@ -185,13 +189,13 @@ def row(*cells: str) -> str:
 def report(folders: list[Path]) -> str:
     """Markdown: for every arm and test set the scores of its models, and their paired differences."""
     lines = []
-    for arm, (tests, _, models) in ARMS.items():
-        for dataset, split in tests:
+    for name, arm in ARMS.items():
+        for dataset, split in arm.compared:
             tested = [(folder.name, test_folder(folder, dataset, split)) for folder in folders]
-            tested = [(seed, place) for seed, place in tested if (place / f"comparison_{arm}" / ".done").exists()]
-            if tested and split != "validation":
-                lines += [f"\n**{arm}: {dataset}, {split}**\n", *scores_table(models, tested)]
-                lines += ["", *differences_table(arm, tested)]
+            tested = [(seed, place) for seed, place in tested if (place / f"comparison_{name}" / ".done").exists()]
+            if tested:
+                lines += [f"\n**{name}: {dataset}, {split}**\n", *scores_table(arm.models, tested)]
+                lines += ["", *differences_table(name, tested)]
     return "\n".join(lines)
 
 
@@ -223,8 +227,9 @@ def tuned_f1(place: Path, model: str) -> float:
 
     precision, recall, thresholds = precision_recall_curve(*answers("validation"))
     f1 = 2 * precision * recall / (precision + recall).clip(1e-9)
+    threshold = thresholds[f1[:-1].argmax()]  # the last point has none
     labels, probabilities = answers(place.name)
-    return f1_score(labels, [p >= thresholds[f1[:-1].argmax()] for p in probabilities])
+    return f1_score(labels, [p >= threshold for p in probabilities])
 
 
 def differences_table(arm: str, tested: list[tuple[str, Path]]) -> list[str]:

@@ -131,47 +131,62 @@ def results(monkeypatch):
 
 
 def test_the_experiment_names_recipes_that_exist_and_models_that_it_has_made(results):
-    for data, models in results.ARMS.values():
-        assert (ROOT / "configs" / f"{data}.yaml").is_file()
+    for recipe, _ in results.DATASETS.values():
+        assert (ROOT / "configs" / f"{recipe}.yaml").is_file()
+    for arm in results.ARMS.values():
+        assert {dataset for dataset, _ in arm.tests} <= results.DATASETS.keys()
         made = []
-        for name, (script, recipe, start, _) in models.items():
-            assert (ROOT / script).is_file() and (ROOT / "configs" / f"{recipe}.yaml").is_file()
-            assert start is None or start in made
+        for name, model in arm.models.items():
+            assert (ROOT / model.script).is_file() and (ROOT / "configs" / f"{model.recipe}.yaml").is_file()
+            assert model.dataset in results.DATASETS
+            assert model.start is None or model.start in made
             made.append(name)
-    slugs = [results.slug(name) for _, models in results.ARMS.values() for name in models]
-    assert len(slugs) == len(set(slugs))
+    for names in ([name for arm in results.ARMS.values() for name in arm.models], results.DATASETS):
+        slugs = [results.slug(name) for name in names]
+        assert len(slugs) == len(set(slugs))
 
 
 def test_an_interrupted_stage_is_done_anew_and_a_done_one_is_not(results, tmp_path):
-    target, log = tmp_path / "out", tmp_path / "seed-0" / "console" / "stage.log"
+    target, logs = tmp_path / "out", tmp_path / "seed-0" / "console"
     code = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'x').write_text(sys.argv[2])"
     target.mkdir()
     (target / "half").touch()
-    results.stage("one", target, [sys.executable, "-c", code, target, "a"], log)
+    results.stage("one", target, [sys.executable, "-c", code, target, "a"], logs)
     assert (target / "x").read_text() == "a" and not (target / "half").exists()
-    results.stage("one", target, [sys.executable, "-c", code, target, "b"], log)
+    results.stage("one", target, [sys.executable, "-c", code, target, "b"], logs)
     assert (target / "x").read_text() == "a"
-    with pytest.raises(SystemExit, match="failed; the end of .*stage.log:(?s:.*)ZeroDivisionError"):
-        results.stage("two", tmp_path / "other", [sys.executable, "-c", "1 / 0"], log)
+    with pytest.raises(SystemExit, match="failed; the end of .*two.log:(?s:.*)ZeroDivisionError"):
+        results.stage("two", tmp_path / "other", [sys.executable, "-c", "1 / 0"], logs)
 
 
 def test_the_report_has_every_model_and_every_difference(results, tmp_path):
     """Two seeds, written by hand as evaluate.py writes them."""
-    constant = dict.fromkeys(results.SCORES, 0.25)
+    constant = dict.fromkeys(("f1", *results.SCORES), 0.25)
     for seed, gain in ((0, 0.1), (1, 0.3)):
-        test = tmp_path / f"seed-{seed}" / "test"
+        test = results.test_folder(tmp_path / f"seed-{seed}", "traces of N = 4", "test")
         for name, f1 in (("trace SFT", 0.5), ("trace GRPO", 0.5 + gain)):
-            scores = dict.fromkeys(results.SCORES, f1) | {"intervals": {"f1": [f1 - 0.05, f1 + 0.05]}}
+            scores = dict.fromkeys(("f1", *results.SCORES), f1) | {"intervals": {"f1": [f1 - 0.05, f1 + 0.05]}}
             written = {"baselines": {"majority": constant, "always_yes": constant}, "overall": scores}
             folder = test / results.slug(name)
             folder.mkdir(parents=True)
-            (folder / "metrics.json").write_text(json.dumps(written | {"by_num_variables": {"4": scores}}))
+            (folder / "metrics.json").write_text(json.dumps(written))
         pair = {"names": ["trace SFT", "trace GRPO"], "difference": {"f1": gain}, "intervals": {"f1": [0.01, 0.4]}}
         (test / "comparison_traces").mkdir()
         (test / "comparison_traces" / "comparison.json").write_text(json.dumps({"pairs": [pair]}))
         (test / "comparison_traces" / ".done").touch()
     text = results.report([tmp_path / "seed-0", tmp_path / "seed-1", tmp_path / "seed-2"])
-    assert "**traces, test**" in text and "answers" not in text, "what has not been done is left out"
-    assert "| trace GRPO | seed-1 | 0.800 [0.750, 0.850] | 0.800 [0.750, 0.850] | 0.800 | 0.800 | 0.800 |" in text
+    assert "**traces: traces of N = 4, test**" in text and "answers" not in text, "what has not been done is left out"
+    assert "| trace GRPO | seed-1 | 0.800 [0.750, 0.850] | 0.800 | 0.800 | 0.800 |  |  |" in text
     expected = "+0.100 [+0.010, +0.400] | +0.300 [+0.010, +0.400] | +0.200 ± 0.141 |"
     assert f"| trace GRPO − trace SFT | {expected}" in text
+
+
+def test_the_threshold_that_is_best_on_validation_is_used_on_the_test_set(results, tmp_path):
+    for split, labels in (("validation", [0, 0, 1, 1]), ("test", [0, 1, 1, 1])):
+        folder = tmp_path / split / "sft"
+        folder.mkdir(parents=True)
+        rows = zip(labels, [0.1, 0.2, 0.3, 0.4], strict=True)
+        lines = (json.dumps({"label": label, "probability": probability}) for label, probability in rows)
+        (folder / "predictions.jsonl").write_text("\n".join(lines))
+    assert results.tuned_f1(tmp_path / "validation", "sft") == 1
+    assert results.tuned_f1(tmp_path / "test", "sft") == pytest.approx(0.8)  # 0.3: two found of three
