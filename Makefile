@@ -1,5 +1,5 @@
 # make demo: data, SFT, GRPO, evaluation and comparison of a tiny model on two CPU processes.
-# make results: the experiment of RESULTS.md, three seeds, about an hour each; it continues where it was interrupted.
+# make results: the experiment of RESULTS.md, three seeds, hours each; it continues where it was interrupted.
 # make test: every default test. Both install what they need into .venv and reuse it.
 PYTHON ?= python3
 SEED ?= 0
