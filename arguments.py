@@ -1,5 +1,7 @@
 """Configuration of every script: a dataclass, filled from `--config FILE.yaml`, then from `--field value` options.
 
+A file may stand on another beside it: `base: sft_phi3.yaml` takes that one's fields, and its own override them.
+
     @dataclass
     class Config:
         learning_rate: float = arg(1e-5, "peak learning rate")
@@ -22,6 +24,17 @@ import yaml
 from transformers import HfArgumentParser
 
 T = TypeVar("T")
+_ROWS = "batch_size or prompts_per_step is of all devices and accumulation steps; micro_batch_tokens bounds memory"
+_PRECISION = "the launch has it: accelerate_configs/zero2_2xl4.yaml bf16, accelerate_configs/zero2_2x2080ti.yaml fp16"
+_ATTENTION = "attention is torch's SDPA, with a mask of shared prefixes that no flash kernel takes"
+ELSEWHERE = {  # settings of other trainers, and what is in their place here
+    "per_device_train_batch_size": _ROWS,
+    "gradient_accumulation_steps": _ROWS,
+    "bf16": _PRECISION,
+    "fp16": _PRECISION,
+    "attn_implementation": _ATTENTION,
+    "use_flash_attention_2": _ATTENTION,
+}
 
 
 def arg(default: Any, help: str) -> Any:
@@ -46,7 +59,7 @@ def parse_config(cls: type[T], argv: list[str] | None = None) -> T:
         if option not in known and option not in ("config", "help"):
             raise ValueError(f"unknown option --{option}{_nearest(option, known)}")
     path = parser.parse_known_args(argv)[0].config if "--help" not in argv else None
-    defaults = _read_yaml(path, known) if path else {}
+    defaults = read_yaml(path, known) if path else {}
     parser.set_defaults(**defaults)
     config, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     for name, value in dataclasses.asdict(config).items():
@@ -59,11 +72,17 @@ def _raise(message: str):
 
 
 def _nearest(name: str, known: dict[str, Any]) -> str:
+    if name in ELSEWHERE:
+        return f"; {ELSEWHERE[name]}"
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else "; --help lists the fields"
 
 
-def _read_yaml(path: str, known: dict[str, Any]) -> dict[str, Any]:
+def read_yaml(path: str, known: dict[str, Any] | None = None, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of a file, over those of the file beside it that its `base` names, if it names one.
+
+    Raises ValueError for what is no such file, and for a field that is not in `known`, a type for each name.
+    """
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: no such file")
     try:
@@ -72,11 +91,15 @@ def _read_yaml(path: str, known: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: expected `field: value` lines")
-    for name in values:
+    base = values.pop("base", None)
+    for name in values if known is not None else ():
         if name not in known:
             raise ValueError(f"--config {path}: unknown field {name}{_nearest(str(name), known)}")
         values[name] = _as_number(values[name], known[name])
-    return values
+    if base is None:
+        return values
+    check(str(base) not in above, f"--config {path}: base {base} is above itself")
+    return read_yaml(str(Path(path).parent / str(base)), known, (*above, str(base))) | values
 
 
 def _as_number(value: Any, kind: Any) -> Any:

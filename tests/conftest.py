@@ -143,6 +143,14 @@ def run(*command) -> str:
     return done.stdout
 
 
+def launch(processes: int, script: str, setup: str = "zero2_2xcpu", **options) -> str:
+    """Run a script under `accelerate launch` with a configuration of accelerate_configs/; its output."""
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    configured = ["--config_file", f"accelerate_configs/{setup}.yaml", "--num_processes", processes]
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return run(*accelerate, *configured, script, *arguments)
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """A dataset of answers for the tiny model."""

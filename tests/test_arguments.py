@@ -50,6 +50,20 @@ def test_the_command_line_overrides_the_file_which_overrides_defaults(tmp_path):
     assert parse_config(Config, ["--steps=9", *argv]) == config
 
 
+def test_a_file_stands_on_its_base(tmp_path):
+    (tmp_path / "first.yaml").write_text("steps: 1\nname: first\nsizes: [1]\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nname: second\nrate: 1e-5\n")
+    config = parse_config(Config, yaml_file(tmp_path, "base: second.yaml\nsteps: 3\n"))
+    assert (config.steps, config.name, config.sizes, config.rate) == (3, "second", [1], 1e-5)
+
+
+def test_a_wrong_base_is_named(tmp_path):
+    assert "nowhere.yaml: no such file" in error_of(yaml_file(tmp_path, "base: nowhere.yaml"))
+    assert "base config.yaml is above itself" in error_of(yaml_file(tmp_path, "base: config.yaml"))
+    (tmp_path / "first.yaml").write_text("stepps: 1\n")
+    assert "first.yaml: unknown field stepps; did you mean steps?" in error_of(yaml_file(tmp_path, "base: first.yaml"))
+
+
 @pytest.mark.parametrize("text", ["1e-5", "1.0e-5", "0.00001", '"1e-5"'])
 def test_yaml_numbers(tmp_path, text):
     """YAML 1.1 reads 1e-5 as text."""
@@ -94,6 +108,12 @@ def test_text_may_be_empty_or_look_like_a_number(tmp_path):
 @pytest.mark.parametrize("argv", [["--stepz", "3"], ["--stepz=3"]])
 def test_an_unknown_option_names_the_nearest(argv):
     assert error_of(argv) == "unknown option --stepz; did you mean steps?"
+
+
+def test_a_setting_of_other_trainers_is_told_its_place(tmp_path):
+    assert "accelerate_configs/zero2_2x2080ti.yaml fp16" in error_of(yaml_file(tmp_path, "bf16: true"))
+    assert "micro_batch_tokens" in error_of(["--per_device_train_batch_size", "2"])
+    assert "no flash kernel" in error_of(["--attn_implementation", "flash_attention_2"])
 
 
 def test_an_unknown_field_names_the_nearest_and_the_file(tmp_path):

@@ -1,19 +1,22 @@
 """Every file of settings in the repository parses, names files that exist, and agrees with the others."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
 import evaluate
 import preprocess
 import train_grpo
 import train_sft
-from arguments import parse_config
+from arguments import parse_config, read_yaml
 
 ROOT = Path(__file__).parents[1]
 CONFIG_OF = {
@@ -40,7 +43,7 @@ def test_recipe_parses(path):
     config = parse(path)
     if path.name.startswith("data_"):
         preprocess.check_config(config)
-    given = yaml.safe_load(path.read_text())
+    given = {name: value for name, value in read_yaml(str(path)).items() if value is not None}
     for name, value in given.items():
         assert getattr(config, name) == (float(value) if isinstance(getattr(config, name), float) else value)
 
@@ -138,6 +141,31 @@ def test_readme_commands_have_settings_that_the_scripts_take(script, options, mo
     config = parse_config(CONFIG_OF[of[script]], options)
     if script == "preprocess.py":
         preprocess.check_config(config)
+
+
+STUBS = {
+    "sbatch": 'while [ "$1" != --wrap ]; do shift; done; sh -c "$2"',
+    "scontrol": "printf 'first\\nsecond\\n'",
+    "srun": 'for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+    "accelerate": 'echo "$@"',
+}
+
+
+def test_the_readmes_job_of_several_nodes_launches_on_each(tmp_path):
+    """Its sbatch command with Slurm's and accelerate's replaced: what each node would launch."""
+    for name, body in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    command = re.search(r"^sbatch --nodes=2.*?'$", (ROOT / "README.md").read_text(), re.S | re.M)[0]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command], env=environment, text=True, capture_output=True)
+    launches = [line.split() for line in done.stdout.splitlines()]
+    assert [words[words.index("--machine_rank") + 1] for words in launches] == ["0", "1"], done.stderr
+    for words in launches:
+        assert words[words.index("--main_process_ip") + 1] == "first"
+        script = words.index("train_sft.py")
+        launch_command_parser().parse_args(words[1 : script + 1])
+        parse_config(train_sft.Config, words[script + 1 :])
 
 
 def test_the_readme_shows_every_stage():

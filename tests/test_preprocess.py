@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from datasets import load_from_disk
 
 import corr2cause
@@ -682,10 +681,3 @@ def test_a_run_that_dies_while_writing_leaves_the_old_dataset(monkeypatch, tmp_p
         run_main(monkeypatch, *options, "--overwrite", "true", "--seed", "1")
     assert (tmp_path / "out" / "report.json").read_text() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("data_*.yaml")), ids=lambda path: path.name)
-def test_configs_hold_known_settings(path):
-    config = DataConfig(**yaml.safe_load(path.read_text()))
-    preprocess.check_config(config)
-    assert config.output_dir.startswith("data/")
