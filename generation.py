@@ -9,19 +9,22 @@ Dimensions: B sequences, R groups, S live sequences of a group at most, C cached
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
 from data import premise_groups, share_of_rank
 from distributed import gather
 from models import encode
-from prefix_sharing import PackedTree, Tokens, pack, plan_micro_batches, sequence_logps
+from prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, pack, plan_micro_batches, sequence_logps
 from rewards import extract_answer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ROWS_PER_GROUP = 64  # claims of a premise, or their samples, that share its tokens: few enough to divide among ranks
 RESULT_COLUMNS = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
@@ -43,29 +46,31 @@ class RoomyLayer(DynamicLayer):
         """Append tokens; returns all keys and values so far, as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._hold(key_states, value_states)
-            return self.keys, self.values
-        filled = self.keys.shape[2]
-        length = filled + key_states.shape[2]
-        for k, new in enumerate((key_states, value_states)):
-            if length > self.buffers[k].shape[2]:
-                old = self.buffers[k]
-                self.buffers[k] = old.new_empty((*old.shape[:2], max(length, 3 * filled // 2), old.shape[3]))
-                self.buffers[k][:, :, :filled] = old[:, :, :filled]
-            self.buffers[k][:, :, filled:length] = new
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+            # Phi-3's values are a view of its queries, keys and values in one: that would keep all three.
+            self._hold(key_states.contiguous(), value_states.contiguous(), key_states.shape[2])
+        else:
+            filled = self.keys.shape[2]
+            length = filled + key_states.shape[2]
+            for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer[:, :, filled:length] = new
+            self._hold(*self.buffers, length)
         return self.keys, self.values
 
-    def split_rows(self, columns: torch.Tensor) -> None:
-        """Make rows of the one packed row; `columns` (R, C) are the packed tokens of each."""
-        self._hold(*(x[0][:, columns].transpose(0, 1).contiguous() for x in (self.keys, self.values)))
+    def split_rows(self, columns: torch.Tensor, room: int) -> None:
+        """Make rows of the one packed row; `columns` (R, C) are the packed tokens of each, `room` more will fit."""
+        rows, length = columns.shape
+        buffers = []
+        for x in (self.keys, self.values):
+            buffers.append(x.new_empty((rows, x.shape[1], length + room, x.shape[3])))
+            buffers[-1][:, :, :length] = x[0][:, columns].transpose(0, 1)
+        self._hold(*buffers, length)
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        self._hold(self.keys[rows], self.values[rows])
+        self._hold(*(buffer[rows] for buffer in self.buffers), self.keys.shape[2])
 
-    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
         self.buffers = [keys, values]
-        self.keys, self.values = keys, values
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
 
 
 @torch.no_grad()
@@ -112,14 +117,15 @@ def generate(
         if t == max_new_tokens - 1 or not any(live):
             break
         if not all(live):
-            rows = [r for r, row in enumerate(live) if row]
-            live = [live[r] for r in rows]
+            kept = [r for r, row in enumerate(live) if row]
+            live = [live[r] for r in kept]
             for layer in cache.layers:
-                layer.keep_rows(torch.tensor(rows, device=device))
+                layer.keep_rows(torch.tensor(kept, device=device))
         slots = pad_sequence([torch.tensor(row) for row in live], batch_first=True, padding_value=padding)  # (R, S)
         newest = torch.tensor([completion.tokens[-1] for completion in completions] + [0])[slots]
         depths = torch.tensor([len(prompt) + t for prompt in prompts] + [0])[slots]
         slots = slots.to(device)
+        rows, columns = torch.tensor([(r, s) for r, row in enumerate(live) for s in range(len(row))], device=device).T
         # Padding sees itself too: a row of attention that sees nothing would be NaN, and NaN spreads.
         visible[slots, filled + torch.arange(slots.shape[1], device=device)] = True
         filled += slots.shape[1]
@@ -129,7 +135,7 @@ def generate(
             attention_mask=visible[slots, :filled][:, None],  # (R, 1, S, C)
             past_key_values=cache,
             use_cache=True,
-        ).logits[slots < padding]  # (B of them that live, V)
+        ).logits[rows, columns]  # (B of them that live, V)
     done = iter(completions)
     return [[next(done) for _ in group] for group in groups]
 
@@ -151,9 +157,9 @@ def _split_cache(
     """
     nodes = [sorted({node for b in row for node in tree.paths[b]}) for row in rows]
     columns = pad_sequence([torch.tensor(row) for row in nodes], batch_first=True)  # (R, C); padding is never seen
-    for layer in cache.layers:
-        layer.split_rows(columns.to(device))
     room = max_new_tokens * max(map(len, rows))
+    for layer in cache.layers:
+        layer.split_rows(columns.to(device), room)
     visible = torch.zeros((len(tree.paths) + 1, columns.shape[1] + room), dtype=torch.bool)
     for row, row_nodes in zip(rows, nodes, strict=True):
         for b in row:
@@ -163,14 +169,20 @@ def _split_cache(
 
 def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None) -> tuple[list[int], list[float]]:
     """Greedy or inverse-CDF choice from `logits` (B, V); returns tokens and their log-probabilities (B,)."""
-    logps = (logits.float() / (temperature or 1.0)).log_softmax(-1)
-    if temperature == 0:
-        tokens = logps.argmax(-1)
-    else:
-        cumulative = logps.double().exp().cumsum(-1)
-        points = torch.as_tensor(uniforms, device=logits.device)[:, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, points, right=True).clamp_max(logits.shape[-1] - 1)[:, 0]
-    return tokens.tolist(), logps.gather(-1, tokens[:, None])[:, 0].tolist()
+    points = None if uniforms is None else torch.as_tensor(uniforms, device=logits.device)[:, None]
+    chosen: list[torch.Tensor] = []
+    taken: list[torch.Tensor] = []
+    size = max(1, LOGITS_AT_ONCE // logits.shape[-1])  # some twenty bytes a logit are in use below
+    for start in range(0, len(logits), size):
+        logps = (logits[start : start + size].float() / (temperature or 1.0)).log_softmax(-1)
+        if points is None:
+            chosen.append(logps.argmax(-1))
+        else:
+            cumulative = logps.double().exp().cumsum(-1)
+            at = points[start : start + size] * cumulative[:, -1:]
+            chosen.append(torch.searchsorted(cumulative, at, right=True).clamp_max(logits.shape[-1] - 1)[:, 0])
+        taken.append(logps.gather(-1, chosen[-1][:, None])[:, 0])
+    return torch.cat(chosen).tolist(), torch.cat(taken).tolist()
 
 
 def generate_groups(
@@ -207,7 +219,7 @@ def predict(
     accelerator: Accelerator,
     model: torch.nn.Module,
     tokenizer,
-    rows: Dataset,
+    rows: "Dataset",
     *,
     stop_ids: set[int],
     max_new_tokens: int,
@@ -280,7 +292,7 @@ def score_answers(
     accelerator: Accelerator,
     model: torch.nn.Module,
     tokenizer,
-    rows: Dataset,
+    rows: "Dataset",
     candidates: list[tuple[str, str]],
     *,
     micro_batch_tokens: int,

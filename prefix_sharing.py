@@ -15,7 +15,7 @@ Dimensions: B sequences, T completion length, L packed length, M predicted token
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -163,11 +163,10 @@ class _TreeAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value)
         ctx.tiles, ctx.attend = tiles, attend
         device = query.device.type
-        ctx.autocast = {
-            "device_type": device,
-            "dtype": torch.get_autocast_dtype(device),
-            "enabled": torch.is_autocast_enabled(device),
-        }
+        ctx.autocast = nullcontext()
+        if torch.amp.is_autocast_available(device):  # the meta device, where memory.py counts, has none
+            dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+            ctx.autocast = torch.autocast(device, dtype, enabled)
         return torch.cat([attend(*_tile_of(query, key, value, tile), tile.mask)[0] for tile in tiles], dim=1)
 
     @staticmethod
@@ -175,7 +174,7 @@ class _TreeAttention(torch.autograd.Function):
         inputs = ctx.saved_tensors
         grads = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in inputs]
         for tile in ctx.tiles:
-            with torch.enable_grad(), torch.autocast(**ctx.autocast):  # a backward pass runs outside of autocast
+            with torch.enable_grad(), ctx.autocast:  # a backward pass runs outside of autocast
                 leaves = [tensor.detach().requires_grad_() for tensor in _tile_of(*inputs, tile)]
                 output = ctx.attend(*leaves, tile.mask)[0]
             of_query, *of_blocks = torch.autograd.grad(output, leaves, grad_output[:, tile.rows])
