@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-
-from datasets import Dataset, DatasetDict, load_from_disk
+from typing import TYPE_CHECKING
 
 import corr2cause
 from arguments import check
@@ -15,11 +14,16 @@ from models import encode
 from reasoning import trace
 from rewards import extract_answer
 
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-def load_split(directory: str, split: str) -> Dataset:
+
+def load_split(directory: str, split: str) -> "Dataset":
     """A split of a dataset that preprocess.py wrote; ValueError if it is not there or has no prompts."""
     check((Path(directory) / "dataset_dict.json").is_file(), f"dataset {directory}: not a dataset of preprocess.py")
-    dataset: DatasetDict = load_from_disk(directory)
+    from datasets import load_from_disk  # seconds to import, which wrong settings need not wait for
+
+    dataset = load_from_disk(directory)
     check(split in dataset, f"split {split}: dataset {directory} has {', '.join(dataset)}")
     rows = dataset[split]
     check(
@@ -29,7 +33,7 @@ def load_split(directory: str, split: str) -> Dataset:
     return rows
 
 
-def choose_rows(rows: Dataset, count: int, seed: int) -> Dataset:
+def choose_rows(rows: "Dataset", count: int, seed: int) -> "Dataset":
     """At most `count` rows, in their order: a random choice, since the first ones are the claims of a few premises."""
     return rows.select(sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows)))))
 
@@ -51,7 +55,7 @@ def trace_style(directory: str) -> str | None:
     return config["trace_style"] if config["target"] == "trace" else None
 
 
-def answer_candidates(directory: str, rows: Dataset | dict, setting: str, remedy: str) -> list[tuple[str, str]]:
+def answer_candidates(directory: str, rows: "Dataset | dict", setting: str, remedy: str) -> list[tuple[str, str]]:
     """(No, Yes) for every row: its response, and the same with the answer swapped, whichever of them is the target.
 
     Raises ValueError, naming `setting` and `remedy`, unless the responses are answers alone: given only the prompt, the
@@ -69,7 +73,7 @@ def answer_candidates(directory: str, rows: Dataset | dict, setting: str, remedy
     return [pairs[response] for response in rows["response"]]
 
 
-def relabel_rows(rows: Dataset, style: str | None, seed: int, epoch: int) -> dict[str, list[str]]:
+def relabel_rows(rows: "Dataset", style: str | None, seed: int, epoch: int) -> dict[str, list[str]]:
     """Columns prompt, response, premise and hypothesis with the letters of every premise exchanged at random.
 
     A function of (seed, epoch, premise): rows of one premise stay together, and an epoch repeats itself. Labels stay;
@@ -96,7 +100,7 @@ def relabel_rows(rows: Dataset, style: str | None, seed: int, epoch: int) -> dic
     return columns
 
 
-def encode_rows(tokenizer, rows: Dataset | dict) -> tuple[list[list[int]], list[list[int]]]:
+def encode_rows(tokenizer, rows: "Dataset | dict") -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of every row's prompt and target, encoded apart so that sampling sees the same prompt."""
     return [encode(tokenizer, text) for text in rows["prompt"]], [encode(tokenizer, text) for text in rows["response"]]
 

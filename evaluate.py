@@ -37,7 +37,15 @@ from checkpoints import claim_output_dir, list_checkpoints
 from data import answer_candidates, choose_rows, load_split, premise_groups
 from distributed import start
 from generation import predict, score_answers
-from models import check_context, check_model, encode, load_for_inference, load_tokenizer, stop_token_ids
+from models import (
+    BF16_CAPABILITY,
+    check_context,
+    check_model,
+    encode,
+    load_for_inference,
+    load_tokenizer,
+    stop_token_ids,
+)
 from prefix_sharing import check_prefix_sharing
 
 RESULTS = "evaluation_results"
@@ -128,7 +136,7 @@ def default_name(model: str) -> str:
 
 def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtype:
     """The dtype to compute in on a GPU of this compute capability (None: no GPU)."""
-    has_bf16 = capability is None or capability >= (8, 0)  # older ones emulate it
+    has_bf16 = capability is None or capability >= BF16_CAPABILITY
     check(name != "bfloat16" or has_bf16, f"dtype bfloat16: this GPU ({capability}) only emulates it; use float16")
     if name != "auto":
         return getattr(torch, name)

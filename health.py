@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -36,7 +35,7 @@ def _zero_by_construction(model: torch.nn.Module) -> set[str]:
     """Names of the lora_A weights whose lora_B is still zero: their first gradient is exactly zero, and no fault."""
     names = set()
     for prefix, module in model.named_modules():
-        if isinstance(module, LoraLayer):
+        if hasattr(module, "lora_B"):
             for adapter, b in module.lora_B.items():
                 if not b.weight.any():
                     names.add(f"{prefix}.lora_A.{adapter}.weight")
@@ -60,10 +59,14 @@ def check_graph(model: torch.nn.Module, loss: torch.Tensor) -> None:
 def check_gradient_flow(model: torch.nn.Module, loss: torch.Tensor) -> None:
     """A probe backward before training: proves that the loss reaches every trainable tensor, and clears the gradients.
 
-    Raises TrainingFault naming the tensors with no gradient, or a zero or non-finite one. A zero gradient of lora_A is
-    expected while lora_B is zero.
+    Raises TrainingFault if the loss is not finite, or naming the tensors with no gradient, or a zero or non-finite one.
+    A zero gradient of lora_A is expected while lora_B is zero.
     """
     check_graph(model, loss)
+    if not loss.isfinite():
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        remedy = "launch in bf16 or fp32" if dtype == torch.float16 else "its weights may be damaged"
+        raise TrainingFault(f"overflow: the loss is {loss.item()} before training, in {dtype}; {remedy}")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     loss.backward()
     expected_zero = _zero_by_construction(model)

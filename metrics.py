@@ -29,7 +29,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 from corr2cause import RELATION_OF
 
@@ -480,6 +479,8 @@ def _paired(rows_a: Sequence[Mapping], rows_b: Sequence[Mapping]) -> tuple[list[
 
 
 def _mcnemar(rows_a: Sequence[Mapping], rows_b: Sequence[Mapping]) -> dict:
+    from scipy.stats import binomtest  # a second to import, and training has nothing to compare
+
     right = Counter(
         (a["prediction"] == a["label"], b["prediction"] == b["label"]) for a, b in zip(rows_a, rows_b, strict=True)
     )

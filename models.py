@@ -6,21 +6,23 @@ without a GPU.
 """
 
 import contextlib
+import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     Phi3Config,
     Phi3ForCausalLM,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -31,6 +33,8 @@ from checkpoints import list_checkpoints
 from prefix_sharing import ATTENTION
 
 TINY = "tiny"
+BF16_CAPABILITY = (8, 0)  # of the first GPUs that compute bf16: torch.cuda.is_bf16_supported() counts emulation too
+SHAPES = Path(__file__).parent / "configs" / "shapes"  # config.json of the recipes' models, as far as it gives shapes
 POLICY, REFERENCE = "default", "reference"  # adapter names
 END_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 PHI3_SPECIAL = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>")
@@ -51,7 +55,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None):
     base = adapter_base(name_or_path)
     check(base != "", f"model {name_or_path}: adapter_config.json names no base_model_name_or_path")
     if base is not None and not (Path(name_or_path) / "tokenizer_config.json").is_file():
-        name_or_path = base
+        name_or_path, revision = base, base_revision(name_or_path, revision)
     return _from_hub_or_disk(AutoTokenizer, name_or_path, revision=revision)
 
 
@@ -116,7 +120,6 @@ def training_dtype(accelerator: Accelerator) -> torch.dtype:
     if plugin is not None:
         named = [p for p in ("bf16", "fp16") if plugin.deepspeed_config.get(p, {}).get("enabled") in (True, "true")]
         precision = named[0] if named else "no"
-    # torch.cuda.is_bf16_supported() counts emulation, so ask for the capability.
     if precision == "bf16" and accelerator.device.type == "cuda":
         check_bf16(torch.cuda.get_device_capability(), torch.cuda.get_device_name())
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
@@ -125,7 +128,7 @@ def training_dtype(accelerator: Accelerator) -> torch.dtype:
 def check_bf16(capability: tuple[int, int], name: str) -> None:
     """Raise ValueError, naming the configuration to use, unless the GPU computes bf16 (capability 8.0 or later)."""
     check(
-        capability >= (8, 0),
+        capability >= BF16_CAPABILITY,
         f"bf16 needs compute capability 8.0 or later; {name} has {capability[0]}.{capability[1]}: "
         "use accelerate_configs/zero2_2x2080ti.yaml (fp16)",
     )
@@ -134,10 +137,42 @@ def check_bf16(capability: tuple[int, int], name: str) -> None:
 # --- models
 
 
+def adapter_config(path: str) -> dict | None:
+    """What peft has written of the LoRA adapter in directory `path`; None if there is none."""
+    config = Path(path) / "adapter_config.json"
+    return json.loads(config.read_text()) if config.is_file() else None
+
+
 def adapter_base(path: str) -> str | None:
     """The base model's name if `path` is a directory of a LoRA adapter, else None."""
-    config = Path(path) / "adapter_config.json"
-    return (json.loads(config.read_text())["base_model_name_or_path"] or "") if config.is_file() else None
+    config = adapter_config(path)
+    return None if config is None else config["base_model_name_or_path"] or ""
+
+
+def base_revision(path: str, revision: str | None) -> str | None:
+    """`revision`, or where none is given that of the base which the adapter at `path` was trained on."""
+    return revision or (adapter_config(path) or {}).get("revision")
+
+
+def model_shape(name: str, revision: str | None = None) -> PreTrainedConfig:
+    """The configuration of a full model: the embedded one, a local or a hub one; the project has the recipes'."""
+    if name == TINY:
+        return tiny_model(0).config
+    known = SHAPES / f"{name.split('/')[-1]}.json"
+    is_known = known.is_file() and not Path(name).exists()
+    return _from_hub_or_disk(AutoConfig, str(known) if is_known else name, revision=None if is_known else revision)
+
+
+def with_layers(shape: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The configuration of the same model with so many layers."""
+    # What kind each layer is, Qwen2 writes down in a list: it would be too long or too short.
+    return type(shape).from_dict(shape.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
+
+
+def empty_model(shape: PreTrainedConfig, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """A model on the meta device: its modules and shapes, and no data."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=ATTENTION)
 
 
 def check_model(name: str) -> None:
@@ -186,13 +221,16 @@ def load_policy(
     check(
         adaptation == "lora" or base is None, f"model {model} is an adapter: set adaptation lora, or name a full model"
     )
-    policy = load_base(base or model, quantization, dtype, device, revision, seed)
+    if adaptation == "lora" and base is None:
+        targets = lora_targets(empty_model(model_shape(model, revision)), lora_target_modules)
+    policy = load_base(base or model, quantization, dtype, device, base_revision(model, revision), seed)
     if adaptation == "lora":
+        from peft import LoraConfig, PeftModel, get_peft_model  # seconds, which wrong settings need not wait for
+
         policy.requires_grad_(False)
         if base is not None:
             policy = PeftModel.from_pretrained(policy, model, adapter_name=POLICY, is_trainable=True)
         else:
-            targets = _lora_targets(policy, lora_target_modules)
             torch.manual_seed(seed)  # every rank draws the same LoRA
             policy = get_peft_model(
                 policy,
@@ -202,14 +240,20 @@ def load_policy(
                     lora_dropout=lora_dropout,
                     target_modules=targets,
                     task_type="CAUSAL_LM",
+                    revision=revision,
                 ),
                 adapter_name=POLICY,
             )
     if gradient_checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        policy.enable_input_require_grads()
+        recompute_activations(policy)
     check(any(p.requires_grad for p in policy.parameters()), f"model {model}: nothing in it is trainable")
     return policy.train()  # gradient checkpointing is only active then
+
+
+def recompute_activations(model: torch.nn.Module) -> None:
+    """Keep each layer's input alone in the forward pass of training, and run the layer again in the backward pass."""
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
 
 
 def load_for_inference(
@@ -218,8 +262,10 @@ def load_for_inference(
     """A full model, or a base with its adapter, in eval mode."""
     check_choice("quantization", quantization, ("nf4", "none"))
     base = adapter_base(model)
-    loaded = load_base(base or model, quantization, dtype, device, revision)
+    loaded = load_base(base or model, quantization, dtype, device, base_revision(model, revision))
     if base is not None:
+        from peft import PeftModel
+
         loaded = PeftModel.from_pretrained(loaded, model)
     return loaded.eval().requires_grad_(False)
 
@@ -233,6 +279,8 @@ def load_base(
         return tiny_model(seed).to(device=device, dtype=dtype)
     options = {"dtype": dtype, "attn_implementation": ATTENTION, "revision": revision, "use_safetensors": True}
     if quantization == "nf4":
+        installed = importlib.util.find_spec("bitsandbytes") is not None
+        check(installed, "quantization nf4 needs bitsandbytes: pip install -r requirements.txt, or set it to none")
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -298,7 +346,8 @@ def check_context(model: torch.nn.Module, tokens: int) -> None:
     )
 
 
-def _lora_targets(model: torch.nn.Module, names: str) -> list[str]:
+def lora_targets(model: torch.nn.Module, names: str) -> list[str]:
+    """The comma-separated `names`, or all linear layers but the head. ValueError for one that `model` does not have."""
     linear = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
     targets = [name.strip() for name in names.split(",") if name.strip()] or sorted(linear)
     missing = [name for name in targets if name not in linear]
@@ -313,19 +362,30 @@ def _from_hub_or_disk(cls, name: str, **options):
     try:
         return cls.from_pretrained(name, **options)
     except (OSError, ImportError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"model {name}: cannot be loaded ({reason}); give a local directory or a hub name") from error
+        reason = " ".join(str(error).split())
+        kinds = {type(e).__name__ for e in (error, error.__cause__, error.__context__)}
+        if "GatedRepoError" in kinds or "gated repo" in reason:
+            remedy = "accept its licence on its page at the hub, and set HF_TOKEN to a token of yours"
+        elif kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or os.environ.get("HF_HUB_OFFLINE") == "1":
+            remedy = "it is not in the cache and the hub cannot be reached: download it where there is a network"
+        else:
+            remedy = "give a local directory or a hub name"
+        raise ValueError(
+            f"model {name}: cannot be loaded ({reason[:200] or type(error).__name__}); {remedy}"
+        ) from error
 
 
 # --- adapters
 
 
-def add_reference(policy: PeftModel) -> None:
+def add_reference(policy: torch.nn.Module) -> None:
     """Freeze a copy of the policy's adapter beside it, as the reference of the KL term, on the same base.
 
     A fresh LoRA's copy is the base model itself, since B = 0. Switching the adapter off instead would make the base the
     reference of a run that starts from a trained adapter.
     """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     policy.add_adapter(REFERENCE, policy.peft_config[POLICY])
     set_peft_model_state_dict(policy, get_peft_model_state_dict(policy, adapter_name=POLICY), adapter_name=REFERENCE)
     for name, parameter in policy.named_parameters():
@@ -340,7 +400,7 @@ def use_reference(policy: torch.nn.Module) -> Iterator[None]:
     peft's `set_adapter` would also toggle requires_grad, and with it the gradient hooks that DeepSpeed has placed on
     the policy's parameters; only the layers' choice of adapter changes here.
     """
-    layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [module for module in policy.modules() if hasattr(module, "lora_A")]
     assert layers and REFERENCE in layers[0].lora_A, "no reference adapter: call add_reference first"
     try:
         for layer in layers:
@@ -351,11 +411,34 @@ def use_reference(policy: torch.nn.Module) -> Iterator[None]:
             layer._active_adapter = [POLICY]
 
 
-def save_model(model: torch.nn.Module, tokenizer, directory: Path) -> None:
-    """Write the policy as safetensors: the adapter alone for LoRA, the full model otherwise, with the tokenizer."""
-    if isinstance(model, PeftModel):
+def save_model(model: torch.nn.Module, tokenizer, directory: Path, card: str = "") -> None:
+    """Write the policy as safetensors: the adapter alone for LoRA, the full model otherwise, with the tokenizer.
+
+    `card` is the text of its README.md.
+    """
+    if hasattr(model, "peft_config"):
         # The embeddings are never trained; asking about them would ask the hub.
         model.save_pretrained(directory, selected_adapters=[POLICY], save_embedding_layers=False)
     else:
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    if card:
+        (Path(directory) / "README.md").write_text(card)
+
+
+def model_card(stage: str, settings: dict, step: int, scores: dict[str, float]) -> str:
+    """What a model is: the run's settings, its data by its hash, and its validation scores, as a README.md."""
+    report = Path(settings["dataset"]) / "report.json"
+    digest = json.loads(report.read_text()).get("dataset_hash", "unknown") if report.is_file() else "unknown"
+    adapter = settings.get("adaptation", "lora") == "lora"
+    base = (adapter_base(settings["model"]) or settings["model"]) if adapter else settings["model"]
+    kind, library = ("A LoRA adapter", "peft") if adapter else ("A model", "transformers")
+    lines = [
+        f"---\nlibrary_name: {library}\nbase_model: {base}\n---\n",
+        f"# {Path(settings['output_dir']).name}\n",
+        f"{kind} for Corr2Cause: {stage} from `{settings['model']}`, step {step}.\n",
+        f"Data: `{settings['dataset']}`, split {settings['train_split']}, SHA-256 {digest}.\n",
+    ]
+    lines += ["| validation | |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in scores.items())]
+    lines += ["\n| setting | |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in settings.items())]
+    return "\n".join(lines) + "\n"

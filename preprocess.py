@@ -429,7 +429,7 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     check_config(config)
     tokenizer = None
     if not config.raw:
-        from models import load_tokenizer  # torch and peft: seconds to import, and raw needs neither
+        from models import load_tokenizer  # torch: seconds to import, and raw does not need it
 
         tokenizer = load_tokenizer(config.tokenizer, config.revision)
         has_template = tokenizer.chat_template is not None

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset
 
 from corr2cause import parse_hypothesis, parse_premise
 from data import epoch_batches
@@ -21,6 +21,9 @@ from graphs import Claim, Premise
 from models import encode
 from prefix_sharing import Tokens, joined, pack
 from rewards import extract_answer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ Rollout = list[list[list[Sample]]]
 
 
 def make_prompts(
-    tokenizer, rows: Dataset | dict, labels: Sequence[int], answers: Sequence[tuple[str, str]] | None = None
+    tokenizer, rows: "Dataset | dict", labels: Sequence[int], answers: Sequence[tuple[str, str]] | None = None
 ) -> list[Prompt]:
     """The rows of a dataset, or of `relabel_rows`, as prompts; `answers` are the texts (No, Yes) of every row."""
     parse, tokens = cache(parse_premise), cache(lambda text: encode(tokenizer, text))

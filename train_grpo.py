@@ -45,6 +45,7 @@ from health import (
     report_scores,
     sampling_gap_cause,
 )
+from memory import print_plan
 from metrics import classification_metrics
 from models import (
     add_reference,
@@ -54,6 +55,7 @@ from models import (
     encode,
     load_policy,
     load_tokenizer,
+    model_card,
     save_model,
     stop_token_ids,
     training_dtype,
@@ -161,6 +163,9 @@ class Config:
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
     stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
     num_logged_completions: int = arg(4, "sampled completions written to TensorBoard at each evaluation")
+    # before a run
+    plan: bool = arg(False, "print where a card's memory will go, and whether it is enough, and run nothing")
+    card_gb: float = arg(0.0, "memory of the plan's card in GB; 0: of the GPU present")
 
     def __post_init__(self):
         check_choice("loss_type", self.loss_type, ("grpo", "dapo", "dr_grpo"))
@@ -425,6 +430,8 @@ def score_reference(model, batch: Rollout, config: Config) -> torch.Tensor:
 
 def main() -> None:
     config = parse_config(Config)
+    if config.plan:
+        return print_plan(config)
     accelerator = start(config.seed)
     main_process = accelerator.is_main_process
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -517,9 +524,10 @@ def main() -> None:
             share=config.prefix_sharing,
         )  # fmt: skip
         scores = classification_metrics(validation["label"], [result["prediction"] for result in results])
-        if config.keep_best and scores["f1"] >= best["f1"]:
+        if not config.keep_best or scores["f1"] >= best["f1"]:
             best.update(f1=scores["f1"], step=step_number)
-            on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
+            card = model_card("GRPO", asdict(config), step_number, {name: scores[name] for name in EVAL_SCORES})
+            on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir, card))
         if main_process:
             report_scores(writer, scores, validation["label"], step_number)
             if rollout:
@@ -634,6 +642,8 @@ def main() -> None:
                 logged = nan_means(window)
                 logged |= {"health/weight_change": motion.change(policy), "perf/tokens_saved": tokens_saved(trained)}
                 logged |= monitor.flags()
+                if accelerator.device.type == "cuda":
+                    logged["perf/peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
                 for name, value in logged.items():
                     writer.add_scalar(name, value, number + 1)
                 bar.set_postfix(
@@ -652,11 +662,9 @@ def main() -> None:
                 output_dir, number + 1, config.save_total_limit, lambda path: save_model(policy, tokenizer, path)
             ))  # fmt: skip
     bar.close()
-    if not config.keep_best:
-        on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
     if main_process:
         writer.close()
-        print(f"adapter: {output_dir} (step {best['step'] if config.keep_best else config.max_steps})")
+        print(f"adapter: {output_dir} (step {best['step']})")
         print(f"curves: tensorboard --logdir {config.logging_dir}")
     accelerator.end_training()
 

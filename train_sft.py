@@ -43,8 +43,18 @@ from health import (
     check_stop_tokens,
     report_scores,
 )
+from memory import print_plan
 from metrics import classification_metrics
-from models import check_context, check_model, load_policy, load_tokenizer, save_model, stop_token_ids, training_dtype
+from models import (
+    check_context,
+    check_model,
+    load_policy,
+    load_tokenizer,
+    model_card,
+    save_model,
+    stop_token_ids,
+    training_dtype,
+)
 from prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
 
 
@@ -93,6 +103,9 @@ class Config:
     save_steps: int = arg(100, "optimizer steps between checkpoints; 0: none")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
     stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
+    # before a run
+    plan: bool = arg(False, "print where a card's memory will go, and whether it is enough, and run nothing")
+    card_gb: float = arg(0.0, "memory of the plan's card in GB; 0: of the GPU present")
 
     def __post_init__(self):
         positive = ("batch_size", "micro_batch_tokens", "claims_per_prefix", "logging_steps", "eval_rows", "lora_r")
@@ -193,6 +206,8 @@ def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], conf
 
 def main() -> None:
     config = parse_config(Config)
+    if config.plan:
+        return print_plan(config)
     accelerator = start(config.seed)
     main_process = accelerator.is_main_process
     device, world_size = accelerator.device, accelerator.num_processes
@@ -235,9 +250,9 @@ def main() -> None:
     stop_ids = stop_token_ids(tokenizer, model)
     check_stop_tokens(rows.targets, stop_ids)
     first = share_of_rank(steps[0][1], accelerator.process_index, world_size, rows.packed_tokens)
+    check_gradient_flow(model, loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1]))
     if config.prefix_sharing:
         check_prefix_sharing(model, *rows.of(first), config.micro_batch_tokens)
-    check_gradient_flow(model, loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1]))
     engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
     policy = accelerator.unwrap_model(engine)
     check_optimizer(policy, optimizer)
@@ -264,9 +279,10 @@ def main() -> None:
             share=config.prefix_sharing,
         )  # fmt: skip
         scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
-        if config.keep_best and loss <= best["loss"]:
+        if not config.keep_best or loss <= best["loss"]:
             best.update(loss=loss, step=step_number)
-            on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
+            card = model_card("SFT", asdict(config), step_number, {"loss": loss} | {x: scores[x] for x in EVAL_SCORES})
+            on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir, card))
         if main_process:
             writer.add_scalar("eval/loss", loss, step_number)
             report_scores(writer, scores, validation["label"], step_number, f"eval loss {loss:.4f}, ")
@@ -328,6 +344,8 @@ def main() -> None:
                     "perf/rows_per_second": window["rows"] / seconds,
                     "perf/tokens_per_second": window["tokens"] / seconds,
                 }
+                if accelerator.device.type == "cuda":
+                    values["perf/peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
                 for name, value in values.items():
                     writer.add_scalar(name, value, number + 1)
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", tokens_s=f"{values['perf/tokens_per_second']:.0f}")
@@ -343,11 +361,9 @@ def main() -> None:
                 output_dir, number + 1, config.save_total_limit, lambda path: save_model(policy, tokenizer, path)
             ))  # fmt: skip
     bar.close()
-    if not config.keep_best:
-        on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir))
     if main_process:
         writer.close()
-        print(f"model: {output_dir} (step {best['step'] if config.keep_best else len(steps)})")
+        print(f"model: {output_dir} (step {best['step']})")
         print(f"curves: tensorboard --logdir {config.logging_dir}")
     accelerator.end_training()
 

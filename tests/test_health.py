@@ -73,13 +73,19 @@ def test_a_loss_without_a_graph_is_named():
         check_gradient_flow(model.requires_grad_(False), probe(model))
 
 
-def test_a_nan_is_named():
+@pytest.mark.parametrize("dtype, remedy", [(torch.float16, "launch in bf16 or fp32"), (torch.float32, "be damaged")])
+def test_a_loss_that_is_not_finite_before_training(dtype, remedy):
+    model = build_model("qwen2").to(dtype)
+    loss = model.get_input_embeddings().weight.sum() * float("inf")
+    with pytest.raises(TrainingFault, match=f"overflow: the loss is .* in {dtype}; .*{remedy}"):
+        check_gradient_flow(model, loss)
+
+
+def test_a_nan_gradient_of_a_finite_loss_is_named():
     model = build_model("qwen2")
-    with torch.no_grad():
-        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
-    with pytest.raises(TrainingFault, match="NaN or infinite"):
+    model.model.layers[1].mlp.down_proj.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingFault, match="NaN or infinite gradient in 1 of .*layers.1.mlp.down_proj.weight"):
         check_gradient_flow(model, probe(model))
-    assert all(p.grad is None for p in model.parameters())
 
 
 # --- the optimizer and the stop tokens

@@ -1,12 +1,16 @@
 """Tokenizers, loading, quantization, adapters, precision gates and what is written to disk."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import LORA_TARGETS, build_model, padded_logps, random_groups, randomize_lora_b
+from conftest import LORA_TARGETS, ROOT, build_model, padded_logps, random_groups, randomize_lora_b
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -22,9 +26,11 @@ from models import (
     check_bf16,
     check_context,
     encode,
+    load_base,
     load_for_inference,
     load_policy,
     load_tokenizer,
+    model_card,
     save_model,
     stop_token_ids,
     tiny_model,
@@ -142,6 +148,89 @@ def test_wrong_lora_targets_are_named_with_the_right_ones(tmp_path, tokenizer):
     assert not any("mlp" in name for name, p in policy.named_parameters() if p.requires_grad)
     with pytest.raises(ValueError, match=r"no q_proj, k_proj; its own are down_proj,gate_up_proj,o_proj,qkv_proj$"):
         load_policy(str(tmp_path / "full"), **PLAIN, lora_target_modules="q_proj,k_proj,o_proj")
+
+
+def test_wrong_lora_targets_are_refused_before_any_weight_is_read(tmp_path):
+    """By the configuration alone: the directory has no weights. The project has those of the recipes' models."""
+    build_model("phi3").config.save_pretrained(tmp_path)
+    for model in (str(tmp_path), "microsoft/Phi-3.5-mini-instruct"):
+        with pytest.raises(ValueError, match=r"no q_proj, v_proj; its own are down_proj,gate_up_proj,o_proj,qkv_proj$"):
+            load_policy(model, **PLAIN, lora_target_modules="q_proj,v_proj,o_proj")
+
+
+def test_nf4_without_bitsandbytes_is_refused(tmp_path, monkeypatch):
+    build_model("phi3").config.save_pretrained(tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    with pytest.raises(ValueError, match="nf4 needs bitsandbytes: pip install"):
+        load_policy(str(tmp_path), adaptation="lora", quantization="nf4", **CPU)
+
+
+@pytest.mark.parametrize(
+    "error, remedy",
+    [
+        (OSError("You are trying to access a gated repo."), "accept its licence .* HF_TOKEN"),
+        (OSError("We couldn't connect to the hub, and it is not in the cached files."), "download it where there is"),
+    ],
+)
+def test_a_hub_model_that_cannot_be_had_has_its_remedy(error, remedy, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def refuse(*args, **options):
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    with pytest.raises(ValueError, match=f"model someone/model: cannot be loaded .*{remedy}"):
+        load_base("someone/model", "none", **CPU)
+
+
+OFFLINE = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch
+from test_models import CPU, PLAIN, load_for_inference, load_policy, load_tokenizer, save_model
+embeddings = lambda model: float(model.get_input_embeddings().weight.detach().sum())
+found = [embeddings(load_policy("some/model", **PLAIN, revision=at)) for at in (None, "v1", {second!r})]
+policy = load_policy("some/model", **PLAIN, revision={second!r})
+save_model(policy, load_tokenizer("some/model", {second!r}), "adapter")
+for load in (lambda: load_for_inference("adapter", "none", **CPU), lambda: load_policy("adapter", **PLAIN)):
+    found.append(embeddings(load()))
+print("found", *found)
+for name, revision in (("some/model", "v2"), ("other/model", None)):
+    try:
+        load_policy(name, **PLAIN, revision=revision)
+    except ValueError as error:
+        print("refused", error)
+"""
+
+
+def test_hub_models_load_from_the_cache_at_their_revision(tokenizer, tmp_path):
+    """HF_HUB_OFFLINE, two revisions in the cache, by branch, tag and commit, and an adapter that keeps its base's."""
+    commits = ["a" * 40, "b" * 40]
+    cache = tmp_path / "hub" / "models--some--model"
+    (cache / "refs").mkdir(parents=True)
+    models = [build_model("qwen2", seed=seed) for seed in (0, 1)]
+    for name, commit, model in zip(("main", "v1"), commits, models, strict=True):
+        (cache / "refs" / name).write_text(commit)
+        save_model(model, tokenizer, cache / "snapshots" / commit)
+    code = OFFLINE.format(root=str(ROOT), second=commits[1])
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (float(model.get_input_embeddings().weight.detach().sum()) for model in models)
+    found = next(line for line in done.stdout.splitlines() if line.startswith("found"))
+    assert [float(x) for x in found.split()[1:]] == pytest.approx([first, *[second] * 4])
+    refused = [line for line in done.stdout.splitlines() if line.startswith("refused")]
+    assert len(refused) == 2 and all("download it where there is a network" in line for line in refused)
+
+
+def test_a_model_card_names_recipe_data_and_scores(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps({"dataset_hash": "abc123"}))
+    settings = {"model": "base/model", "dataset": str(tmp_path), "train_split": "train", "output_dir": "models/mine"}
+    card = model_card("GRPO", settings | {"beta": 0.05}, 30, {"f1": 0.5})
+    assert card.startswith("---\nlibrary_name: peft\nbase_model: base/model\n---\n")
+    for part in ("# mine", "abc123", "step 30", "| f1 | 0.5000 |", "| beta | `0.05` |"):
+        assert part in card
 
 
 def test_combinations_that_cannot_train_are_refused(tmp_path, tokenizer):
