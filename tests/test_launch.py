@@ -5,12 +5,15 @@ makes the ranks' shares, and their numbers of micro-batches, differ.
 """
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import padded_logps, run
+from conftest import ROOT, launch, padded_logps, run
 from datasets import load_from_disk
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -45,13 +48,6 @@ GRPO = {
 }
 ADAPTER = "adapter_model.safetensors"
 OFTEN = {"logging_steps": 1, "eval_rows": 10, "save_steps": 1, "eval_steps": 1}
-
-
-def launch(processes: int, script: str, **options) -> str:
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
-    configured = ["--config_file", "accelerate_configs/zero2_2xcpu.yaml", "--num_processes", processes]
-    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return run(*accelerate, *configured, script, *arguments)
 
 
 def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
@@ -260,3 +256,53 @@ def test_evaluate_scores_the_adapter(grpo_two, dataset, folder):
     assert [p["input"] for p in predictions] == rows["input"] and [p["label"] for p in predictions] == rows["label"]
     assert {p["prediction"] for p in predictions} <= {0, 1, None}
     assert json.loads((output / "metrics.json").read_text())
+
+
+# --- half precision
+
+
+def test_the_configuration_of_two_l4_trains_in_bf16(folder, dataset, sft_two, start_adapter):
+    """As it is, without the GPUs: the casts, the tolerances, the sums in fp32. SFT's losses are about those of fp32."""
+    places = {"dataset": dataset} | OFTEN | {"eval_steps": 0, "save_steps": 0, "setup": "zero2_2xl4"}
+    stages = {"sft": SFT | {"model": "tiny"}, "grpo": GRPO | {"model": start_adapter, "learning_rate": 1e-3}}
+    for stage, options in stages.items():
+        output, logs = folder / f"{stage}_bf16", folder / "logs" / f"{stage}_bf16"
+        text = launch(2, f"train_{stage}.py", **places, **options, output_dir=output, logging_dir=logs)
+        assert "torch.bfloat16, DEEPSPEED" in text
+        logged = curves(logs)
+        assert_all_finite(logged)
+        assert {value for _, value in logged["health/step_skipped"]} == {0}
+        assert logged["health/weight_change"][-1][1] > 0
+    exact = [value for _, value in curves(folder / "logs" / sft_two.name)["train/loss"]]
+    assert [value for _, value in curves(folder / "logs" / "sft_bf16")["train/loss"]] == pytest.approx(exact, rel=0.05)
+    assert logged["health/first_ratio_deviation"][0][1] == 0 and logged["health/sampling_gap_ratio"][0][1] < 1
+
+
+# --- several machines
+
+
+def test_two_machines_are_as_two_processes(folder, dataset, sft_two):
+    """Two launches of one rank each, as on two nodes, that meet on this machine's loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = folder / "sft_machines"
+    options = {"model": "tiny", "dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / "machines"}
+    options |= SFT | OFTEN | {"keep_best": False}
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    accelerate += ["--config_file", "accelerate_configs/multi_node.yaml", "--num_processes", 2]
+    # On a CPU: fp32, and gloo must be told which way to go.
+    accelerate += ["--deepspeed_config_file", "ds_configs/zero2_fp32.json", "--main_process_ip", "127.0.0.1"]
+    accelerate += ["--main_process_port", port]
+    arguments = ["train_sft.py", *(part for name, value in options.items() for part in (f"--{name}", value))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    nodes = [
+        subprocess.Popen(
+            list(map(str, [*accelerate, "--machine_rank", rank, *arguments])),
+            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    texts = [node.communicate(timeout=600)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(text[-2000:] for text in texts)
+    assert_same_weights(output, sft_two, "model.safetensors", atol=1e-6)
