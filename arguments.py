@@ -13,8 +13,14 @@ Errors that a user can cause are `ValueError`s; `run_script` prints them as one 
 
 import dataclasses
 import difflib
+import errno
 import json
+import os
+import re
+import signal
 import sys
+import time
+import traceback
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -54,9 +60,10 @@ def parse_config(cls: type[T], argv: list[str] | None = None) -> T:
     known = typing.get_type_hints(cls)  # not dataclasses.fields: HfArgumentParser rewrites their types
     parser = HfArgumentParser(cls, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of the fields below; options given here override it")
+    parser.add_argument("--debug", help="true: print the traceback of an error too")
     parser.error = _raise
     for option in (a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")):
-        if option not in known and option not in ("config", "help"):
+        if option not in known and option not in ("config", "debug", "help"):
             raise ValueError(f"unknown option --{option}{_nearest(option, known)}")
     path = parser.parse_known_args(argv)[0].config if "--help" not in argv else None
     defaults = read_yaml(path, known) if path else {}
@@ -144,17 +151,36 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run `main()`; a ValueError, or a GPU out of memory, becomes one line on stderr and exit status 2."""
+    """Run `main()`; an error that a user can mend becomes one line on stderr and exit status 2.
+
+    Those are ValueError, OSError, a GPU out of memory, and the loss of another rank; `--debug true` adds the traceback.
+    """
     try:
         main()
-    except ValueError as error:
-        message = str(error)
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; to import torch here would take seconds
+        message = _explain(error)
+        if message is None:
             raise
+        if "--debug" in sys.argv and sys.argv[sys.argv.index("--debug") + 1 :][:1] != ["false"]:
+            traceback.print_exc()
+        if os.environ.get("RANK", "0") != "0":
+            # What rank 0 fails of too, it says; the launcher ends the others as soon as it has gone.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(5)
+            message = f"rank {os.environ['RANK']}: {message}"
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _explain(error: Exception) -> str | None:
+    """The one line for an error that a user can mend; None for any other."""
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; to import torch here would take seconds
         remedy = "lower micro_batch_tokens, or cache_tokens in sampling, or set gradient_checkpointing true"
-        message = f"out of memory: {remedy} ({' '.join(str(error).split())[:200]})"
-    else:
-        return
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(2)
+        return f"out of memory: {remedy} ({text[:200]})"
+    if isinstance(error, RuntimeError) and re.search("onnection (closed|reset) by peer|onnection refused", text):
+        return "another rank has ended: its message says why"
+    if isinstance(error, OSError):
+        remedy = "; make room, or name another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{error.filename or 'file'}: {error.strerror or text}{remedy}"
+    return str(error) if isinstance(error, ValueError) else None

@@ -1,51 +1,163 @@
-"""Output directories and checkpoints: written aside and renamed, so that a killed run leaves no half-written one."""
+"""Output directories and checkpoints on disk: filled aside, synced and renamed, so that none is half-written."""
 
+import fcntl
+import hashlib
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from arguments import check
 
+MANIFEST = "manifest.json"
 
-def claim_output_dir(directory: str, overwrite: bool) -> Path:
-    """Create the output directory; one that holds files is only used with `overwrite`, which drops its checkpoints."""
-    path = Path(directory)
-    check(not path.exists() or path.is_dir(), f"output_dir {directory}: is a file")
-    occupied = path.is_dir() and any(path.iterdir())
-    check(overwrite or not occupied, f"output_dir {directory}: not empty; name another or set overwrite true")
+
+# --- files that are whole or not there
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A new directory to fill, in the end put in the place of `directory`: until then that stays as it was."""
+    aside = aside_of(directory)
+    make_empty(aside)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_dir {directory}: cannot be created ({error.strerror})") from None
-    for checkpoint in list_checkpoints(path):  # another run's steps would be taken for this one's
-        shutil.rmtree(checkpoint)
-    return path
+        yield aside
+        put_in_place(aside, directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_directory(directory: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a directory beside the target, then put it in the target's place in one rename."""
-    aside = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+def write_into(directory: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a directory aside, then move its files, synced, into `directory`, over those of their names."""
+    aside = directory / ".saving"
+    make_empty(aside)
     write(aside)
+    for path in sorted(aside.iterdir()):
+        _sync(path)
+        os.replace(path, directory / path.name)
+    aside.rmdir()
+    _sync(directory)
+
+
+def aside_of(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.tmp")
+
+
+def make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def put_in_place(aside: Path, directory: Path) -> None:
+    for path in (*aside.rglob("*"), aside):
+        _sync(path)
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
-        shutil.rmtree(directory)
+        os.replace(directory, old)
     os.replace(aside, directory)
+    _sync(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- checkpoints on disk
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Directories `checkpoint-<step>` of a run, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=step_of)
 
 
-def save_checkpoint(output_dir: Path, step: int, save_total_limit: int, write: Callable[[Path], None]) -> Path:
-    """Write `checkpoint-<step>` and delete the oldest ones beyond `save_total_limit` (0 keeps all)."""
-    target = output_dir / f"checkpoint-{step}"
-    write_directory(target, write)
-    if save_total_limit > 0:
-        for old in list_checkpoints(output_dir)[:-save_total_limit]:
-            shutil.rmtree(old)
-    return target
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def write_manifest(directory: Path) -> None:
+    hashes = {
+        str(path.relative_to(directory)): _sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()
+    }
+    (directory / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: a file that is missing or is not as it was written; None if nothing is."""
+    try:
+        hashes = json.loads((checkpoint / MANIFEST).read_text())
+        for name, digest in hashes.items():
+            if _sha256(checkpoint / name) != digest:
+                return f"{name} is not as it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, AttributeError, OSError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def prune(output_dir: Path, step: int, save_total_limit: int) -> None:
+    """Delete the oldest checkpoints up to `step`, the one just written, beyond `save_total_limit` (0 keeps all)."""
+    upto = [path for path in list_checkpoints(output_dir) if step_of(path) <= step]
+    for old in upto[:-save_total_limit] if save_total_limit > 0 else []:
+        shutil.rmtree(old)
+
+
+# --- the output directory of a run
+
+
+def lock(directory: Path) -> Any:
+    """Hold the directory for this process until it ends, however it ends; ValueError if another one does."""
+    file = (directory / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"output_dir {directory}: another run is using it; wait for it, or name another") from None
+    except OSError as error:  # some network file systems have no locks
+        print(f"output_dir {directory}: cannot be locked against a second run ({error.strerror})", flush=True)
+    return file
+
+
+def make_output_dir(directory: str) -> Path:
+    """Create the output directory; ValueError where that cannot be or nothing can be written in it."""
+    path = Path(directory)
+    check(not path.exists() or path.is_dir(), f"output_dir {directory}: is a file")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".lock").touch()
+    except OSError as error:
+        raise ValueError(f"output_dir {directory}: cannot be written ({error.strerror}); name another") from None
+    return path
+
+
+def is_occupied(path: Path) -> bool:
+    return any(not entry.name.startswith(".") for entry in path.iterdir())
+
+
+def claim_output_dir(directory: str, overwrite: bool) -> Path:
+    """Create the output directory; one that holds files is only used with `overwrite`, which drops its checkpoints."""
+    path = make_output_dir(directory)
+    remedy = "name another, or set overwrite true"
+    if (path / "training_config.json").is_file():
+        remedy = "set resume_from latest to continue its run, name another, or set overwrite true"
+    check(overwrite or not is_occupied(path), f"output_dir {directory}: not empty; {remedy}")
+    for checkpoint in list_checkpoints(path):  # another run's steps would be taken for this one's
+        shutil.rmtree(checkpoint)
+    for name in ("finished.json", "best.json"):
+        (path / name).unlink(missing_ok=True)
+    return path

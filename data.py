@@ -45,6 +45,12 @@ def data_config(directory: str, setting: str, remedy: str) -> dict:
     return json.loads(report.read_text())["config"]
 
 
+def dataset_hash(directory: str) -> str:
+    """The SHA-256 of its rows that preprocess.py has written beside them; unknown without one."""
+    report = Path(directory) / "report.json"
+    return json.loads(report.read_text()).get("dataset_hash", "unknown") if report.is_file() else "unknown"
+
+
 def trace_style(directory: str) -> str | None:
     """The style of the dataset's traces; None if its responses are answers alone.
 

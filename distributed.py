@@ -7,7 +7,7 @@ matter of when to step: `backward(..., last=True)` steps, every other backward a
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
 
 from arguments import check
+
+T = TypeVar("T")
 
 
 def start(seed: int) -> Accelerator:
@@ -108,8 +110,74 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def on_main(accelerator: Accelerator, function: Callable[[], None]) -> None:
-    """Run `function` on rank 0 while the others wait."""
+def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """What `function` returns on rank 0, on every rank; its ValueError or OSError is raised on every rank too."""
+    value, error = None, None
     if accelerator.is_main_process:
-        function()
-    accelerator.wait_for_everyone()
+        try:
+            value = function()
+        except (ValueError, OSError) as fault:
+            error = fault
+    value, error = gather(accelerator, [(value, error)])[0]
+    if error is not None:
+        raise error
+    return value
+
+
+# --- what a checkpoint holds of the optimizer
+
+
+def _innermost(optimizer: Any) -> Any:
+    """torch's AdamW under accelerate's and DeepSpeed's wrappers; under ZeRO it holds this rank's fp32 partitions."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _loss_scaler(optimizer: Any) -> Any:
+    """DeepSpeed's scaler of fp16 losses, if there is one."""
+    while not hasattr(optimizer, "loss_scaler") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return getattr(optimizer, "loss_scaler", None)
+
+
+def _held(optimizer: Any) -> dict[str, torch.Tensor]:
+    groups = _innermost(optimizer).param_groups
+    return {f"{g}.{k}": p for g, group in enumerate(groups) for k, p in enumerate(group["params"])}
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
+    """This rank's state of AdamW by name; its parameters too where they are not the model's own but fp32 copies."""
+    own = {id(p) for p in model.parameters()}
+    state = _innermost(optimizer).state
+    tensors = {}
+    for key, p in _held(optimizer).items():
+        if id(p) not in own:
+            tensors[f"{key}.param"] = p.detach()
+        tensors |= {f"{key}.{name}": value for name, value in state[p].items()}
+    return tensors
+
+
+def load_optimizer(optimizer: Any, tensors: dict[str, torch.Tensor] | None, scaler: dict[str, float]) -> None:
+    """Put `optimizer_tensors` and `scaler_state` back; with None, only let fp32 copies follow the model's weights."""
+    for name, value in scaler.items():
+        setattr(_loss_scaler(optimizer), name, value)
+    if tensors is None:
+        if hasattr(getattr(optimizer, "optimizer", None), "refresh_fp32_params"):
+            optimizer.optimizer.refresh_fp32_params()
+        return
+    state, held = _innermost(optimizer).state, _held(optimizer)
+    assert {key.rpartition(".")[0] for key in tensors} == held.keys(), "the checkpoint is of another optimizer"
+    for key, p in held.items():
+        found = {name.rpartition(".")[2]: t for name, t in tensors.items() if name.rpartition(".")[0] == key}
+        if "param" in found:
+            p.data.copy_(found.pop("param"))
+        # The count of steps stays on the CPU, where torch's AdamW keeps it.
+        state[p] = {name: t if t.ndim == 0 else t.to(p.device) for name, t in found.items()}
+
+
+def scaler_state(optimizer: Any) -> dict[str, float]:
+    """The loss scale and its counters, the same on every rank; nothing where losses are not scaled."""
+    scaler = _loss_scaler(optimizer)
+    names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+    return {name: getattr(scaler, name) for name in names if hasattr(scaler, name)}

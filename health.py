@@ -6,6 +6,7 @@ must becomes one line of advice that names the settings to change. While no weig
 `TrainingFault`, after `stop_after` such steps.
 """
 
+import hashlib
 import math
 import time
 from collections import deque
@@ -123,6 +124,14 @@ class Motion:
         """Sum and sum of squares of every tensor, in double precision: equal only if nothing has changed."""
         tensors = [p.detach().double() for name, p in model.named_parameters() if name in self.start]
         return torch.stack([torch.stack((t.sum(), t.square().sum())) for t in tensors])
+
+    def digest(self) -> str:
+        """SHA-256 of the weights at the start: which model a run began with."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.start.items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def moved(self, model: torch.nn.Module) -> bool:
         """Whether a weight differs from the last call, or from the start."""
@@ -366,6 +375,18 @@ class Monitor:
         if "train/grad_norm" in values:
             self._count_still(step, values)
         return advised
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers, as JSON, for `restore`."""
+        values = {name: list(series) for name, series in self.history.values.items()}
+        return {"values": values, "running": self.running, "spoken": self.spoken, "still": self.still}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Remember what the Monitor of an interrupted run has said in `state`; nothing is the start."""
+        for name, series in state.get("values", {}).items():
+            self.history.values[name] = deque(series, maxlen=MEMORY)
+        self.running |= state.get("running", {})
+        self.spoken, self.still = dict(state.get("spoken", {})), state.get("still", 0)
 
     def flags(self) -> dict[str, float]:
         """For TensorBoard: how many signs show, and 0 or 1 for each that has ever been advised of."""

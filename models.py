@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -426,10 +427,18 @@ def save_model(model: torch.nn.Module, tokenizer, directory: Path, card: str = "
         (Path(directory) / "README.md").write_text(card)
 
 
-def model_card(stage: str, settings: dict, step: int, scores: dict[str, float]) -> str:
+def load_trainable(model: torch.nn.Module, directory: Path) -> None:
+    """Copy what `save_model` wrote into the trainable parameters, in place: they may be views of one flat buffer."""
+    saved = [path for path in directory.glob("*.safetensors") if not path.name.startswith("rank-")]
+    tensors = {name: tensor for path in saved for name, tensor in load_file(path).items()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[name.replace(f".{POLICY}.", ".")])
+
+
+def model_card(stage: str, settings: dict, dataset_hash: str, step: int, scores: dict[str, float]) -> str:
     """What a model is: the run's settings, its data by its hash, and its validation scores, as a README.md."""
-    report = Path(settings["dataset"]) / "report.json"
-    digest = json.loads(report.read_text()).get("dataset_hash", "unknown") if report.is_file() else "unknown"
     adapter = settings.get("adaptation", "lora") == "lora"
     base = (adapter_base(settings["model"]) or settings["model"]) if adapter else settings["model"]
     kind, library = ("A LoRA adapter", "peft") if adapter else ("A model", "transformers")
@@ -437,7 +446,7 @@ def model_card(stage: str, settings: dict, step: int, scores: dict[str, float]) 
         f"---\nlibrary_name: {library}\nbase_model: {base}\n---\n",
         f"# {Path(settings['output_dir']).name}\n",
         f"{kind} for Corr2Cause: {stage} from `{settings['model']}`, step {step}.\n",
-        f"Data: `{settings['dataset']}`, split {settings['train_split']}, SHA-256 {digest}.\n",
+        f"Data: `{settings['dataset']}`, split {settings['train_split']}, SHA-256 {dataset_hash}.\n",
     ]
     lines += ["| validation | |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in scores.items())]
     lines += ["\n| setting | |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in settings.items())]

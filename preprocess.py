@@ -21,7 +21,6 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -35,6 +34,7 @@ import audit
 import corr2cause
 import reasoning
 from arguments import arg, check, check_choice, parse_config, run_script
+from checkpoints import replacing
 from corr2cause import PERTURBATIONS
 from graphs import MAX_VARIABLES, NUM_CLASSES, markov_equivalence_class
 from released import NUM_RELEASED_CLASSES
@@ -394,23 +394,10 @@ def check_output(path: Path, overwrite: bool, needed: set[str], optional: Iterab
     check(ours, f"output_dir: {path} has files that are not of this script, so it is not overwritten; name another")
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new folder to fill, renamed to `path` at the end: a run that dies leaves what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        new = Path(folder) / "new"
-        new.mkdir()
-        yield new
-        if path.exists():
-            path.rename(Path(folder) / "old")
-        new.rename(path)
-
-
 def write_dataset(splits: dict[str, list[dict]], columns: dict, report: dict, path: Path) -> None:
     """Batch by batch, so that the full set of rows does not stand in memory twice."""
     disable_progress_bars()
-    with replacing(path) as new, tempfile.TemporaryDirectory(dir=new.parent) as folder:
+    with replacing(path) as new, tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         parts = {}
         for name, rows in splits.items():
             file = Path(folder) / f"{name}.arrow"

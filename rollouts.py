@@ -84,24 +84,43 @@ class PromptQueue:
         self.premise_ids, self.seed, self.claims_per_prefix = premise_ids, seed, claims_per_prefix
         self.prompts_of_epoch = prompts_of_epoch
         self.epoch = -1
+        self.taken = 0  # of this epoch
         self.groups: list[list[int]] = []
         self.prompts: list[Prompt] = []
+
+    def state(self) -> dict[str, int]:
+        """The position, for `restore`."""
+        return {"epoch": self.epoch, "taken": self.taken}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on where a queue has said `state`; nothing is the start."""
+        if state.get("epoch", -1) >= 0:
+            self.epoch = state["epoch"] - 1
+            self._start_epoch()
+            self._take_rows(state["taken"])
 
     def take(self, count: int) -> list[list[Prompt]]:
         """The next `count` prompts in groups of one premise; what an epoch has left over is dropped."""
         if sum(map(len, self.groups)) < count:
-            self.epoch += 1
-            self.prompts = self.prompts_of_epoch(self.epoch)
-            size = len(self.premise_ids)
-            self.groups = epoch_batches(self.premise_ids, self.seed, self.epoch, self.claims_per_prefix, size)[0]
-        taken: list[list[Prompt]] = []
+            self._start_epoch()
+        return [[self.prompts[row] for row in group] for group in self._take_rows(count)]
+
+    def _start_epoch(self) -> None:
+        self.epoch, self.taken = self.epoch + 1, 0
+        self.prompts = self.prompts_of_epoch(self.epoch)
+        size = len(self.premise_ids)
+        self.groups = epoch_batches(self.premise_ids, self.seed, self.epoch, self.claims_per_prefix, size)[0]
+
+    def _take_rows(self, count: int) -> list[list[int]]:
+        self.taken += count
+        rows: list[list[int]] = []
         while count:
             group = self.groups.pop(0)
             if len(group) > count:
                 self.groups.insert(0, group[count:])
-            taken.append([self.prompts[row] for row in group[:count]])
-            count -= len(taken[-1])
-        return taken
+            rows.append(group[:count])
+            count -= len(rows[-1])
+        return rows
 
 
 def prompts_of(rollout: Rollout) -> list[list[Sample]]:

@@ -20,17 +20,24 @@ length.
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from arguments import arg, check, check_choice, parse_config, run_script, write_config
-from checkpoints import claim_output_dir, save_checkpoint
-from data import answer_candidates, choose_rows, data_config, epoch_batches, load_split, relabel_rows, share_of_rank
-from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
+from arguments import arg, check, check_choice, parse_config, run_script
+from data import (
+    answer_candidates,
+    choose_rows,
+    data_config,
+    dataset_hash,
+    epoch_batches,
+    load_split,
+    relabel_rows,
+    share_of_rank,
+)
+from distributed import backward, prepare, reduce, set_learning_rate, start, step
 from generation import Completion, generate_groups, predict
 from health import (
     EVAL_SCORES,
@@ -56,7 +63,6 @@ from models import (
     load_policy,
     load_tokenizer,
     model_card,
-    save_model,
     stop_token_ids,
     training_dtype,
     use_reference,
@@ -85,6 +91,7 @@ from rollouts import (
     tokens_saved,
     weight_sum,
 )
+from runs import Run
 
 COMPONENTS = ("outcome", "process", "format", "length")  # of the reward
 TERMS = ("policy_loss", "kl", "clip_fraction", "entropy", "weight_sum", "mask_error")  # summed over micro-batches
@@ -163,6 +170,12 @@ class Config:
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
     stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
     num_logged_completions: int = arg(4, "sampled completions written to TensorBoard at each evaluation")
+    # interruptions
+    resume_from: str | None = arg(
+        None, "latest, or a checkpoint of output_dir: continue its run; after a requeue: latest"
+    )
+    resume_weights_only: bool = arg(False, "resume with a new optimizer, on any number of processes or other settings")
+    time_limit: float = arg(0.0, "minutes after which the run saves and stops, to be resumed; 0: none")
     # before a run
     plan: bool = arg(False, "print where a card's memory will go, and whether it is enough, and run nothing")
     card_gb: float = arg(0.0, "memory of the plan's card in GB; 0: of the GPU present")
@@ -436,8 +449,10 @@ def main() -> None:
     main_process = accelerator.is_main_process
     rank, world_size = accelerator.process_index, accelerator.num_processes
     check_model(config.model)
-    output_dir = Path(config.output_dir)
-    on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
+    data_hash = dataset_hash(config.dataset)
+    run = Run(accelerator, config, data_hash)
+    if run.finished:
+        return run.say_finished()
 
     # --- data
     train = load_split(config.dataset, config.train_split)
@@ -504,18 +519,20 @@ def main() -> None:
     check_optimizer(policy, optimizer)
     motion = Motion(policy)
 
-    writer = SummaryWriter(config.logging_dir) if main_process else None
+    saved = run.restore(policy, optimizer, motion)
+    first_step: int = saved.get("step", 0)
+    best = saved.get("best", {"f1": -1.0, "step": 0})
+    queue.restore(saved.get("queue", {}))
+    writer = SummaryWriter(config.logging_dir, purge_step=run.purge_step(first_step)) if main_process else None
     monitor = Monitor(asdict(config), config.stop_after, writer)
+    monitor.restore(saved.get("monitor", {}))
     if main_process:
-        write_config(config, output_dir / "training_config.json")
         drawn = "both answers" if exact else f"{config.num_generations} completions"
         print(
             f"GRPO: {len(train)} prompts, {config.max_steps} steps of {config.prompts_per_step} prompts × {drawn} "
             f"on {world_size} processes, {dtype}, {accelerator.distributed_type.value}",
             flush=True,
         )
-
-    best = {"f1": -1.0, "step": 0}
 
     def evaluate(step_number: int, rollout: Rollout | None = None) -> None:
         results = predict(
@@ -526,8 +543,8 @@ def main() -> None:
         scores = classification_metrics(validation["label"], [result["prediction"] for result in results])
         if not config.keep_best or scores["f1"] >= best["f1"]:
             best.update(f1=scores["f1"], step=step_number)
-            card = model_card("GRPO", asdict(config), step_number, {name: scores[name] for name in EVAL_SCORES})
-            on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir, card))
+            values = {name: scores[name] for name in EVAL_SCORES}
+            run.keep_model(policy, tokenizer, model_card("GRPO", asdict(config), data_hash, step_number, values), best)
         if main_process:
             report_scores(writer, scores, validation["label"], step_number)
             if rollout:
@@ -545,10 +562,21 @@ def main() -> None:
         give_rewards(rollout, target != "answer", config)
         return rollout
 
-    evaluate(0)
-    window: list[dict[str, float]] = []  # values of the steps since the last logged ones
-    bar = tqdm(total=config.max_steps, disable=not main_process, desc="GRPO", mininterval=2, dynamic_ncols=True)
-    for number in range(config.max_steps):
+    def save(step_number: int) -> None:
+        state = {"best": best, "monitor": monitor.state(), "window": window, "queue": queue.state()}
+        run.save(step_number, policy, tokenizer, optimizer, writer, state)
+
+    if not saved:
+        evaluate(0)
+    window: list[dict[str, float]] = saved.get("window", [])  # values of the steps since the last logged ones
+    bar = tqdm(
+        total=config.max_steps, initial=first_step, disable=not main_process, desc="GRPO", mininterval=2,
+        dynamic_ncols=True,
+    )  # fmt: skip
+    for number in range(first_step, config.max_steps):
+        if run.must_stop():
+            save(number)
+            run.leave(number)
         laps = Laps()
 
         # ------------------------------------------------------------ sample, reward
@@ -658,13 +686,12 @@ def main() -> None:
         if last or (config.eval_steps > 0 and (number + 1) % config.eval_steps == 0):
             evaluate(number + 1, rollout)
         if config.save_steps > 0 and ((number + 1) % config.save_steps == 0 or last):
-            on_main(accelerator, lambda number=number: save_checkpoint(
-                output_dir, number + 1, config.save_total_limit, lambda path: save_model(policy, tokenizer, path)
-            ))  # fmt: skip
+            save(number + 1)
     bar.close()
+    run.finish(best)
     if main_process:
         writer.close()
-        print(f"adapter: {output_dir} (step {best['step']})")
+        print(f"adapter: {config.output_dir} (step {best['step']})")
         print(f"curves: tensorboard --logdir {config.logging_dir}")
     accelerator.end_training()
 

@@ -13,16 +13,15 @@ Dimensions: B rows of a micro-batch, T completion length.
 import math
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from arguments import arg, check, parse_config, run_script, write_config
-from checkpoints import claim_output_dir, save_checkpoint
+from arguments import arg, check, parse_config, run_script
 from data import (
     choose_rows,
+    dataset_hash,
     encode_rows,
     epoch_batches,
     load_split,
@@ -31,7 +30,7 @@ from data import (
     share_of_rank,
     trace_style,
 )
-from distributed import backward, on_main, prepare, reduce, set_learning_rate, start, step
+from distributed import backward, prepare, reduce, set_learning_rate, start, step
 from generation import predict
 from health import (
     EVAL_SCORES,
@@ -51,11 +50,11 @@ from models import (
     load_policy,
     load_tokenizer,
     model_card,
-    save_model,
     stop_token_ids,
     training_dtype,
 )
 from prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
+from runs import Run
 
 
 @dataclass
@@ -103,6 +102,12 @@ class Config:
     save_steps: int = arg(100, "optimizer steps between checkpoints; 0: none")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
     stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
+    # interruptions
+    resume_from: str | None = arg(
+        None, "latest, or a checkpoint of output_dir: continue its run; after a requeue: latest"
+    )
+    resume_weights_only: bool = arg(False, "resume with a new optimizer, on any number of processes or other settings")
+    time_limit: float = arg(0.0, "minutes after which the run saves and stops, to be resumed; 0: none")
     # before a run
     plan: bool = arg(False, "print where a card's memory will go, and whether it is enough, and run nothing")
     card_gb: float = arg(0.0, "memory of the plan's card in GB; 0: of the GPU present")
@@ -212,8 +217,10 @@ def main() -> None:
     main_process = accelerator.is_main_process
     device, world_size = accelerator.device, accelerator.num_processes
     check_model(config.model)
-    output_dir = Path(config.output_dir)
-    on_main(accelerator, lambda: claim_output_dir(config.output_dir, config.overwrite))
+    data_hash = dataset_hash(config.dataset)
+    run = Run(accelerator, config, data_hash)
+    if run.finished:
+        return run.say_finished()
 
     # --- data
     train = load_split(config.dataset, config.train_split)
@@ -258,18 +265,19 @@ def main() -> None:
     check_optimizer(policy, optimizer)
     motion = Motion(policy)
 
-    writer = SummaryWriter(config.logging_dir) if main_process else None
+    saved = run.restore(policy, optimizer, motion)
+    first_step: int = saved.get("step", 0)
+    best = saved.get("best", {"loss": math.inf, "step": 0})
+    writer = SummaryWriter(config.logging_dir, purge_step=run.purge_step(first_step)) if main_process else None
     monitor = Monitor(asdict(config), config.stop_after, writer)
+    monitor.restore(saved.get("monitor", {}))
     if main_process:
-        write_config(config, output_dir / "training_config.json")
         trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
         print(
             f"SFT: {len(train)} rows, {len(steps)} steps of {config.batch_size} rows on {world_size} processes, "
             f"{trainable:,} trainable parameters, {dtype}, {accelerator.distributed_type.value}",
             flush=True,
         )
-
-    best = {"loss": math.inf, "step": 0}
 
     def evaluate(step_number: int) -> None:
         loss = evaluation_loss(accelerator, policy, eval_rows, validation["premise_id"], config)
@@ -281,19 +289,29 @@ def main() -> None:
         scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
         if not config.keep_best or loss <= best["loss"]:
             best.update(loss=loss, step=step_number)
-            card = model_card("SFT", asdict(config), step_number, {"loss": loss} | {x: scores[x] for x in EVAL_SCORES})
-            on_main(accelerator, lambda: save_model(policy, tokenizer, output_dir, card))
+            values = {"loss": loss} | {x: scores[x] for x in EVAL_SCORES}
+            run.keep_model(policy, tokenizer, model_card("SFT", asdict(config), data_hash, step_number, values), best)
         if main_process:
             writer.add_scalar("eval/loss", loss, step_number)
             report_scores(writer, scores, validation["label"], step_number, f"eval loss {loss:.4f}, ")
         monitor.update(step_number, {"eval/loss": loss} | {f"eval/{name}": scores[name] for name in EVAL_SCORES})
 
+    def save(step_number: int) -> None:
+        state = {"best": best, "monitor": monitor.state(), "window": window}
+        run.save(step_number, policy, tokenizer, optimizer, writer, state)
+
     # --- train
     engine.train()
-    bar = tqdm(total=len(steps), disable=not main_process, desc="SFT", mininterval=2, dynamic_ncols=True)
-    window = dict.fromkeys(("loss", "weight", "rows", "tokens"), 0.0)
+    bar = tqdm(
+        total=len(steps), initial=first_step, disable=not main_process, desc="SFT", mininterval=2, dynamic_ncols=True
+    )
+    window = saved.get("window", dict.fromkeys(("loss", "weight", "rows", "tokens"), 0.0))
     window_start = time.perf_counter()
-    for number, (epoch, groups) in enumerate(steps):
+    for number in range(first_step, len(steps)):
+        if run.must_stop():
+            save(number)
+            run.leave(number)
+        epoch, groups = steps[number]
         if config.relabel_each_epoch and epoch != rows_epoch:
             rows, rows_epoch = rows_of_epoch(epoch), epoch
         step_weight = rows.total_weight(groups)
@@ -357,13 +375,12 @@ def main() -> None:
         if last or (config.eval_steps > 0 and (number + 1) % config.eval_steps == 0):
             evaluate(number + 1)
         if config.save_steps > 0 and (number + 1) % config.save_steps == 0 and not last:
-            on_main(accelerator, lambda number=number: save_checkpoint(
-                output_dir, number + 1, config.save_total_limit, lambda path: save_model(policy, tokenizer, path)
-            ))  # fmt: skip
+            save(number + 1)
     bar.close()
+    run.finish(best)
     if main_process:
         writer.close()
-        print(f"model: {output_dir} (step {best['step']})")
+        print(f"model: {config.output_dir} (step {best['step']})")
         print(f"curves: tensorboard --logdir {config.logging_dir}")
     accelerator.end_training()
 

