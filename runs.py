@@ -99,6 +99,7 @@ class Run:
             self.again = True
         self.checkpoint, self.finished = on_main(accelerator, self._open)
         self.saved = -1  # step of the newest checkpoint
+        self.began = 0  # step at which this process took over
 
     # --- before training
 
@@ -177,7 +178,7 @@ class Run:
                 torch.cuda.set_rng_state(tensors.pop("rng.cuda"))
             load_optimizer(optimizer, tensors, saved["scaler"])
         motion.moved(policy)  # from here on it compares with these weights
-        self.saved = saved["step"]
+        self.saved = self.began = saved["step"]
         if self.accelerator.is_main_process:
             print(f"continues from {self.checkpoint}", flush=True)
         return saved["state"] | {"step": saved["step"]}
@@ -275,7 +276,7 @@ class Run:
         """End this process, to be continued; leaves the marker that a job script requeues for (REQUEUE_MARKER)."""
         if self.accelerator.is_main_process:
             marker = os.environ.get("REQUEUE_MARKER")
-            if marker:
+            if marker and step > self.began:  # without a step done, it would be requeued for ever
                 Path(marker).write_text(f"{self.output_dir} step {step}\n")
             print(f"stopped by {self.stop.name()} at step {step}: continue with --resume_from latest", flush=True)
         self.accelerator.wait_for_everyone()

@@ -221,8 +221,8 @@ def main() -> None:
     victims = ", ".join(f"{name} {tally[f'of {name}']}" for name in VICTIMS)
     print(
         f"{tally['kills']} kills ({victims}; {tally['in a checkpoint']} while a checkpoint was written): {same} of "
-        f"{runs} resumed runs identical to the undisturbed one, {tally['checkpoints lost']} checkpoints lost, all processes "
-        f"gone after {tally['slowest end']:.1f} s at most"
+        f"{runs} resumed runs identical to the undisturbed one, {tally['checkpoints lost']} checkpoints lost, all "
+        f"processes gone after {tally['slowest end']:.1f} s at most"
     )
     sys.exit(same != runs or tally["checkpoints lost"] > 0)
 

@@ -1,0 +1,48 @@
+#!/bin/bash
+# Preprocess, SFT, GRPO, evaluation of both and their comparison, as jobs that wait for each other:
+#   slurm/pipeline.sh phi3            # or qwen, phi3_traces, tiny: any name that configs/ has a data_, sft_ and grpo_ of
+# A stage that fails cancels those after it. Run again, it leaves out what is finished and continues the rest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source slurm/settings.sh
+name=${1:?a model: $(ls configs/data_*.yaml | sed 's/.*data_\(.*\).yaml/\1/' | tr '\n' ' ')}
+for stage in data sft grpo; do
+    [ -f "configs/${stage}_$name.yaml" ] || { echo "error: model $name: no configs/${stage}_$name.yaml" >&2; exit 2; }
+done
+sft=models/${name}_sft_model grpo=models/${name}_grpo_model results=evaluation_results
+mkdir -p logs
+
+jobs=()
+submit() {   # submit WHAT DONE AFTER OPTION ...: a job after the jobs AFTER (id:id); its id in $id. None if DONE is there
+    local what=$1 file=$2 after=$3
+    shift 3
+    id=
+    if [ -f "$file" ] && [ -z "$after" ]; then
+        echo "$what: finished, $file is there"
+        return
+    fi
+    [ -z "$after" ] || set -- --dependency="afterok:$after" --kill-on-invalid-dep=yes "$@"
+    id=$(sbatch --parsable --job-name="$name-$what" "$@" | cut -d';' -f1)
+    jobs+=("$id")
+    echo "$what: job $id${after:+ after $after}"
+}
+
+submit preprocess "data/$name/report.json" "" $CPU_JOB slurm/preprocess.slurm "configs/data_$name.yaml"
+submit sft "$sft/finished.json" "$id" \
+    $GPU_JOB slurm/train.slurm train_sft.py "configs/sft_$name.yaml" --resume_from latest
+trained=$id
+submit grpo "$grpo/finished.json" "$trained" \
+    $GPU_JOB slurm/train.slurm train_grpo.py "configs/grpo_$name.yaml" --resume_from latest
+tuned=$id
+submit evaluate-sft "$results/${name}_sft/metrics.json" "$trained" \
+    $GPU_JOB slurm/evaluate.slurm "$sft" sft --output_dir "$results/${name}_sft" --overwrite true
+evaluated=$id
+submit evaluate-grpo "$results/${name}_grpo/metrics.json" "$tuned" \
+    $GPU_JOB slurm/evaluate.slurm "$grpo" grpo --output_dir "$results/${name}_grpo" --overwrite true
+evaluated=$evaluated${evaluated:+${id:+:}}$id
+submit compare "$results/${name}_comparison/comparison.json" "$evaluated" \
+    $CPU_JOB --output=logs/%x-%j.out --wrap "source slurm/settings.sh; python evaluate.py \
+    --compare $results/${name}_sft $results/${name}_grpo --output_dir $results/${name}_comparison --overwrite true"
+
+[ ${#jobs[@]} -eq 0 ] || echo "watch them: squeue --jobs $(IFS=,; echo "${jobs[*]}"); tail -F logs/$name-*.out"
+echo "curves: tensorboard --logdir logs"
