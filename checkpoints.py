@@ -91,9 +91,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def write_manifest(directory: Path) -> None:
-    hashes = {
-        str(path.relative_to(directory)): _sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()
-    }
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    hashes = {str(path.relative_to(directory)): _sha256(path) for path in files}
     (directory / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n")
 
 

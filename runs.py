@@ -53,32 +53,7 @@ INTERRUPTED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
 OUTWARD = {"resume_from", "resume_weights_only", "overwrite", "output_dir", "logging_dir", "dataset", "time_limit"}
 OUTWARD |= {"save_steps", "save_total_limit", "num_logged_completions", "plan", "card_gb"}
 ROUNDING = {"micro_batch_tokens", "cache_tokens"}
-
-
-def _differences(theirs: dict, ours: dict) -> list[str]:
-    names = [name for name in ours if name not in OUTWARD | ROUNDING]
-    return [
-        f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in names if theirs.get(name) != ours[name]
-    ]
-
-
-def _check_same_run(where: str, saved: dict, ours: dict, world_size: int, data_hash: str, weights_only: bool) -> None:
-    """ValueError, naming the settings, unless a checkpoint's run.json is of the run that is about to continue."""
-    remedy = "; set resume_weights_only true to go on from its weights with a new optimizer"
-    if not weights_only:
-        theirs, processes = saved["settings"], saved["world_size"]
-        changed = _differences(theirs, ours)
-        check(not changed, f"resume_from {where}: another configuration, {'; '.join(changed)}: set it back{remedy}")
-        check(
-            processes == world_size,
-            f"resume_from {where}: written by {processes} processes, and this run has {world_size}: launch with "
-            f"--num_processes {processes}{remedy}",
-        )
-        for name in sorted(ROUNDING & ours.keys()):
-            if theirs[name] != ours[name]:
-                print(f"{name} was {theirs[name]} and is {ours[name]}: sums are rounded differently from here on")
-    same = saved["dataset_hash"] == data_hash
-    check(same, f"resume_from {where}: dataset {ours['dataset']} is not the one it was trained on; set dataset to that")
+NEW = "; or set resume_weights_only true, to go on from its weights with a new optimizer"
 
 
 class Run:
@@ -92,6 +67,7 @@ class Run:
         self.accelerator, self.config, self.dataset_hash = accelerator, config, dataset_hash
         self.output_dir = Path(config.output_dir)
         self.stop = Stop(config.time_limit)
+        self.launch = {"num_processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
         self.lock: Any = None
         self.start: str | None = None
         self.again = config.resume_from is not None  # this run may have logged before
@@ -105,21 +81,49 @@ class Run:
 
     def _open(self) -> tuple[Path | None, bool]:
         """On rank 0: the checkpoint to continue from, if there is one, and whether the run has already finished."""
-        config, processes = self.config, self.accelerator.num_processes
-        make_output_dir(config.output_dir)
+        make_output_dir(self.config.output_dir)
         self.lock = lock(self.output_dir)
+        try:
+            return self._choose()
+        except ValueError:
+            self.lock.close()
+            raise
+
+    def _choose(self) -> tuple[Path | None, bool]:
+        config, where = self.config, f"output_dir {self.output_dir}"
         for left in (*self.output_dir.glob(".checkpoint-*"), self.output_dir / ".saving"):
             shutil.rmtree(left, ignore_errors=True)
         if not self.again:
             check(not config.resume_weights_only, "resume_weights_only: needs resume_from, latest or a checkpoint")
             claim_output_dir(config.output_dir, config.overwrite)
             return None, False
-        found = self._find()
+        finished = (self.output_dir / "finished.json").is_file() and not config.resume_weights_only
+        found = None if finished else self._find()
         if found is not None:
-            saved = json.loads((found / "run.json").read_text())
-            settings = asdict(config)
-            _check_same_run(str(found), saved, settings, processes, self.dataset_hash, config.resume_weights_only)
-        return found, (self.output_dir / "finished.json").is_file() and not config.resume_weights_only
+            self._check_checkpoint(f"resume_from {found}", json.loads((found / "run.json").read_text()))
+        elif is_occupied(self.output_dir):  # by a run that has finished, or was killed before its first checkpoint?
+            written = self.output_dir / "training_config.json"
+            check(written.is_file(), f"{where}: holds other files and no checkpoint; name another")
+            self._check_settings(where, json.loads(written.read_text()))
+        return found, finished
+
+    def _check_settings(self, where: str, theirs: dict) -> None:
+        ours = asdict(self.config)
+        changed = [name for name in ours if theirs.get(name) != ours[name] and name not in OUTWARD]
+        different = [f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in changed]
+        check(not set(changed) - ROUNDING, f"{where}: another configuration, {'; '.join(different)}: set it back{NEW}")
+        if different:
+            print(f"{where}: {'; '.join(different)}: sums are rounded differently from here on", flush=True)
+
+    def _check_checkpoint(self, where: str, saved: dict) -> None:
+        """ValueError, naming the setting, unless a checkpoint is of the run that is about to continue."""
+        if not self.config.resume_weights_only:
+            self._check_settings(where, saved["settings"])
+            for name, there in saved["launch"].items():
+                here = self.launch[name]
+                check(there == here, f"{where}: {name} was {there} and is {here}: launch it as before{NEW}")
+        same = saved["dataset_hash"] == self.dataset_hash
+        check(same, f"{where}: dataset {self.config.dataset} is not what it was trained on; set dataset to that")
 
     def _find(self) -> Path | None:
         given = self.config.resume_from or "latest"
@@ -137,13 +141,8 @@ class Run:
             if fault is None:
                 return path
             print(f"warning: {path} is damaged, {fault}: the one before it is used", flush=True)
-        where = f"output_dir {self.output_dir}"
-        check(not candidates, f"{where}: no checkpoint is whole; set overwrite true to start again")
-        written = self.output_dir / "training_config.json"
-        if is_occupied(self.output_dir):  # killed before its first checkpoint, or not ours
-            check(written.is_file(), f"{where}: holds other files and no checkpoint; name another")
-            changed = _differences(json.loads(written.read_text()), asdict(self.config))
-            check(not changed, f"{where}: another run's, {'; '.join(changed)}; set it back, or name another")
+        remedy = "set overwrite true, without resume_from, to start again"
+        check(not candidates, f"output_dir {self.output_dir}: no checkpoint is whole; {remedy}")
         return None
 
     def say_finished(self) -> None:
@@ -168,6 +167,7 @@ class Run:
         load_trainable(policy, self.checkpoint)
         if self.config.resume_weights_only:
             load_optimizer(optimizer, None, {})
+            (self.output_dir / "finished.json").unlink(missing_ok=True)
             best = self.output_dir / "best.json"
             if best.is_file() and json.loads(best.read_text())["step"] > saved["step"]:
                 del saved["state"]["best"]  # of steps that are now taken anew, and differently
@@ -235,7 +235,7 @@ class Run:
             save_model(policy, tokenizer, aside)
             record = {
                 "step": step,
-                "world_size": self.accelerator.num_processes,
+                "launch": self.launch,
                 "dataset_hash": self.dataset_hash,
                 "start": self.start,
                 "scaler": scaler_state(optimizer),
