@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -143,6 +144,23 @@ def check(condition: bool, message: str) -> None:
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     check(value in choices, f"{name}: {value!r} is not one of {', '.join(choices)}")
+
+
+RANGES: dict[str, Callable[[float], bool]] = {
+    "at least 1": lambda value: value >= 1,
+    "above 0": lambda value: value > 0,
+    "0 or more": lambda value: value >= 0,
+    "between 0 and 1": lambda value: 0 <= value <= 1,
+    "0 or more and less than 1": lambda value: 0 <= value < 1,
+}
+
+
+def check_ranges(config: Any, ranges: dict[str, str]) -> None:
+    """Raise ValueError unless the numbers are finite and in range: `ranges` maps one of RANGES to names of fields."""
+    for name, words in ((name, words) for words, names in ranges.items() for name in names.split()):
+        value = getattr(config, name)
+        good = math.isfinite(value) and RANGES[words](value)
+        check(good, f"{name}: must be {words}{'' if math.isfinite(value) else ' and finite'}, got {value}")
 
 
 def write_config(config: Any, path: Path) -> None:

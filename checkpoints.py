@@ -132,15 +132,15 @@ def lock(directory: Path) -> Any:
     return file
 
 
-def make_output_dir(directory: str) -> Path:
-    """Create the output directory; ValueError where that cannot be or nothing can be written in it."""
+def make_output_dir(directory: str, setting: str = "output_dir") -> Path:
+    """Create the directory that `setting` names; ValueError where that cannot be or nothing can be written in it."""
     path = Path(directory)
-    check(not path.exists() or path.is_dir(), f"output_dir {directory}: is a file")
+    check(not path.exists() or path.is_dir(), f"{setting} {directory}: is a file")
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / ".lock").touch()
     except OSError as error:
-        raise ValueError(f"output_dir {directory}: cannot be written ({error.strerror}); name another") from None
+        raise ValueError(f"{setting} {directory}: cannot be written ({error.strerror}); name another") from None
     return path
 
 

@@ -18,18 +18,32 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def load_split(directory: str, split: str) -> "Dataset":
-    """A split of a dataset that preprocess.py wrote; ValueError if it is not there or has no prompts."""
+def load_split(directory: str, split: str, both_answers: bool = False) -> "Dataset":
+    """A split of a dataset that preprocess.py wrote, of which every row has a prompt, a response and a label.
+
+    Raises ValueError if that is not so, and with `both_answers` if all labels agree.
+    """
     check((Path(directory) / "dataset_dict.json").is_file(), f"dataset {directory}: not a dataset of preprocess.py")
     from datasets import load_from_disk  # seconds to import, which wrong settings need not wait for
 
-    dataset = load_from_disk(directory)
-    check(split in dataset, f"split {split}: dataset {directory} has {', '.join(dataset)}")
+    try:
+        dataset = load_from_disk(directory)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"dataset {directory}: cannot be read ({reason}); write it again by preprocess.py") from None
+    place = f"split {split}: dataset {directory}"
+    check(split in dataset, f"{place} has {', '.join(dataset)}; preprocess.py makes the splits")
     rows = dataset[split]
     check(
         "prompt" in rows.column_names,
         f"dataset {directory} was written with raw true: run preprocess.py with a tokenizer",
     )
+    check(len(rows) > 0, f"{place} has no rows in it; write it again by preprocess.py")
+    labels = set(rows["label"])
+    check(labels <= {0, 1}, f"{place} has labels {sorted(map(str, labels))[:4]}, not 0 or 1")
+    empty = [k for column in ("prompt", "response") for k, text in enumerate(rows[column]) if not text]
+    check(not empty, f"{place}: row {empty[:1]} has no prompt or no response; write it again by preprocess.py")
+    check(not both_answers or len(labels) == 2, f"{place}: every label is {min(labels, default=0)}; nothing to learn")
     return rows
 
 
@@ -38,17 +52,25 @@ def choose_rows(rows: "Dataset", count: int, seed: int) -> "Dataset":
     return rows.select(sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows)))))
 
 
+def read_report(directory: str) -> dict:
+    """What preprocess.py has written of a dataset in its report.json; empty if there is none."""
+    report = Path(directory) / "report.json"
+    try:
+        return dict(json.loads(report.read_text())) if report.is_file() else {}
+    except (ValueError, TypeError):
+        raise ValueError(f"dataset {directory}: report.json cannot be read; write it again by preprocess.py") from None
+
+
 def data_config(directory: str, setting: str, remedy: str) -> dict:
     """The configuration that preprocess.py wrote the dataset with; a ValueError names `setting`, which needs it."""
-    report = Path(directory) / "report.json"
-    check(report.is_file(), f"{setting}: dataset {directory} has no report.json, which names its target; {remedy}")
-    return json.loads(report.read_text())["config"]
+    report = read_report(directory)
+    check(bool(report), f"{setting}: dataset {directory} has no report.json, which names its target; {remedy}")
+    return report["config"]
 
 
 def dataset_hash(directory: str) -> str:
     """The SHA-256 of its rows that preprocess.py has written beside them; unknown without one."""
-    report = Path(directory) / "report.json"
-    return json.loads(report.read_text()).get("dataset_hash", "unknown") if report.is_file() else "unknown"
+    return read_report(directory).get("dataset_hash", "unknown")
 
 
 def trace_style(directory: str) -> str | None:

@@ -32,7 +32,7 @@ from matplotlib.patches import Rectangle
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metrics
-from arguments import arg, check, check_choice, parse_config, run_script
+from arguments import arg, check, check_choice, check_ranges, parse_config, run_script
 from checkpoints import claim_output_dir, list_checkpoints
 from data import answer_candidates, choose_rows, load_split, premise_groups
 from distributed import start
@@ -104,9 +104,8 @@ class Config:
         self.dataset = self.dataset or trained.get("dataset", "")
         self.quantization = self.quantization or trained.get("quantization", "none")
         self.max_new_tokens = self.max_new_tokens or trained.get("max_new_tokens", 16)
-        for name in ("max_new_tokens", "num_samples", "cache_tokens", "micro_batch_tokens", "num_resamples"):
-            check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
-        check(self.max_rows >= 0, f"max_rows: must be at least 0 (all rows), got {self.max_rows}")
+        ranges = {"at least 1": "max_new_tokens num_samples cache_tokens micro_batch_tokens num_resamples"}
+        check_ranges(self, ranges | {"0 or more": "max_rows"})
         check_choice("mode", self.mode, MODES)
         check(0 < self.threshold < 1, f"threshold: a probability between 0 and 1, got {self.threshold}")
         has_threshold = self.mode == "score" or self.threshold == 0.5

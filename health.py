@@ -67,7 +67,7 @@ def check_gradient_flow(model: torch.nn.Module, loss: torch.Tensor) -> None:
     if not loss.isfinite():
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         remedy = "launch in bf16 or fp32" if dtype == torch.float16 else "its weights may be damaged"
-        raise TrainingFault(f"overflow: the loss is {loss.item()} before training, in {dtype}; {remedy}")
+        raise TrainingFault(f"model: the loss is {loss.item()} before training, in {dtype}: {remedy}")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     loss.backward()
     expected_zero = _zero_by_construction(model)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -103,7 +104,12 @@ def encode(tokenizer, text: str) -> list[int]:
 
 
 def stop_token_ids(tokenizer, model) -> set[int]:
-    """Every token that ends a turn: Phi-3.5's config.json names only one of its three."""
+    """Every token that ends a turn: Phi-3.5's config.json names only one of its three.
+
+    Raises ValueError for a tokenizer that has tokens of which the model has no embedding.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    check(len(tokenizer) <= known, f"model: its tokenizer has {len(tokenizer)} tokens, the model {known}: not a pair")
     named = getattr(model.generation_config, "eos_token_id", None)
     stops = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     vocabulary = tokenizer.get_vocab()
@@ -186,6 +192,8 @@ def check_model(name: str) -> None:
     saved = list_checkpoints(path)
     remedy = f"name its checkpoint {saved[-1]}" if saved else "name one that train_sft.py or train_grpo.py wrote"
     check(any(path.glob("*.safetensors")), f"model {name}: no safetensors weights in it; {remedy}")
+    configured = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
+    check(configured, f"model {name}: neither config.json nor adapter_config.json in it; {remedy}")
     if base := adapter_base(name):
         check_model(base)
 
@@ -226,11 +234,11 @@ def load_policy(
         targets = lora_targets(empty_model(model_shape(model, revision)), lora_target_modules)
     policy = load_base(base or model, quantization, dtype, device, base_revision(model, revision), seed)
     if adaptation == "lora":
-        from peft import LoraConfig, PeftModel, get_peft_model  # seconds, which wrong settings need not wait for
+        from peft import LoraConfig, get_peft_model  # seconds, which wrong settings need not wait for
 
         policy.requires_grad_(False)
         if base is not None:
-            policy = PeftModel.from_pretrained(policy, model, adapter_name=POLICY, is_trainable=True)
+            policy = _put_adapter(policy, model, is_trainable=True)
         else:
             torch.manual_seed(seed)  # every rank draws the same LoRA
             policy = get_peft_model(
@@ -265,9 +273,7 @@ def load_for_inference(
     base = adapter_base(model)
     loaded = load_base(base or model, quantization, dtype, device, base_revision(model, revision))
     if base is not None:
-        from peft import PeftModel
-
-        loaded = PeftModel.from_pretrained(loaded, model)
+        loaded = _put_adapter(loaded, model)
     return loaded.eval().requires_grad_(False)
 
 
@@ -290,7 +296,11 @@ def load_base(
             bnb_4bit_quant_storage=torch.uint8,
         )
         options["device_map"] = {"": device}
-    model = _from_hub_or_disk(AutoModelForCausalLM, name, **options)
+    model, found = _from_hub_or_disk(AutoModelForCausalLM, name, output_loading_info=True, **options)
+    missing = sorted(found["missing_keys"])  # they would be random
+    check(not missing, f"model {name}: {len(missing)} weights are missing, {missing[:2]}; copy or train it again")
+    trained_as = model.config.architectures or [type(model).__name__]
+    check(type(model).__name__ in trained_as, f"model {name}: a {trained_as[0]}, not a model that writes text")
     if quantization == "none":
         model = model.to(device)
     for module in model.modules():
@@ -361,11 +371,13 @@ def lora_targets(model: torch.nn.Module, names: str) -> list[str]:
 
 def _from_hub_or_disk(cls, name: str, **options):
     try:
-        return cls.from_pretrained(name, **options)
-    except (OSError, ImportError, RuntimeError, ValueError) as error:
+        return cls.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ImportError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         kinds = {type(e).__name__ for e in (error, error.__cause__, error.__context__)}
-        if "GatedRepoError" in kinds or "gated repo" in reason:
+        if Path(name).is_dir():
+            remedy = "copy or train it again, or name another"
+        elif "GatedRepoError" in kinds or "gated repo" in reason:
             remedy = "accept its licence on its page at the hub, and set HF_TOKEN to a token of yours"
         elif kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or os.environ.get("HF_HUB_OFFLINE") == "1":
             remedy = "it is not in the cache and the hub cannot be reached: download it where there is a network"
@@ -377,6 +389,24 @@ def _from_hub_or_disk(cls, name: str, **options):
 
 
 # --- adapters
+
+
+def _put_adapter(base: torch.nn.Module, path: str, is_trainable: bool = False) -> torch.nn.Module:
+    """The base with the adapter of a directory on it; ValueError unless all of it is there and fits."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    try:
+        model = PeftModel.from_pretrained(base, path, adapter_name=POLICY, is_trainable=is_trainable)
+        saved = set(load_file(Path(path) / "adapter_model.safetensors"))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        remedy = "name the base that it was trained on in its adapter_config.json, or train it again"
+        raise ValueError(
+            f"model {path}: the adapter cannot be put on {adapter_base(path)} ({reason}); {remedy}"
+        ) from None
+    wanted = get_peft_model_state_dict(model, adapter_name=POLICY, save_embedding_layers=False).keys()
+    check(wanted <= saved, f"model {path}: weights of the adapter are missing, {sorted(wanted - saved)[:2]}")
+    return model
 
 
 def add_reference(policy: torch.nn.Module) -> None:

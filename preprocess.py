@@ -150,7 +150,8 @@ def expected_rows(config: DataConfig) -> int | None:
 def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
     """Rows with the task's columns, `exact` and `row`; and {row, reason} of those without a label.
 
-    Raises ValueError naming the row for a missing column, a label that is not 0 or 1, or an input that cannot be read.
+    Raises ValueError naming the row for a missing column, a label that is not 0 or 1, an input that cannot be read, and
+    with given labels for an input that has two.
     """
     rows, unlabelled = [], []
     if config.source == "generate":  # written by the oracle itself
@@ -170,7 +171,18 @@ def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
         rows.append(row | {"given_label": given, "label": row["exact"] if config.labels == "exact" else given})
     check(len(rows) + len(unlabelled) > 0, f"source: {config.source}: no rows in it")
     check(len(rows) > 0, f"source: {config.source}: no row could be read: {unlabelled[:1]}")
+    if config.labels == "given":
+        check_agreement(rows)
     return rows, unlabelled
+
+
+def check_agreement(rows: list[dict]) -> None:
+    """ValueError naming two rows that give one input two labels."""
+    first: dict[str, dict] = {}
+    for row in rows:
+        other = first.setdefault(row["input"], row)
+        agree = other["given_label"] == row["given_label"]
+        check(agree, f"{other['row']} and {row['row']}: one input with two labels; use labels exact, or mend the file")
 
 
 def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iterator[dict]:
@@ -392,6 +404,11 @@ def check_output(path: Path, overwrite: bool, needed: set[str], optional: Iterab
     )
     ours = not found or needed <= found <= needed | set(optional)
     check(ours, f"output_dir: {path} has files that are not of this script, so it is not overwritten; name another")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=path.parent).cleanup()
+    except OSError as error:
+        raise ValueError(f"output_dir: {path} cannot be written ({error.strerror}); name another") from None
 
 
 def write_dataset(splits: dict[str, list[dict]], columns: dict, report: dict, path: Path) -> None:

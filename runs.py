@@ -45,7 +45,7 @@ from checkpoints import (
 )
 from distributed import gather, load_optimizer, on_main, optimizer_tensors, reduce, scaler_state
 from health import Motion
-from models import load_trainable, save_model
+from models import load_trainable, save_model, training_dtype
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal to get when the parent dies
 INTERRUPTED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
@@ -67,7 +67,7 @@ class Run:
         self.accelerator, self.config, self.dataset_hash = accelerator, config, dataset_hash
         self.output_dir = Path(config.output_dir)
         self.stop = Stop(config.time_limit)
-        self.launch = {"num_processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
+        self.launch = {"num_processes": accelerator.num_processes, "dtype": str(training_dtype(accelerator))}
         self.lock: Any = None
         self.start: str | None = None
         self.again = config.resume_from is not None  # this run may have logged before
@@ -82,6 +82,7 @@ class Run:
     def _open(self) -> tuple[Path | None, bool]:
         """On rank 0: the checkpoint to continue from, if there is one, and whether the run has already finished."""
         make_output_dir(self.config.output_dir)
+        make_output_dir(self.config.logging_dir, "logging_dir")
         self.lock = lock(self.output_dir)
         try:
             return self._choose()

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from arguments import arg, check, check_choice, parse_config, run_script
+from arguments import arg, check, check_choice, check_ranges, parse_config, run_script
 from data import (
     answer_candidates,
     choose_rows,
@@ -181,6 +181,15 @@ class Config:
     card_gb: float = arg(0.0, "memory of the plan's card in GB; 0: of the GPU present")
 
     def __post_init__(self):
+        check_ranges(self, {
+            "at least 1": "prompts_per_step max_new_tokens cache_tokens claims_per_prefix num_iterations max_steps "
+            "lora_r lora_alpha micro_batch_tokens logging_steps eval_rows stop_after",
+            "above 0": "learning_rate max_grad_norm",
+            "0 or more": "resample_rounds outcome_weight process_weight format_weight length_weight free_tokens "
+            "eps_high beta warmup_steps weight_decay eval_steps save_steps save_total_limit num_logged_completions "
+            "time_limit card_gb",
+            "0 or more and less than 1": "eps_low",
+        })  # fmt: skip
         check_choice("loss_type", self.loss_type, ("grpo", "dapo", "dr_grpo"))
         check_choice("importance", self.importance, ("token", "sequence"))
         bounded = self.dual_clip == 0 or self.dual_clip > 1 + self.eps_high
@@ -188,19 +197,15 @@ class Config:
         check_choice("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
         check(self.num_generations >= 2, f"num_generations: a group needs at least 2, got {self.num_generations}")
         check(self.temperature > 0, f"temperature: sampling needs more than 0, got {self.temperature}")
-        check(self.beta >= 0, f"beta: must not be negative, got {self.beta}")
-        check(len(self.class_weights) == 2, f"class_weights: two numbers, for No and Yes, got {self.class_weights}")
+        two = len(self.class_weights) == 2 and min(self.class_weights) > 0
+        check(two, f"class_weights: two numbers above 0, for No and Yes, got {self.class_weights}")
         check_choice("estimator", self.estimator, ("sampled", "exact"))
         exact = self.estimator == "exact"
         check(not (exact and self.resample_rounds), "resample_rounds: estimator exact has no dead groups; set 0")
         weights = [getattr(self, f"{name}_weight") for name in COMPONENTS]
-        check(min(weights) >= 0 and max(weights) > 0, "outcome_weight to length_weight: 0 or more, and one above 0")
+        check(max(weights) > 0, "outcome_weight, process_weight, format_weight, length_weight: one must be above 0")
         fits = self.length_weight == 0 or 0 <= self.free_tokens < self.max_new_tokens
         check(fits, f"free_tokens: 0 to less than max_new_tokens ({self.max_new_tokens}), got {self.free_tokens}")
-        check(self.resample_rounds >= 0, f"resample_rounds: must not be negative, got {self.resample_rounds}")
-        positive = ("prompts_per_step", "max_new_tokens", "max_steps", "num_iterations", "logging_steps", "eval_rows")
-        for name in (*positive, "stop_after"):
-            check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
 
 
 # --- the algorithm
@@ -455,7 +460,7 @@ def main() -> None:
         return run.say_finished()
 
     # --- data
-    train = load_split(config.dataset, config.train_split)
+    train = load_split(config.dataset, config.train_split, both_answers=True)
     validation = choose_rows(load_split(config.dataset, "validation"), config.eval_rows, config.seed)
     tokenizer = load_tokenizer(config.model, config.revision)
     exact = config.estimator == "exact"

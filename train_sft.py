@@ -18,7 +18,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from arguments import arg, check, parse_config, run_script
+from arguments import arg, check, check_ranges, parse_config, run_script
 from data import (
     choose_rows,
     dataset_hash,
@@ -113,10 +113,15 @@ class Config:
     card_gb: float = arg(0.0, "memory of the plan's card in GB; 0: of the GPU present")
 
     def __post_init__(self):
-        positive = ("batch_size", "micro_batch_tokens", "claims_per_prefix", "logging_steps", "eval_rows", "lora_r")
-        for name in (*positive, "stop_after"):
-            check(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
-        check(self.learning_rate > 0, f"learning_rate: must be above 0, got {self.learning_rate}")
+        check_ranges(self, {
+            "at least 1": "batch_size micro_batch_tokens claims_per_prefix max_new_tokens cache_tokens lora_r "
+            "lora_alpha logging_steps eval_rows stop_after",
+            "above 0": "learning_rate max_grad_norm",
+            "0 or more": "num_train_epochs max_steps prompt_loss_weight weight_decay eval_steps save_steps "
+            "save_total_limit time_limit card_gb",
+            "between 0 and 1": "warmup_ratio min_lr_ratio",
+            "0 or more and less than 1": "lora_dropout",
+        })  # fmt: skip
         check(
             len(self.class_weights) == 2 and min(self.class_weights) > 0,
             f"class_weights: two numbers above 0, for No and Yes, got {self.class_weights}",
@@ -223,7 +228,7 @@ def main() -> None:
         return run.say_finished()
 
     # --- data
-    train = load_split(config.dataset, config.train_split)
+    train = load_split(config.dataset, config.train_split, both_answers=True)
     validation = choose_rows(load_split(config.dataset, "validation"), config.eval_rows, config.seed)
     tokenizer = load_tokenizer(config.model, config.revision)
     style = trace_style(config.dataset) if config.relabel_each_epoch else None

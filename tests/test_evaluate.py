@@ -302,7 +302,7 @@ def test_the_reliability_diagram():
         (("--model", "{place}/yes", "--output_dir", "{place}/yes"), "output_dir .*: not empty"),
         (("--model", "{place}/yes", "--dtype", "int8"), "dtype: 'int8' is not one of"),
         (("--model", "{place}/yes", "--cluster", "row"), "cluster: 'row' is not one of premise_id, structure_id"),
-        (("--model", "{place}/yes", "--max_rows", "-1"), "max_rows: must be at least 0"),
+        (("--model", "{place}/yes", "--max_rows", "-1"), "max_rows: must be 0 or more"),
         (("--model", "{place}/yes", "--mode", "guess"), "mode: 'guess' is not one of generate, score"),
         (("--model", "{place}/yes", "--threshold", "0.4"), "threshold: mode generate reads answers, .* --mode score"),
         (("--model", "{place}/yes", "--mode", "score", "--threshold", "1"), "threshold: a probability between 0 and 1"),

@@ -235,11 +235,13 @@ def rewrite(checkpoint: Path, **fields) -> None:
 def test_another_world_another_dataset_and_another_start_are_refused(tmp_path):
     model, optimizer = saved_run(tmp_path, 1)
     checkpoint = tmp_path / "model" / "checkpoint-1"
-    rewrite(checkpoint, launch={"num_processes": 2, "precision": "no"})
+    rewrite(checkpoint, launch={"num_processes": 2, "dtype": "torch.float32"})
     assert "num_processes was 2 and is 1: launch it as before" in refusal(tmp_path, resume_from="latest")
-    rewrite(checkpoint, launch={"num_processes": 1, "precision": "bf16"})
-    assert "precision was bf16 and is no: launch it as before" in refusal(tmp_path, resume_from="latest")
-    rewrite(checkpoint, launch={"num_processes": 1, "precision": "no"}, dataset_hash="other")
+    rewrite(checkpoint, launch={"num_processes": 1, "dtype": "torch.bfloat16"})
+    assert "dtype was torch.bfloat16 and is torch.float32: launch it as before" in refusal(
+        tmp_path, resume_from="latest"
+    )
+    rewrite(checkpoint, launch={"num_processes": 1, "dtype": "torch.float32"}, dataset_hash="other")
     assert "dataset data is not what it was" in refusal(tmp_path, resume_from="latest")
     rewrite(checkpoint, dataset_hash="hash", start="other")
     run = make_run(tmp_path, resume_from="latest")
