@@ -122,7 +122,6 @@ class Config:
         reads_only = bool(self.compare or self.curves)
         check(not (reads_only and self.model), "model: compare and curves run no model; leave one of them out")
         check(reads_only or self.model != "", "model: name a directory or a hub model (or directories to compare)")
-        check(reads_only or self.dataset != "", f"dataset: name one; {self.model} has no training_config.json with it")
         check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
 
 
@@ -159,6 +158,7 @@ def evaluate(config: Config) -> None:
     """Run the model on the split, on all processes; rank 0 writes the results and prints the table."""
     name = config.name or default_name(config.model)
     check_model(config.model)
+    check(config.dataset != "", f"dataset: name one; {config.model} has no training_config.json that does")
     data = load_split(config.dataset, config.split)
     data = choose_rows(data, config.max_rows or len(data), config.seed)
     scored = config.mode == "score"

@@ -130,7 +130,8 @@ def script_commands() -> list[tuple[str, list[str]]]:
     for words in readme_commands():
         at = next((k for k, word in enumerate(words) if word in scripts), None)
         if at is not None:
-            found.append((words[at], words[at + 1 :]))
+            positional = not words[at + 1].startswith("--")  # slurm/train.slurm SCRIPT CONFIG
+            found.append((words[at], ["--config"] * positional + words[at + 1 :]))
     return found
 
 
