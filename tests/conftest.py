@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,15 @@ def assert_same_gradients(got: dict, expected: dict, relative: float = 1e-4) -> 
     for name, gradient in expected.items():
         error = (got[name] - gradient).norm()
         assert error <= relative * gradient.norm() + 1e-7 * scale, f"{name}: off by {error} of {gradient.norm()}"
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """A training script that runs in this process handles signals: leave the handlers as they were."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(params=["phi3", "qwen2"], scope="session")

@@ -7,7 +7,6 @@ import importlib
 import json
 import re
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -20,15 +19,6 @@ from transformers import BertConfig, BertForMaskedLM
 
 from arguments import run_script
 from models import save_model, tiny_model
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    """Leave the signal handlers as they were."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -37,15 +37,6 @@ STAGES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Leave the signal handlers as they were."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 def bits(directory: Path) -> dict[str, torch.Tensor]:
     """All tensors below a directory: weights, and every rank's optimizer and random numbers."""
     files = sorted(directory.rglob("*.safetensors"))
