@@ -119,7 +119,11 @@ def save(path, **splits) -> str:
 
 
 def test_load_split(tmp_path):
-    directory = save(tmp_path / "d", train=[{"prompt": "a", "label": 1}], test=[{"prompt": "b", "label": 0}])
+    directory = save(
+        tmp_path / "d",
+        train=[{"prompt": "a", "response": "Yes", "label": 1}],
+        test=[{"prompt": "b", "response": "No", "label": 0}],
+    )
     assert load_split(directory, "test")["prompt"][0] == "b"
     with pytest.raises(ValueError, match="split validation: .* has train, test"):
         load_split(directory, "validation")

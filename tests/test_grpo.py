@@ -735,7 +735,7 @@ def test_prompts_hold_what_their_rows_say(tokenizer):
         ({"estimator": "expected"}, "estimator.*exact"),
         ({"estimator": "exact", "resample_rounds": 1}, "resample_rounds"),
         ({"outcome_weight": 0.0}, "outcome_weight"),
-        ({"process_weight": -1.0}, "outcome_weight"),
+        ({"process_weight": -1.0}, "process_weight: must be 0 or more"),
         ({"length_weight": 1.0, "free_tokens": 16}, "free_tokens"),
         ({"resample_rounds": -1}, "resample_rounds"),
         ({"stop_after": 0}, "stop_after"),
