@@ -224,10 +224,9 @@ def test_hub_models_load_from_the_cache_at_their_revision(tokenizer, tmp_path):
     assert len(refused) == 2 and all("download it where there is a network" in line for line in refused)
 
 
-def test_a_model_card_names_recipe_data_and_scores(tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps({"dataset_hash": "abc123"}))
-    settings = {"model": "base/model", "dataset": str(tmp_path), "train_split": "train", "output_dir": "models/mine"}
-    card = model_card("GRPO", settings | {"beta": 0.05}, 30, {"f1": 0.5})
+def test_a_model_card_names_recipe_data_and_scores():
+    settings = {"model": "base/model", "dataset": "data", "train_split": "train", "output_dir": "models/mine"}
+    card = model_card("GRPO", settings | {"beta": 0.05}, "abc123", 30, {"f1": 0.5})
     assert card.startswith("---\nlibrary_name: peft\nbase_model: base/model\n---\n")
     for part in ("# mine", "abc123", "step 30", "| f1 | 0.5000 |", "| beta | `0.05` |"):
         assert part in card

@@ -41,8 +41,8 @@ def shrunken(name: str, folder) -> str:
 
 
 def small_dataset(base: str, folder: Path, *options) -> Path:
-    """Rows of three variables for both stages."""
-    rows = ["--num_variables", 3, "--relabelings", 3, "--max_train_samples", 48, "--max_grpo_samples", 24]
+    """Rows of three variables for both stages, both answers in each."""
+    rows = ["--num_variables", 3, "--relabelings", 3, "--max_train_samples", 48, "--max_grpo_samples", 60]
     run(sys.executable, "preprocess.py", *rows, *options, "--tokenizer", base, "--output_dir", folder)
     return folder
 
