@@ -11,6 +11,7 @@ A file may stand on another beside it: `base: sft_phi3.yaml` takes that one's fi
 Errors that a user can cause are `ValueError`s; `run_script` prints them as one line and exits with status 2.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -20,6 +21,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 import typing
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
+from tqdm import tqdm
 from transformers import HfArgumentParser
 
 T = TypeVar("T")
@@ -173,21 +176,33 @@ def run_script(main: Callable[[], None]) -> None:
 
     Those are ValueError, OSError, a GPU out of memory, and the loss of another rank; `--debug true` adds the traceback.
     """
+    debug = "--debug" in sys.argv and sys.argv[sys.argv.index("--debug") + 1 :][:1] != ["false"]
+    if not debug:  # a thread of TensorBoard's that cannot write says so in the main thread too
+        threading.excepthook = lambda it: _explain(it.exc_value) or threading.__excepthook__(it)
     try:
         main()
     except Exception as error:
         message = _explain(error)
         if message is None:
             raise
-        if "--debug" in sys.argv and sys.argv[sys.argv.index("--debug") + 1 :][:1] != ["false"]:
+        if debug:
             traceback.print_exc()
         if os.environ.get("RANK", "0") != "0":
             # What rank 0 fails of too, it says; the launcher ends the others as soon as it has gone.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(5)
             message = f"rank {os.environ['RANK']}: {message}"
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        tqdm.write(f"error: {message}", file=sys.stderr)
+        _tell_launcher(message)
         sys.exit(2)
+
+
+def _tell_launcher(message: str) -> None:
+    """Let the launcher's report, the last thing on a user's terminal, end in this line (torch.distributed.elastic)."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": f"error: {message}", "timestamp": int(time.time())}))
 
 
 def _explain(error: Exception) -> str | None:
@@ -199,6 +214,7 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and re.search("onnection (closed|reset) by peer|onnection refused", text):
         return "another rank has ended: its message says why"
     if isinstance(error, OSError):
-        remedy = "; make room, or name another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return f"{error.filename or 'file'}: {error.strerror or text}{remedy}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        place = error.filename or ("output_dir or logging_dir" if full else "a file")
+        return f"{place}: {error.strerror or text}{'; make room, or name another place' if full else ''}"
     return str(error) if isinstance(error, ValueError) else None

@@ -149,14 +149,20 @@ class Run:
     def say_finished(self) -> None:
         """What there is to say of a run that is resumed after its end."""
         if self.accelerator.is_main_process:
-            print(f"already finished: {self.output_dir}; to train it again set overwrite true, without resume_from")
+            again = "to train it again set overwrite true, without resume_from"
+            print(f"already finished: {self.output_dir}; {again}")
+            start = Path(self.config.model) / "finished.json"
+            if start.is_file() and start.stat().st_mtime > (self.output_dir / "finished.json").stat().st_mtime:
+                print(f"warning: model {self.config.model} has been trained since, and this one began before: {again}")
 
     def restore(self, policy: torch.nn.Module, optimizer: Any, motion: Motion) -> dict[str, Any]:
         """Put the checkpoint's weights and optimizer state in place; returns what `save` was given, with the step.
 
         `motion` knows the weights that the run has begun with. Returns an empty dict at the start of a run. Random
-        number generators are restored too: nothing may draw from them between here and the first step.
+        number generators are restored too: nothing may draw from them between here and the first step. From here on
+        signals are only noted.
         """
+        self.stop.listen()
         self.start = motion.digest()
         if self.accelerator.is_main_process:
             write_config(self.config, self.output_dir / "training_config.json")
@@ -292,7 +298,8 @@ class Run:
 class Stop:
     """Notes of SIGTERM, SIGUSR1 and of the time limit (minutes from now, 0: none): they are acted on between steps.
 
-    A launcher that dies would leave its processes behind: on Linux each gets a SIGTERM then.
+    Until `listen` is called, while there is nothing to save, the signals end the process. A launcher that dies would
+    leave its processes behind: on Linux each gets a SIGTERM then.
     """
 
     TIME_LIMIT = 1  # SIGHUP's number, which is not handled
@@ -300,10 +307,12 @@ class Stop:
     def __init__(self, time_limit: float):
         self.deadline = time.monotonic() + 60 * time_limit if time_limit > 0 else float("inf")
         self.reason = 0
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
         if "LOCAL_RANK" in os.environ and sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         self.reason = number

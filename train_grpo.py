@@ -575,7 +575,7 @@ def main() -> None:
         evaluate(0)
     window: list[dict[str, float]] = saved.get("window", [])  # values of the steps since the last logged ones
     bar = tqdm(
-        total=config.max_steps, initial=first_step, disable=not main_process, desc="GRPO", mininterval=2,
+        total=config.max_steps, initial=first_step, disable=None if main_process else True, desc="GRPO", mininterval=2,
         dynamic_ncols=True,
     )  # fmt: skip
     for number in range(first_step, config.max_steps):

@@ -308,7 +308,12 @@ def main() -> None:
     # --- train
     engine.train()
     bar = tqdm(
-        total=len(steps), initial=first_step, disable=not main_process, desc="SFT", mininterval=2, dynamic_ncols=True
+        total=len(steps),
+        initial=first_step,
+        disable=None if main_process else True,
+        desc="SFT",
+        mininterval=2,
+        dynamic_ncols=True,
     )
     window = saved.get("window", dict.fromkeys(("loss", "weight", "rows", "tokens"), 0.0))
     window_start = time.perf_counter()

@@ -3,21 +3,27 @@
 The scripts run as a user runs them, in this process: exit status 2, no traceback, nothing written or changed.
 """
 
+import contextlib
 import importlib
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_model
+from conftest import ROOT, build_model
 from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from arguments import run_script
+from checkpoints import damage, list_checkpoints
 from models import save_model, tiny_model
 
 
@@ -362,3 +368,62 @@ def test_what_is_there_is_not_overwritten(refusal, tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("three years")
     for script, options in (("train_sft", {}), ("evaluate", {"model": "tiny"}), ("preprocess", {"num_variables": [3]})):
         assert "not empty" in refusal(script, **options)
+
+
+# --- the machine, as two processes under the launcher meet it: its own report stays, but ends in the line
+
+LAUNCH = "-m accelerate.commands.launch --config_file accelerate_configs/zero2_2xcpu.yaml train_sft.py".split()
+BROKEN_RANK = """
+import errno, os
+if os.environ.get("RANK") == "1":
+    import datasets
+    def fail(path, *_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+    datasets.load_from_disk = fail
+"""
+
+
+def launched(*command, **environment: str) -> str:
+    """The output of a command that must fail within a minute of its error, in one line, with no process left over."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MARK": str(uuid.uuid4())} | environment
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, text=True, timeout=120, **streams)
+    assert done.returncode != 0
+    assert len(re.findall("^error: ", done.stdout, re.MULTILINE)) == 1, done.stdout
+    assert done.stdout.count("Traceback") <= 1, done.stdout  # the launcher's own
+    line = re.search("^error: .*", done.stdout, re.MULTILINE).group()
+    assert f"traceback : {line}" in done.stdout.split("Root Cause")[1]
+    mark = f"MARK={environment['MARK']}".encode()
+    left = [path for path in Path("/proc").glob("[0-9]*/environ") if mark in readable(path)]
+    assert not left
+    return line
+
+
+def readable(path: Path) -> bytes:
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
+def test_one_rank_that_fails_takes_the_other_down(tmp_path, dataset):
+    (tmp_path / "sitecustomize.py").write_text(BROKEN_RANK)
+    places = ["--dataset", dataset, "--output_dir", tmp_path / "model", "--logging_dir", tmp_path / "logs"]
+    line = launched(sys.executable, *LAUNCH, *places, PYTHONPATH=str(tmp_path))
+    assert line.startswith(f"error: rank 1: dataset {dataset}: cannot be read ([Errno 5] Input/output error")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, dataset):
+    (tmp_path / "disk").mkdir()
+    mount = "mount -t tmpfs -o size=20m tmpfs"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} {tmp_path / 'disk'}"]).returncode != 0:
+        pytest.skip("no small disk can be mounted here")
+    places = ["--dataset", dataset, "--output_dir", tmp_path / "disk" / "model", "--logging_dir", tmp_path / "logs"]
+    steps = ["--max_steps", 12, "--batch_size", 4, "--save_steps", 4, "--save_total_limit", 1, "--eval_steps", 0]
+    words = shlex.join(map(str, [sys.executable, *LAUNCH, *places, *steps, "--eval_rows", 4]))
+    kept = f"cp -r {tmp_path / 'disk' / 'model'} {tmp_path / 'kept'}"
+    shell = f"{mount} {tmp_path / 'disk'} && {words}; status=$?; {kept}; exit $status"
+    line = launched("unshare", "-rm", "sh", "-c", shell)
+    assert "checkpoint-8: cannot be written" in line and "No space left on device" in line
+    assert line.endswith("the last whole one is checkpoint-4: make room, then continue with resume_from latest")
+    assert [path.name for path in list_checkpoints(tmp_path / "kept")] == ["checkpoint-4"]
+    assert damage(tmp_path / "kept" / "checkpoint-4") is None

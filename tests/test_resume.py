@@ -321,6 +321,7 @@ def test_weights_alone_leave_the_optimizer_new(tmp_path):
 
 def test_signals_and_the_time_limit_are_notes(monkeypatch):
     stop = Stop(0.0)
+    stop.listen()
     assert stop.asked() == 0
     os.kill(os.getpid(), signal.SIGUSR1)
     assert stop.asked() == signal.SIGUSR1
