@@ -115,7 +115,7 @@ def test_the_pipeline_runs_and_is_not_run_twice(project):
     for file in ("comparison.json", "comparison.png"):
         assert (project.folder / "evaluation_results" / "tiny_comparison" / file).is_file()
     printed, jobs = project.pipeline()
-    assert jobs == {} and printed.count("finished") == 6
+    assert jobs == {} and printed.count(": finished, ") == 6
 
 
 def test_a_failing_stage_stops_the_rest(project):
