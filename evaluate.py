@@ -8,11 +8,11 @@
     python evaluate.py --compare evaluation_results/phi3_sft_model evaluation_results/phi3_grpo_model
     python evaluate.py --curves logs/sft logs/grpo
 
-The first four write metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to
+The first four write report.html, metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to
 `output_dir`. Mode generate takes the greedy answer, or the majority of `num_samples` sampled ones. Mode score samples
 nothing: it asks how probable Yes is against No, on datasets whose responses are answers alone, and writes
-calibration.png besides. `--compare` reads such directories and writes comparison.json and comparison.png; `--curves`
-reads TensorBoard directories and writes learning_curves.png. Neither needs a model.
+calibration.png besides. `--compare` reads such directories and writes report.html, comparison.json and comparison.png;
+`--curves` reads TensorBoard directories and writes learning_curves.png. Neither needs a model.
 
 Most rows are No, so an accuracy says little: every table starts with the two answers that need no model. Rows of a
 premise are right or wrong together, so the intervals resample premises (metrics.py).
@@ -27,8 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metrics
@@ -47,26 +45,23 @@ from models import (
     stop_token_ids,
 )
 from prefix_sharing import check_prefix_sharing
+from report import (
+    BASELINE_NAMES,
+    CURVES,
+    SCORE_NAMES,
+    calibration_figure,
+    confusion_figure,
+    curves_figure,
+    grouped_summaries,
+    page,
+    score_figure,
+)
 
 RESULTS = "evaluation_results"
 MODES = ("generate", "score")
 RECORDED = ("mode", "model", "revision", "quantization", "dataset", "split", "max_rows", "seed")
 RECORDED_OF_MODE = {"generate": ("max_new_tokens", "num_samples", "temperature"), "score": ("threshold",)}
-SCORE_NAMES = {"f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "mcc": "MCC"}
 LOW_MASS = 0.5  # below it, the two answers are not what the model would say
-BASELINE_NAMES = {"majority": "majority answer", "always_yes": "always Yes"}
-BASELINE_STYLES = {"always_yes": ("#D55E00", "--", 3), "majority": ("black", ":", 1.5)}  # colour, line, width (points)
-CURVES = {
-    "eval/f1": "F1",
-    "eval/balanced_accuracy": "balanced accuracy",
-    "train/loss": "loss (nats per token)",
-    "reward/mean": "reward",
-    "policy/kl": "KL (nats per token)",
-}
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")  # Okabe and Ito: safe for colour blindness
-LINES = ("-", "--", "-.", ":")
-LEGEND = {"loc": "outside lower center", "ncols": 3, "frameon": False}  # below the panels, where it hides nothing
-MARKERS = ("o", "s", "^", "D", "v")  # 6, 4 and 5 of a kind: no two of 60 runs look alike
 
 
 @dataclass
@@ -77,7 +72,9 @@ class Config:
     dtype: str = arg("auto", "auto | float32 | bfloat16 | float16; auto: what the GPU computes in, float32 without one")
     name: str = arg("", "label in tables and figures; empty: the model's directory")
     dataset: str = arg("", "directory that preprocess.py wrote; empty: the one that the model was trained on")
-    split: str = arg("test", "train | validation | test")
+    split: list[str] = arg(
+        ["test"], "test | validation | train; more (test_paraphrase, ...) are compared with the first"
+    )
     mode: str = arg("generate", "generate: answers in text | score: how probable Yes is against No, without sampling")
     num_samples: int = arg(1, "generate: samples of a row, whose majority is the prediction; 1: greedy answers")
     temperature: float | None = arg(None, "generate: sampling temperature of num_samples; none given: 1")
@@ -159,8 +156,12 @@ def evaluate(config: Config) -> None:
     name = config.name or default_name(config.model)
     check_model(config.model)
     check(config.dataset != "", f"dataset: name one; {config.model} has no training_config.json that does")
-    data = load_split(config.dataset, config.split)
-    data = choose_rows(data, config.max_rows or len(data), config.seed)
+    check(len(set(config.split)) == len(config.split) > 0, "split: name each split once")
+    parts = [load_split(config.dataset, split) for split in config.split]
+    parts = [choose_rows(part, config.max_rows or len(part), config.seed) for part in parts]
+    from datasets import concatenate_datasets  # seconds to import, which wrong settings need not wait for
+
+    data = concatenate_datasets(parts)
     scored = config.mode == "score"
     candidates = answer_candidates(config.dataset, data, "mode score", "use --mode generate") if scored else []
     way = "-score" if scored else f"-majority-{config.num_samples}" if config.num_samples > 1 else ""
@@ -194,6 +195,8 @@ def evaluate(config: Config) -> None:
             num_samples=config.num_samples, temperature=config.temperature, seed=config.seed,
         )  # fmt: skip
     seconds = time.perf_counter() - start_time
+    splits = [split for split, part in zip(config.split, parts, strict=True) for _ in range(len(part))]
+    rows = [{**row, "split": split} for row, split in zip(rows, splits, strict=True)]
     if accelerator.is_main_process:
         results = {
             "name": name,
@@ -205,8 +208,8 @@ def evaluate(config: Config) -> None:
             **metrics.report(rows, config.cluster, config.num_resamples, config.seed),
         }
         write_results(rows, results, output_dir)
-        print_results(results)
-        print(f"{len(rows)} rows in {seconds:.1f} s; results: {output_dir}")
+        print("\n".join(result_lines(results)))
+        print(f"{len(rows)} rows in {seconds:.1f} s; results: {output_dir}, to be read in {output_dir / 'report.html'}")
     accelerator.end_training()
 
 
@@ -224,53 +227,74 @@ def whole_answers(rows: list[dict]) -> dict[str, float]:
 
 
 def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
-    """predictions.jsonl, metrics.json and the figures of one model."""
+    """predictions.jsonl, metrics.json, the figures of one model, and report.html."""
+    name = results["name"]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (output_dir / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-    confusion_figure(rows, results["name"]).savefig(output_dir / "confusion_matrix.png", dpi=150)
-    figure = score_figure(grouped_summaries(results), results["confidence"], results["name"])
-    figure.savefig(output_dir / "scores.png", dpi=150)
+    scores = score_figure({name: grouped_summaries(results)}, results["confidence"], name)
+    figures = {"confusion_matrix": confusion_figure(main_rows(rows), name), "scores": scores}
     if "calibration" in results:
-        figure = calibration_figure(results["calibration"], results["confidence"], results["name"])
-        figure.savefig(output_dir / "calibration.png", dpi=150)
+        figures["calibration"] = calibration_figure(results, name)
+    for file, figure in figures.items():
+        figure.savefig(output_dir / f"{file}.png", dpi=150)
+    settings = {key: value for key, value in results.items() if not isinstance(value, dict) and key != "calibration"}
+    drawn = [("By number of variables, relation and wording", scores)]
+    models = [{"name": name, "rows": rows, "results": results}]
+    html = page(models, name, settings, "\n".join(result_lines(results)), drawn)
+    (output_dir / "report.html").write_text(html, encoding="utf-8")
 
 
-def print_table(constants: dict[str, dict], entries: list[tuple[str, dict]]) -> None:
-    print(metrics.format_table([*((BASELINE_NAMES[key], scores) for key, scores in constants.items()), *entries]))
+def table(constants: dict[str, dict], entries: list[tuple[str, dict]]) -> str:
+    return metrics.format_table([*((BASELINE_NAMES[key], scores) for key, scores in constants.items()), *entries])
 
 
-def print_results(results: dict) -> None:
+def result_lines(results: dict) -> list[str]:
+    """The scores of one model as text."""
     groups = [(f"  {label}", summary) for label, summary in grouped_summaries(results).items()]
-    print_table(results["baselines"], [(results["name"], results["overall"]), *groups[1:]])
-    print(f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})")
+    lines = [table(results["baselines"], [(results["name"], results["overall"]), *groups[1:]])]
+    changes = {split: part for split, part in results.get("by_split", {}).items() if "difference" in part}
+    if changes:
+        first = next(iter(results["by_split"]))
+        cells = [["difference", *SCORE_NAMES.values()]]
+        for split, part in changes.items():
+            pair = {"difference": part["difference"], "intervals": part["difference_intervals"]}
+            cells.append([f"{split} − {first}", *(_difference(pair, score) for score in SCORE_NAMES)])
+        lines.append("\n" + metrics.align(cells))
+    lines.append(
+        f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})"
+    )
     if "calibration" in results:
-        print_probabilities(results)
+        lines += probability_lines(results)
     if "agreement" in results:
         samples = f"{results['num_samples']} samples a row at temperature {results['temperature']:g}"
-        print(f"{samples}: {results['agreement']:.1%} of them give their row's more frequent answer")
+        lines.append(f"{samples}: {results['agreement']:.1%} of them give their row's more frequent answer")
     if results.get("truncated_rate", 0) > 0:
-        print(f"{results['truncated_rate']:.1%} of rows have a completion cut at max_new_tokens; raise it if many do")
+        lines.append(
+            f"{results['truncated_rate']:.1%} of rows have a completion cut at max_new_tokens; raise it if many do"
+        )
+    return lines
 
 
-def print_probabilities(results: dict) -> None:
+def probability_lines(results: dict) -> list[str]:
     overall, bins = results["overall"], results["calibration"]
     entries = [("share of Yes, for every row", results["constant_probability"]), (results["name"], overall)]
-    print("\n" + metrics.format_probability_table(entries))
+    lines = ["\n" + metrics.format_probability_table(entries)]
     if "note" in overall:
-        print(overall["note"])
+        lines.append(overall["note"])
     means = [sum(part["n"] * part[key] for part in bins) / overall["n"] for key in ("mean_probability", "frequency")]
-    print("calibration: mean probability of Yes {:.1%}, share of Yes {:.1%}; calibration.png by bins".format(*means))
+    lines.append(
+        "calibration: mean probability of Yes {:.1%}, share of Yes {:.1%}; calibration.png by bins".format(*means)
+    )
     mass = results["answer_mass"]
     if mass < LOW_MASS:
-        print(f"the model says one of the two answers with probability {mass:.1%}: the rest is not scored")
+        lines.append(f"the model says one of the two answers with probability {mass:.1%}: the rest is not scored")
+    return lines
 
 
-def grouped_summaries(results: dict) -> dict[str, dict]:
-    """metrics.report's summaries of all rows, of every number of variables N and of every relation, by label."""
-    sizes = {f"N = {size}": summary for size, summary in results["by_num_variables"].items()}
-    groups = {"all": results["overall"], **sizes, **results["by_relation"]}
-    return {f"{label} ({summary['n']:,} rows)": summary for label, summary in groups.items()}
+def main_rows(rows: list[dict]) -> list[dict]:
+    """Those of the first split, of which the scores are."""
+    return [row for row in rows if row.get("split") == rows[0].get("split")]
 
 
 def read_results(directory: str) -> tuple[str, list[dict]]:
@@ -296,46 +320,72 @@ def distinct(names: list[str], directories: list[str]) -> list[str]:
     return [f"{n} ({d})" if count[n] > 1 else n for n, d in zip(names, directories, strict=True)]
 
 
-def compare_results(directories: list[str], **resampling) -> dict:
-    """Scores with intervals of every directory, and metrics.compare of each with the first and the one before it.
+def compare_results(directories: list[str], **resampling) -> tuple[dict, list[dict]]:
+    """Scores of every directory with intervals, and metrics.compare of each with the first and the one before it.
 
-    `resampling`: `cluster`, `num_resamples` and `seed` of metrics.py. Raises ValueError if the rows are not the same.
+    Returns that, for JSON, and the models as `report.page` takes them. `resampling`: `cluster`, `num_resamples` and
+    `seed` of metrics.py. Raises ValueError if the rows are not the same.
     """
     names, rows = zip(*map(read_results, directories), strict=True)
     names = distinct(names, directories)
-    models = [
-        {"name": name, "directory": directory, **metrics.report(part, **resampling)["overall"]}
-        for name, directory, part in zip(names, directories, rows, strict=True)
-    ]
+    reports = [metrics.report(part, **resampling) for part in rows]
+    rows = [main_rows(part) for part in rows]
     pairs = []
     for a, b in [(0, k) for k in range(1, len(names))] + [(k - 1, k) for k in range(2, len(names))]:
         try:
             pairs.append({"names": [names[a], names[b]], **metrics.compare(rows[a], rows[b], **resampling)})
         except ValueError as error:
             raise ValueError(f"compare: {directories[a]} and {directories[b]}: {error}") from None
-    constants = metrics.baselines([row["label"] for row in rows[0]])
+    models = [
+        {"name": name, "rows": part, "results": {**results, "directory": directory}}
+        for name, directory, part, results in zip(names, directories, rows, reports, strict=True)
+    ]
     shared = {key: pairs[0][key] for key in ("num_rows", "num_clusters", "confidence")}
-    return {**resampling, **shared, "baselines": constants, "models": models, "pairs": pairs}
+    shared["baselines"] = reports[0]["baselines"]
+    parts = ("by_num_variables", "by_relation", "by_split")
+    listed = [
+        {"name": m["name"], "directory": m["results"]["directory"], **m["results"]["overall"]}
+        | {part: m["results"][part] for part in parts if part in m["results"]}
+        for m in models
+    ]
+    return {**resampling, **shared, "models": listed, "pairs": pairs}, models
 
 
-def print_comparison(comparison: dict) -> None:
-    print_table(comparison["baselines"], [(model["name"], model) for model in comparison["models"]])
-    lines = [["difference", *SCORE_NAMES.values(), "McNemar p"]]
+def comparison_lines(comparison: dict) -> list[str]:
+    """A comparison as text."""
+    lines = [table(comparison["baselines"], [(model["name"], model) for model in comparison["models"]])]
+    cells = [["difference", *SCORE_NAMES.values(), "McNemar p"]]
     for pair in comparison["pairs"]:
-        cells = [_difference(pair, score) for score in SCORE_NAMES]
-        lines.append([" − ".join(pair["names"][::-1]), *cells, f"{pair['mcnemar']['p_value']:.2g}"])
-    print("\n" + metrics.align(lines))
+        differences = [_difference(pair, score) for score in SCORE_NAMES]
+        cells.append([" − ".join(pair["names"][::-1]), *differences, f"{pair['mcnemar']['p_value']:.2g}"])
+    lines.append("\n" + metrics.align(cells))
     scored = [pair for pair in comparison["pairs"] if "brier" in pair["difference"]]
     if scored:
-        lines = [["difference", *metrics.PROBABILITY_SCORES.values()]]
-        lines += [
+        cells = [["difference", *metrics.PROBABILITY_SCORES.values()]]
+        cells += [
             [" − ".join(p["names"][::-1]), *(_difference(p, s) for s in metrics.PROBABILITY_SCORES)] for p in scored
         ]
-        print("\n" + metrics.align(lines))
-    print(
+        lines.append("\n" + metrics.align(cells))
+    lines.append(
         f"intervals: {comparison['confidence']:.0%}, paired, from {comparison['num_clusters']} clusters "
         f"({comparison['cluster']}); McNemar's exact test takes rows as independent: trust the intervals"
     )
+    return lines
+
+
+def write_comparison(comparison: dict, models: list[dict], output_dir: Path) -> None:
+    """comparison.json, comparison.png and report.html."""
+    (output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+    groups = {model["name"]: grouped_summaries(model["results"]) for model in models}
+    rows = f"the same {comparison['num_rows']:,} rows"
+    figure = score_figure(groups, comparison["confidence"], rows)
+    figure.savefig(output_dir / "comparison.png", dpi=150)
+    title = " · ".join(model["name"] for model in models)
+    settings = {model["name"]: model["results"]["directory"] for model in models}
+    settings |= {key: comparison[key] for key in ("num_rows", "num_clusters", "cluster", "num_resamples", "seed")}
+    lead = "\n".join(comparison_lines(comparison))
+    html = page(models, title, settings, lead, [("By number of variables, relation and wording", figure)])
+    (output_dir / "report.html").write_text(html, encoding="utf-8")
 
 
 def _difference(pair: dict, score: str) -> str:
@@ -343,65 +393,6 @@ def _difference(pair: dict, score: str) -> str:
         return "none"
     low, high = pair["intervals"][score]
     return f"{pair['difference'][score]:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def confusion_figure(rows: list[dict], title: str) -> Figure:
-    """Rows by label (down) and answer (across): counts, and shares of each label's rows."""
-    count = Counter((row["label"], row["prediction"]) for row in rows)
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    ax = figure.subplots()
-    for label in (0, 1):
-        total = max(1, sum(count[label, answer] for answer in (0, 1, None)))
-        for x, answer in enumerate((0, 1, None)):
-            share = count[label, answer] / total
-            ax.add_patch(Rectangle((x - 0.5, label - 0.5), 1, 1, facecolor=str(1 - 0.6 * share), edgecolor="white"))
-            ax.text(x, label, f"{count[label, answer]:,}\n{share:.1%} of label", ha="center", va="center")
-    ax.set(xticks=range(3), xticklabels=("No", "Yes", "no answer"), xlabel="prediction", xlim=(-0.5, 2.5))
-    ax.set(yticks=range(2), yticklabels=("No", "Yes"), ylabel="label", ylim=(1.5, -0.5), title=title)
-    return figure
-
-
-def score_figure(summaries: dict[str, dict], confidence: float, title: str) -> Figure:
-    """F1 and balanced accuracy with intervals, a line a summary, beside what constant answers score on its rows."""
-    ys = np.arange(len(summaries))
-    matrices = [summary["confusion_matrix"] for summary in summaries.values()]
-    constants = [metrics.baselines([0] * sum(negative) + [1] * sum(positive)) for negative, positive in matrices]
-    figure = Figure(figsize=(9, 1.9 + 0.38 * len(summaries)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for ax, score in zip(panels, ("f1", "balanced_accuracy"), strict=True):
-        for key, (colour, line, width) in BASELINE_STYLES.items():
-            values = [scores[key][score] for scores in constants]
-            ax.vlines(values, ys - 0.5, ys + 0.5, colour, line, label=BASELINE_NAMES[key], linewidth=width)
-        for y, summary in zip(ys, summaries.values(), strict=True):
-            ax.plot(summary["intervals"][score], [y, y], "-|", color=COLOURS[0], markersize=9)
-        values = [summary[score] for summary in summaries.values()]
-        ax.plot(values, ys, "o", color=COLOURS[0], label=f"model, {confidence:.0%} interval")
-        ax.set(xlim=(-0.03, 1.03), xlabel=f"{SCORE_NAMES[score]} (0 to 1)")
-        ax.grid(axis="x", color="0.9")
-    panels[0].set(yticks=ys, yticklabels=list(summaries), ylim=(len(ys) - 0.5, -0.5))
-    figure.suptitle(title)
-    figure.legend(*panels[0].get_legend_handles_labels(), **LEGEND)
-    return figure
-
-
-def calibration_figure(bins: list[dict], confidence: float, title: str) -> Figure:
-    """The reliability diagram: frequency of Yes against its mean probability in each bin, above the bins' rows."""
-    figure = Figure(figsize=(5, 6), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot([0, 1], [0, 1], "--", color="0.4", label="calibrated")
-    xs, ys = ([part[key] for part in bins] for key in ("mean_probability", "frequency"))
-    for x, part in zip(xs, bins, strict=True):
-        top.plot([x, x], part["interval"], "-_", color=COLOURS[0], markersize=7)
-    top.plot(xs, ys, "o-", color=COLOURS[0], label=f"model, {confidence:.0%} intervals")
-    top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="frequency of Yes", title=title)
-    top.grid(color="0.9")
-    for part in bins:
-        middle = (part["low"] + part["high"]) / 2
-        bottom.bar(middle, part["n"], width=0.09, color="0.7", edgecolor="black")
-        bottom.annotate(f"{part['n']:,}", (middle, part["n"]), (0, 2), textcoords="offset points", ha="center", size=8)
-    bottom.set(xlabel="probability of Yes", ylabel="rows", ylim=(0, 1.25 * max(part["n"] for part in bins)))
-    figure.legend(*top.get_legend_handles_labels(), **LEGEND)
-    return figure
 
 
 def read_curves(directory: str) -> dict[str, dict[int, float]]:
@@ -414,44 +405,18 @@ def read_curves(directory: str) -> dict[str, dict[int, float]]:
     return {tag: dict(sorted({event.step: event.value for event in events.Scalars(tag)}.items())) for tag in tags}
 
 
-def curves_figure(runs: dict[str, dict[str, dict[int, float]]]) -> Figure:
-    """A panel for each tag that some run has, a line for each run."""
-    tags = [tag for tag in CURVES if any(tag in run for run in runs.values())]
-    columns = min(3, len(tags))
-    rows = -(-len(tags) // columns)
-    figure = Figure(figsize=(1.2 + 4.2 * columns, 0.9 + 3.0 * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # inches
-    handles = {}
-    for position, tag in enumerate(tags, 1):
-        ax = figure.add_subplot(rows, columns, position)
-        for k, (name, run) in enumerate(runs.items()):
-            if tag in run:
-                steps, values = list(run[tag]), list(run[tag].values())
-                style = {"color": COLOURS[k % 6], "linestyle": LINES[k % 4], "marker": MARKERS[k % 5]}
-                (handles[name],) = ax.plot(steps, values, markevery=-(-len(steps) // 10), markersize=4, **style)
-        limits = (-0.02, 1.02) if tag.startswith("eval/") else None
-        ax.set(xlabel="optimizer step", ylabel=CURVES[tag], ylim=limits, title=tag)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(color="0.9")
-    figure.legend(handles.values(), handles.keys(), **LEGEND)
-    return figure
-
-
 def read_and_draw(config: Config) -> None:
     """`--compare` and `--curves`: everything is read before anything is written."""
     check(os.environ.get("WORLD_SIZE", "1") == "1", "compare, curves: run python evaluate.py, not accelerate launch")
     labels = distinct([Path(directory).resolve().name for directory in config.curves], config.curves)
     runs = {label: read_curves(directory) for label, directory in zip(labels, config.curves, strict=True)}
     resampling = {key: getattr(config, key) for key in ("cluster", "num_resamples", "seed")}
-    comparison = compare_results(config.compare, **resampling) if config.compare else None
+    comparison, models = compare_results(config.compare, **resampling) if config.compare else (None, [])
     default = "comparison" if config.compare else "curves"
     output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/{default}", config.overwrite)
     if comparison is not None:
-        (output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
-        models = {model["name"]: model for model in comparison["models"]}
-        figure = score_figure(models, comparison["confidence"], f"the same {comparison['num_rows']:,} rows")
-        figure.savefig(output_dir / "comparison.png", dpi=150)
-        print_comparison(comparison)
+        write_comparison(comparison, models, output_dir)
+        print("\n".join(comparison_lines(comparison)))
     if runs:
         curves_figure(runs).savefig(output_dir / "learning_curves.png", dpi=150)
     print(f"results: {output_dir}")

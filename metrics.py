@@ -169,25 +169,38 @@ def report(
     """Everything about one model's predictions, ready for JSON: overall, baselines, and by size and relation.
 
     Each summary holds the metrics, their `intervals` and `num_clusters`. Rows without a template are left out of
-    `by_relation`. Rows with a `probability` also get PROBABILITY_SCORES, their `constant_probability` baseline and the
-    bins of `calibration`. Raises ValueError for bad rows and unknown templates.
+    `by_relation`. Where rows have a `split`, everything is about the first one's; if they have several, `by_split` has
+    a summary of each, and where another is the first in other words (its labels, row by row), the paired `difference`
+    from that with its `difference_intervals`. Rows with a `probability` also get PROBABILITY_SCORES, their
+    `constant_probability` baseline and the bins of `calibration`. Raises ValueError for bad rows and unknown templates.
     """
     scored = has_probabilities(rows)
+    splits = _groups(rows, [row.get("split") for row in rows])
+    rows = next(iter(splits.values()), rows)
+    resampling = (cluster, num_resamples, seed, confidence)
 
     def summary(selected: Sequence[Mapping]) -> dict:
         return {
             **classification_metrics(*_columns(selected)),
             **(probability_metrics(*_probability_columns(selected)) if scored else {}),
-            "intervals": clustered_bootstrap(selected, cluster, num_resamples, seed, confidence),
+            "intervals": clustered_bootstrap(selected, *resampling),
             "num_clusters": len({row[cluster] for row in selected}),
         }
 
+    def difference(others: Sequence[Mapping]) -> dict:
+        if others is rows or [row["label"] for row in others] != [row["label"] for row in rows]:
+            return {}
+        paired = compare(*([{**row, "input": k} for k, row in enumerate(part)] for part in (rows, others)), *resampling)
+        return {"difference": paired["difference"], "difference_intervals": paired["intervals"]}
+
     sizes = _groups(rows, [row.get("num_variables") for row in rows])
     relations = _groups(rows, [_relation(row) for row in rows])
-    calibration = {}
+    more = {}
+    if len(splits) > 1:
+        more["by_split"] = {name: summary(part) | difference(part) for name, part in splits.items()}
     if scored:
-        calibration["constant_probability"] = constant_probability(_columns(rows)[0])
-        calibration["calibration"] = calibration_bins(rows, cluster, num_resamples, seed, confidence)
+        more["constant_probability"] = constant_probability(_columns(rows)[0])
+        more["calibration"] = calibration_bins(rows, *resampling)
     return {
         "num_rows": len(rows),
         "num_clusters": len({_cluster_of(i, row, cluster) for i, row in enumerate(rows)}),
@@ -198,7 +211,7 @@ def report(
         "baselines": baselines(_columns(rows)[0]),
         "by_num_variables": {str(size): summary(sizes[size]) for size in sorted(sizes)},
         "by_relation": {name: summary(relations[name]) for name in sorted(relations)},
-        **calibration,
+        **more,
     }
 
 

@@ -19,6 +19,7 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 import evaluate
 import metrics
+import report
 from data import answer_candidates, load_split
 from generation import majority, predict, score_answers
 from models import encode, stop_token_ids, tiny_model, tiny_tokenizer
@@ -61,6 +62,7 @@ def place(tmp_path_factory) -> Path:
     write_dataset(*build(DataConfig(**options, target="trace")), directory / "traces")
     splits, columns, report = build(DataConfig(**options))
     write_dataset(splits, columns, report, directory / "data")
+    write_dataset(*build(DataConfig(**options, perturbations=["paraphrase"])), directory / "worded")
     row = splits["test"][0]
     assert 0 < sum(r["label"] for r in splits["test"]) < len(splits["test"]), "the rows must hold both labels"
     constant_model(tokenizer, row["prompt"], "Answer: Yes<|end|>").save_pretrained(directory / "yes")
@@ -103,13 +105,31 @@ def test_a_constant_yes_scores_what_always_yes_scores(place, run, tmp_path, caps
     constant = results["baselines"]["always_yes"]
     assert constant["f1"] > 0 and {key: results["overall"][key] for key in constant} == constant
     assert results["truncated_rate"] == 0 and results["seconds"] > 0
-    assert (results["name"], results["split"], results["dtype"]) == ("yes", "test", "float32")
+    assert (results["name"], results["split"], results["dtype"]) == ("yes", ["test"], "float32")
     recomputed = metrics.report(rows, "premise_id", 50, 0)
     assert {key: results[key] for key in recomputed} == json.loads(json.dumps(recomputed))
     assert all(is_png(tmp_path / "out" / name) for name in ("confusion_matrix.png", "scores.png"))
+    assert f"Of {len(rows)} rows, {data['label'].count(0)} are wrong" in (tmp_path / "out" / "report.html").read_text()
     lines = capsys.readouterr().out.split("\n")
     table = [line.split("  ")[0] for line in lines[next(i for i, line in enumerate(lines) if "MCC" in line) :]]
     assert table[1:4] == ["majority answer", "always Yes", "yes"]
+
+
+def test_the_test_set_in_other_words(place, run, tmp_path, capsys):
+    splits = ("--split", "test", "test_paraphrase")
+    run("--model", place / "yes", "--dataset", place / "worded", *splits, "--output_dir", "a")
+    results, rows = json.loads((tmp_path / "a" / "metrics.json").read_text()), read_predictions(tmp_path / "a")
+    test, worded = (load_split(str(place / "worded"), split) for split in ("test", "test_paraphrase"))
+    assert [row["input"] for row in rows] == [*test["input"], *worded["input"]]
+    assert [row["split"] for row in rows] == ["test"] * len(test) + ["test_paraphrase"] * len(worded)
+    assert results["num_rows"] == len(test) and set(results["by_split"]) == {"test", "test_paraphrase"}
+    assert results["by_split"]["test_paraphrase"]["difference"]["f1"] == 0, "this model says Yes to all words"
+    assert "test_paraphrase − test" in capsys.readouterr().out
+    run("--compare", "a", "a", "--num_resamples", 5, "--output_dir", "b")
+    models = json.loads((tmp_path / "b" / "comparison.json").read_text())["models"]
+    assert models[0]["n"] == len(test) and models[0]["by_split"].keys() == results["by_split"].keys()
+    text = (tmp_path / "b" / "report.html").read_text()
+    assert f"Of {len(test)} rows" in text and text.endswith("</body></html>\n")
 
 
 def test_some_rows_and_cut_completions(place, run, tmp_path, capsys):
@@ -280,7 +300,7 @@ def test_the_reliability_diagram():
         {"low": 0.0, "high": 0.1, "n": 90, "mean_probability": 0.04, "frequency": 0.1, "interval": [0.05, 0.2]},
         {"low": 0.9, "high": 1.0, "n": 10, "mean_probability": 0.95, "frequency": 0.5, "interval": [0.2, 0.7]},
     ]
-    top, bottom = evaluate.calibration_figure(bins, 0.95, "sft").axes
+    top, bottom = report.calibration_figure({"calibration": bins, "confidence": 0.95}, "sft").axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in top.lines}
     assert lines["calibrated"] == [[0, 0], [1, 1]]
     assert lines["model, 95% intervals"] == [[0.04, 0.1], [0.95, 0.5]]
@@ -431,7 +451,7 @@ def test_scored_models_are_compared_by_their_probabilities(run, tmp_path, capsys
 
 def test_a_model_does_not_differ_from_itself(tmp_path):
     directory = write_predictions(tmp_path / "sft", 0.7)
-    comparison = evaluate.compare_results([str(directory)] * 2, cluster="premise_id", num_resamples=30, seed=0)
+    comparison, _ = evaluate.compare_results([str(directory)] * 2, cluster="premise_id", num_resamples=30, seed=0)
     pair = comparison["pairs"][0]
     assert set(pair["difference"].values()) == {0.0} and pair["mcnemar"]["p_value"] == 1
     assert all(interval == [0, 0] for interval in pair["intervals"].values())
@@ -439,7 +459,7 @@ def test_a_model_does_not_differ_from_itself(tmp_path):
 
 def test_models_of_one_name_are_told_apart(tmp_path):
     directories = [str(write_predictions(tmp_path / n, 0.7, name="sft")) for n in ("a", "b")]
-    comparison = evaluate.compare_results(directories, cluster="premise_id", num_resamples=5, seed=0)
+    comparison, _ = evaluate.compare_results(directories, cluster="premise_id", num_resamples=5, seed=0)
     assert [model["name"] for model in comparison["models"]] == [f"sft ({directory})" for directory in directories]
 
 
@@ -481,7 +501,7 @@ def test_learning_curves(run, tmp_path):
 
 def test_learning_curves_have_a_panel_a_tag_and_a_line_a_run():
     runs = {"sft": {"eval/f1": {1: 0.2}, "train/loss": {1: 3.0, 2: 2.0}}, "grpo": {"eval/f1": {1: 0.5, 3: 0.6}}}
-    figure = evaluate.curves_figure(runs)
+    figure = report.curves_figure(runs)
     assert {ax.get_title(): len(ax.lines) for ax in figure.axes} == {"eval/f1": 2, "train/loss": 1}
     assert list(figure.axes[0].lines[1].get_ydata()) == [0.5, 0.6]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "grpo"]

@@ -440,6 +440,24 @@ def test_rows_without_a_template_are_left_out_of_the_relations(missing):
     assert report(rows)["overall"]["n"] == 12
 
 
+def test_other_splits_stand_beside_the_first():
+    """What is said of the first is what it is alone; the same rows in other words are compared row by row."""
+    rows, other = (make_rows(*random_pair(120, seed), [i // 10 for i in range(120)]) for seed in (0, 5))
+    worded = [
+        b | {"label": a["label"], "input": f"in other words {a['input']}"} for a, b in zip(rows, other, strict=True)
+    ]
+    splits = {"test": rows, "test_paraphrase": worded, "validation": other[:50]}
+    result = report([{**row, "split": name} for name, part in splits.items() for row in part], num_resamples=40)
+    by_split = result.pop("by_split")
+    assert result == report(rows, num_resamples=40)
+    assert list(by_split) == list(splits) and by_split["test"] == result["overall"]
+    numbered = ([row | {"input": k} for k, row in enumerate(part)] for part in (rows, worded))
+    paired = compare(*numbered, num_resamples=40)
+    assert by_split["test_paraphrase"]["difference"] == paired["difference"]
+    assert by_split["test_paraphrase"]["difference_intervals"] == paired["intervals"]
+    assert "difference" not in by_split["validation"] and by_split["validation"]["n"] == 50
+
+
 def test_unknown_template():
     rows = make_rows([0, 1], [0, 1])
     rows[1]["template"] = "sibling"
