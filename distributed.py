@@ -4,7 +4,11 @@ Scripts normalise their losses by counts of the whole optimizer step over all ra
 matter of when to step: `backward(..., last=True)` steps, every other backward accumulates.
 """
 
+import ctypes
 import os
+import signal
+import socket
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,11 +20,16 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_obj
 
 from arguments import check
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal to get when the parent dies
 T = TypeVar("T")
 
 
 def start(seed: int) -> Accelerator:
-    """The Accelerator of this process, with gloo where there is no GPU, and the seed set alike on every rank."""
+    """The Accelerator of this process, with gloo where there is no GPU, and the seed set alike on every rank.
+
+    Raises ValueError if the launcher has ended, or if there are several processes without DeepSpeed.
+    """
+    _follow_launcher()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     transformers.utils.logging.disable_progress_bar()
     handlers = []
@@ -45,6 +54,22 @@ def start(seed: int) -> Accelerator:
     )
     torch.manual_seed(seed)
     return accelerator
+
+
+def _follow_launcher() -> None:
+    """Let this process end with its launcher, which would leave it behind: on Linux it gets a SIGTERM then.
+
+    A launcher that died before that can be told by the store that it hosts, for which all of them would wait for long.
+    """
+    if "LOCAL_RANK" not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_RANK") == "0":
+        place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        try:
+            socket.create_connection(place, timeout=30).close()
+        except OSError:
+            raise ValueError("the launcher of this process has ended: launch again") from None
 
 
 def prepare(

@@ -11,12 +11,10 @@ Two more files are in the output directory: `best.json`, of which step its model
 SIGTERM, SIGUSR1 and `time_limit` only make a note; the loop asks at each step's boundary, and all ranks save together.
 """
 
-import ctypes
 import json
 import os
 import shutil
 import signal
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +45,6 @@ from distributed import gather, load_optimizer, on_main, optimizer_tensors, redu
 from health import Motion
 from models import load_trainable, save_model, training_dtype
 
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal to get when the parent dies
 INTERRUPTED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
 # Settings of another value that leave the run the same one; the last two change the order of additions.
 OUTWARD = {"resume_from", "resume_weights_only", "overwrite", "output_dir", "logging_dir", "dataset", "time_limit"}
@@ -298,8 +295,7 @@ class Run:
 class Stop:
     """Notes of SIGTERM, SIGUSR1 and of the time limit (minutes from now, 0: none): they are acted on between steps.
 
-    Until `listen` is called, while there is nothing to save, the signals end the process. A launcher that dies would
-    leave its processes behind: on Linux each gets a SIGTERM then.
+    Until `listen` is called, while there is nothing to save, the signals end the process.
     """
 
     TIME_LIMIT = 1  # SIGHUP's number, which is not handled
@@ -307,8 +303,6 @@ class Stop:
     def __init__(self, time_limit: float):
         self.deadline = time.monotonic() + 60 * time_limit if time_limit > 0 else float("inf")
         self.reason = 0
-        if "LOCAL_RANK" in os.environ and sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     def listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1):

@@ -1,6 +1,7 @@
 """What a step does when gradients overflow, and the loss scaling that fp16 gets: what of fp16 a CPU can run."""
 
 import json
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from deepspeed import comm
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 
+import distributed
 from distributed import step
 
 
@@ -58,3 +60,17 @@ def test_the_scale_falls_with_overflows_and_rises_again(monkeypatch):
         scales.append(scaler.loss_scale)
     assert scales[:3] == [4096, 2048, 1024], "the first overflow is forgiven"
     assert scales[-1] == 2048
+
+
+def test_a_launcher_that_has_ended_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(distributed.ctypes, "CDLL", lambda _: SimpleNamespace(prctl=lambda *_: 0))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        server.listen()
+        names = {"LOCAL_RANK": "0", "GROUP_RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        for name, value in (names | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}).items():
+            monkeypatch.setenv(name, value)
+        distributed._follow_launcher()
+    with pytest.raises(ValueError, match="launcher of this process has ended"):
+        distributed._follow_launcher()

@@ -166,6 +166,18 @@ def test_a_dead_rank_ends_the_run_and_a_signal_saves_it(tmp_path, long_run):
     assert "stopped by SIGTERM at step" in (tmp_path / "log").read_text(errors="replace")
 
 
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+def test_ranks_end_with_their_launcher(long_run, seconds):
+    """However early it dies."""
+    launcher = long_run()
+    wait_for(lambda: len(ranks_of(launcher)) == 2)
+    ranks = ranks_of(launcher)
+    time.sleep(seconds)
+    launcher.kill()
+    launcher.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), 60)
+
+
 # --- one process: what is refused, and why
 
 
