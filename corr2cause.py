@@ -1,12 +1,12 @@
-"""Corr2Cause in words: text <-> premise and claim, the rows of the task, perturbations, and --explain.
+"""Corr2Cause in words: text <-> premise and claim, the rows of the task, perturbations, and --explain (explain.py).
 
     python corr2cause.py --explain "Premise: Suppose there is ...\\nHypothesis: A directly causes B."
+    python corr2cause.py --explain 7 --dataset data/tiny --figure class.svg
 
 Task and wording: Jin et al., "Can Large Language Models Infer Causation from Correlation?", ICLR 2024
 (arXiv 2306.05836). The oracle itself is graphs.py, the reasoning in words reasoning.py.
 """
 
-import argparse
 import hashlib
 import random
 import re
@@ -16,6 +16,7 @@ from functools import cache, lru_cache
 from itertools import combinations
 
 from graphs import (
+    DAG,
     LETTERS,
     MAX_VARIABLES,
     Claim,
@@ -26,6 +27,7 @@ from graphs import (
     bits,
     claim_on,
     cpdag,
+    dag_edges,
     exact_label,
     labelled_premises,
     markov_equivalence_class,
@@ -35,7 +37,6 @@ from graphs import (
     representatives,
     structure_id,
 )
-from reasoning import STYLES, trace
 from released import released_classes
 
 TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
@@ -190,7 +191,8 @@ def parse_premise(text: str) -> Premise:
     return Premise(variables, frozenset(independences))
 
 
-def _released_order(independence: Independence) -> tuple[int, int, tuple[int, ...]]:
+def released_order(independence: Independence) -> tuple[int, int, tuple[int, ...]]:
+    """The sort key that puts independences in the order of the released premises."""
     i, j, given = independence
     return i, j, bits(given)
 
@@ -205,7 +207,7 @@ def write_independence(independence: Independence, variables: Sequence[str]) -> 
 
 def write_premise(premise: Premise, shuffle: random.Random | None = None) -> str:
     """The released wording and order of statements, without 'Premise: '; `shuffle` reorders the independences."""
-    names, stated = premise.variables, sorted(premise.independences, key=_released_order)
+    names, stated = premise.variables, sorted(premise.independences, key=released_order)
     if shuffle is not None:
         shuffle.shuffle(stated)
     pairs = combinations(range(len(names)), 2)
@@ -375,7 +377,7 @@ def _perturbed_premise(premise: Premise, kind: str, key: str) -> tuple[str, tupl
     return write_premise(premise, shuffle=rng if kind == "reordering" else None), premise.variables, order
 
 
-# ---------------------------------------------------------------- explaining
+# ---------------------------------------------------------------- edges in words
 
 
 def class_edges(premise: Premise) -> list[str]:
@@ -385,41 +387,12 @@ def class_edges(premise: Premise) -> list[str]:
     return [f"{premise.variables[u]} {sign} {premise.variables[v]}" for (u, v), sign in signs.items()]
 
 
-def explain(text: str, style: str = "compact") -> str:
-    """Everything the oracle knows about one input text: independences, class, number of members, trace with answer."""
-    premise_text, hypothesis = split_input(text)
-    premise = parse_premise(premise_text)
-    claim, members = parse_hypothesis(hypothesis, premise.variables), markov_equivalence_class(premise)
-    stated = sorted(premise.independences, key=_released_order)
-    return "\n".join(
-        (
-            f"Independences ({len(stated)}):",
-            *(f"  {write_independence(statement, premise.variables)}" for statement in stated),
-            f"Class edges: {', '.join(class_edges(premise)) or 'none'}",
-            f"Members: {len(members)}",
-            f"Claim: {hypothesis}",
-            trace(premise, claim, style),
-        )
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Explain the answer to one Corr2Cause input.",
-        usage=argparse.SUPPRESS,  # an error stays one line
-    )
-    parser.add_argument("--explain", metavar="TEXT", help=r"'Premise: ...\nHypothesis: ...'; \n may be typed literally")
-    parser.add_argument("--style", choices=STYLES, default="compact", help="of the reasoning: compact or full")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.explain is None:
-            raise Corr2CauseError(r"nothing to do; give --explain 'Premise: ...\nHypothesis: ...'")
-        print(explain(arguments.explain.replace("\\n", "\n"), arguments.style))
-    except Corr2CauseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def member_edges(dag: DAG, variables: Sequence[str]) -> list[str]:
+    """The edges of one member of a class, in the same words and order."""
+    return [f"{variables[u]} -> {variables[v]}" for u, v in sorted(dag_edges(dag), key=sorted)]
 
 
 if __name__ == "__main__":
+    from explain import main  # which imports this module
+
     sys.exit(main())

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def load_split(directory: str, split: str, both_answers: bool = False) -> "Dataset":
+def load_split(directory: str, split: str, both_answers: bool = False, texts: bool = True) -> "Dataset":
     """A split of a dataset that preprocess.py wrote, of which every row has a prompt, a response and a label.
 
-    Raises ValueError if that is not so, and with `both_answers` if all labels agree.
+    Without `texts` a label is enough. Raises ValueError if that is not so, and with `both_answers` if all labels agree.
     """
     check((Path(directory) / "dataset_dict.json").is_file(), f"dataset {directory}: not a dataset of preprocess.py")
     from datasets import load_from_disk  # seconds to import, which wrong settings need not wait for
@@ -34,14 +34,13 @@ def load_split(directory: str, split: str, both_answers: bool = False) -> "Datas
     place = f"split {split}: dataset {directory}"
     check(split in dataset, f"{place} has {', '.join(dataset)}; preprocess.py makes the splits")
     rows = dataset[split]
-    check(
-        "prompt" in rows.column_names,
-        f"dataset {directory} was written with raw true: run preprocess.py with a tokenizer",
-    )
+    has_texts = "prompt" in rows.column_names
+    check(has_texts or not texts, f"dataset {directory} was written with raw true: run preprocess.py with a tokenizer")
     check(len(rows) > 0, f"{place} has no rows in it; write it again by preprocess.py")
     labels = set(rows["label"])
     check(labels <= {0, 1}, f"{place} has labels {sorted(map(str, labels))[:4]}, not 0 or 1")
-    empty = [k for column in ("prompt", "response") for k, text in enumerate(rows[column]) if not text]
+    columns = ("prompt", "response") if texts else ()
+    empty = [k for column in columns for k, text in enumerate(rows[column]) if not text]
     check(not empty, f"{place}: row {empty[:1]} has no prompt or no response; write it again by preprocess.py")
     check(not both_answers or len(labels) == 2, f"{place}: every label is {min(labels, default=0)}; nothing to learn")
     return rows

@@ -2,14 +2,20 @@
 
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from brute_force import all_claims, rows
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corr2cause as c
 import graphs as g
+from explain import explain, main
+from reasoning import STYLES, trace
 
 GOOD = (
     "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
@@ -66,7 +72,7 @@ def test_relabelling_is_deterministic_distinct_and_exhaustive():
         (lambda: list(c.generate_rows(3, relabelings=2)), "relabel_seed"),
         (lambda: list(c.generate_rows(3, relabel_seed=1, relabelings=0)), "relabelings is 0"),
         (lambda: c.write_hypothesis(g.Claim("direct", 0, 1), "AB", "has_collider"), "does not word a direct claim"),
-        (lambda: c.trace(c.parse_premise(GOOD), g.Claim("direct", 0, 1), style="verbose"), "trace style 'verbose'"),
+        (lambda: trace(c.parse_premise(GOOD), g.Claim("direct", 0, 1), style="verbose"), "trace style 'verbose'"),
     ],
 )
 def test_settings_out_of_range_are_named(call, message):
@@ -251,7 +257,7 @@ def test_mutated_text_is_refused_or_read_for_what_it_says():
     for _ in range(1000):
         text = mutate(rng, rng.choice(sources)["input"])
         try:
-            answer = c.explain(text).splitlines()[-1]
+            (answer,) = re.findall("^Answer: (?:Yes|No)$", explain(text), re.MULTILINE)
         except g.Corr2CauseError as error:
             refused += 1
             assert 20 < len(str(error)) < 400 and "\n" not in str(error)
@@ -335,28 +341,150 @@ def test_perturbations_change_what_they_are_named_for():
 
 # ---------------------------------------------------------------- command line
 
+ROOT = Path(__file__).parents[1]
+COLLIDER = f"Premise: {GOOD}\nHypothesis: There exists at least one collider (i.e., common effect) of A and B."
 
-def test_explain_prints_the_class_and_the_trace(capsys):
-    text = f"Premise: {GOOD}\\nHypothesis: There exists at least one collider (i.e., common effect) of A and B."
-    assert c.main(["--explain", text]) == 0
+
+@pytest.fixture(scope="module")
+def small_dataset(tmp_path_factory) -> Path:
+    """All rows of N = 3 as split test; the given label of row 7 is wrong, and row 9 contradicts itself."""
+    made = [row | {"prompt": row["input"], "response": "Answer: No"} for row in rows(3)]
+    made[7] |= {"given_label": 1 - made[7]["exact"]}
+    made[9] |= {"input": COLLIDER.replace("\nHypo", " A correlates with B.\nHypo")}
+    path = tmp_path_factory.mktemp("explain") / "data"
+    DatasetDict({"test": Dataset.from_list(made), "other": Dataset.from_list(made[:3])}).save_to_disk(path)
+    return path
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """The lines of every section of an explanation, by its title."""
+    return {lines[0]: lines[1:] for lines in (part.splitlines() for part in text.strip().split("\n\n"))}
+
+
+def test_explain_prints_what_is_known_in_sections(capsys):
+    assert main(["--explain", COLLIDER.replace("\n", "\\n")]) == 0
     out = capsys.readouterr().out
-    assert "Class edges: A -> C, B -> C\nMembers: 1\n" in out
-    assert "  A is independent of B." in out and out.endswith("Answer: Yes\n")
-    assert c.main(["--explain", text.replace("\\n", "\n")]) == 0
+    found = sections(out)
+    legend = "('->': as in every member, '-': members differ)"
+    assert list(found) == [
+        "Claim", "Independences: 1", f"Class: 1 member {legend}", "Reasoning (compact)", "Answer: Yes"
+    ]  # fmt: skip
+    assert found["Independences: 1"] == ["  A is independent of B."]
+    assert found[f"Class: 1 member {legend}"] == ["  A -> C, B -> C"]
+    assert found["Answer: Yes"] == ["  The claim holds in every member of the class."]
+    assert main(["--explain", COLLIDER]) == 0
     assert capsys.readouterr().out == out
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["--explain", "Premise: x"], ["--explain", f"Premise: {GOOD}\\nHypothesis: x"]]
-)
-def test_errors_are_one_line_and_exit_status_2(arguments, capsys):
-    assert c.main(arguments) == 2
+@pytest.mark.parametrize("style", STYLES)
+def test_explained_reasoning_and_counterexample_are_exact(style):
+    for row in random.Random(5).sample(rows(4), 60):
+        premise, hypothesis = c.parse_premise(row["premise"]), row["hypothesis"]
+        claim, members = c.parse_hypothesis(hypothesis, premise.variables), g.markov_equivalence_class(premise)
+        found = sections(explain(row["input"], style))
+        steps = [line.strip() for line in found[f"Reasoning ({style})"]]
+        answer = "Yes" if row["exact"] else "No"
+        assert [*steps, f"Answer: {answer}"] == trace(premise, claim, style).splitlines()
+        why = found[f"Answer: {answer}"]
+        if row["exact"]:
+            assert why == ["  The claim holds in every member of the class."]
+            continue
+        failing = sum(not g.holds(dag, claim) for dag in members)
+        named = re.fullmatch(rf"  The claim fails in {failing} of {len(members)} members? .+ member (\d+):", why[0])
+        member = members[int(named[1]) - 1]
+        assert not g.holds(member, claim)
+        edges = {tuple(map(premise.variables.index, edge)) for edge in re.findall(r"(\w) -> (\w)", why[1])}
+        assert edges == set(g.dag_edges(member))
+
+
+def test_a_row_of_a_dataset_is_explained_by_its_number_and_a_wrong_given_label_is_said(small_dataset, capsys):
+    for number in (0, 7):
+        row = rows(3)[number]
+        assert main(["--explain", str(number), "--dataset", str(small_dataset)]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"Row {number} of {small_dataset}, split test\n\nClaim\n  {row['hypothesis']}\n")
+        wrong = 1 - row["exact"]
+        said = f"The given label is {wrong} ({('No', 'Yes')[wrong]}), which is wrong."
+        assert (said in out) == (number == 7) and ("given label" in out) == (number == 7)
+    assert main(["--explain", "2", "--dataset", str(small_dataset), "--split", "other", "--style", "full"]) == 0
+    assert "split other" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix, begins", [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".PDF", b"%PDF")])
+def test_a_figure_is_written_and_replaced_only_if_asked(suffix, begins, tmp_path, capsys):
+    file = tmp_path / f"class{suffix}"
+    asked = ["--explain", COLLIDER, "--figure", str(file)]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.endswith(f"\nFigure: {file}\n")
+    assert file.read_bytes().startswith(begins)
+    file.write_text("mine")
+    assert main(asked) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert captured.out == "" and "--figure" in captured.err and "--overwrite true" in captured.err
+    assert file.read_text() == "mine"
+    assert main([*asked, "--overwrite"]) == main([*asked, "--overwrite", "true"]) == 0
+    assert file.read_bytes().startswith(begins) and [*tmp_path.iterdir()] == [file]
 
 
-def test_an_unknown_option_is_one_line_too(capsys):
-    with pytest.raises(SystemExit) as caught:
-        c.main(["--explian", "x"])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+BAD_OPTIONS = [
+    ("", "nothing to do; give --explain"),
+    ("--explian x", "unrecognized arguments: --explian x; --help lists"),
+    ("--explain x --style verbose", "--style: invalid choice"),
+    ("--explain Premise:x", "--explain: expected 'Premise: "),
+    ("--explain 3", "--explain 3: a row number needs --dataset"),
+    ("--explain x --split test", "--split: .* name one with --dataset"),
+    ("--explain x --dataset DATA", "--explain 'x': .* 0-based number of a row"),
+    ("--explain -1 --dataset DATA", "--explain '-1': .* 0-based number of a row"),
+    ("--explain 90 --dataset DATA", "--explain 90: split test of .* has 90 rows; use 0 to 89"),
+    ("--explain 9 --dataset DATA", "--explain 9: the premise states .* twice|--explain 9: .* out of place"),
+    ("--explain 3 --dataset DATA --split dev", "--split: .* has test, other"),
+    ("--explain 3 --dataset TMP", "--dataset .*: not a dataset of preprocess.py; write one"),
+    ("--explain 3 --dataset TMP/none", "--dataset .*: not a dataset of preprocess.py; write one"),
+    ("--explain x --figure TMP/class.gif", "--figure .*: name a file that ends in .png, .svg, .pdf"),
+    ("--explain x --figure TMP/class", "--figure .*: name a file that ends in"),
+    ("--explain x --figure TMP/folder.png", "--figure .*: is a folder; name a file in it"),
+    ("--explain x --figure TMP/none/class.png", "--figure .*: there is no folder .*/none; make it"),
+    ("--explain x --figure TMP/file.png/class.png", "--figure .*: there is no folder .*; make it"),
+    ("--explain x --figure /proc/class.png", "--figure .*: cannot be written .*; name another"),
+]
+
+
+@pytest.mark.parametrize("options, message", BAD_OPTIONS)
+def test_errors_are_one_line_that_names_the_option_and_exit_status_2(options, message, small_dataset, tmp_path, capsys):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file.png").touch()
+    options = options.replace("DATA", str(small_dataset)).replace("TMP", str(tmp_path))
+    assert main(options.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert re.match(f"error: .*(?:{message})", captured.err)
+
+
+def test_a_full_disk_leaves_the_old_figure(tmp_path, capsys, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def fail(self, file, **options):
+        Path(file).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    file = tmp_path / "class.png"
+    file.write_text("old")
+    monkeypatch.setattr(Figure, "savefig", fail)
+    assert main(["--explain", COLLIDER, "--figure", str(file), "--overwrite"]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: --figure {file}: cannot be written (No space left on device); name another\n"
+    )
+    assert file.read_text() == "old" and [*tmp_path.iterdir()] == [file]
+
+
+def test_the_command_needs_no_slow_library_for_a_text():
+    """Nor for options that are wrong: a dataset is only looked into when all else is right."""
+    slow = "torch transformers datasets matplotlib".split()
+    for options, status in ([COLLIDER], 0), (["3", "--dataset", "none"], 2), (["3", "--figure", "x.gif"], 2):
+        code = f"import sys, explain; status = explain.main({['--explain', *options]!r})\n"
+        code += f"print(status, [name for name in {slow!r} if name in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+        assert done.stdout.splitlines()[-1] == f"{status} []", done.stderr
+    command = [sys.executable, "corr2cause.py", "--explain", COLLIDER]
+    assert "\nAnswer: Yes\n" in subprocess.run(command, cwd=ROOT, text=True, capture_output=True).stdout
