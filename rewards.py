@@ -23,11 +23,16 @@ or No.") are not answers, and the "no" of "no edge" is not a verdict.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from graphs import Claim, Premise
 from reasoning import is_right, read_trace, required_steps, subject
 
+if TYPE_CHECKING:
+    from rollouts import Sample
+
+COMPONENTS = ("outcome", "process", "format", "length")
 RIGHT_REWARD = 1.0
 WRONG_REWARD = -1.0
 NO_ANSWER_REWARD = -0.5
@@ -168,6 +173,46 @@ def length_reward(num_tokens: int, free_tokens: int, max_new_tokens: int) -> flo
     if num_tokens < 0:
         raise ValueError(f"num_tokens must be >= 0, not {num_tokens}")
     return max(-1.0, min(0.0, (free_tokens - num_tokens) / (max_new_tokens - free_tokens)))
+
+
+# --- the reward of a run, a weighted sum of those; `config` is train_grpo.py's
+
+
+def reward_weights(config: Any) -> dict[str, float]:
+    """The components of the reward that have a weight, and what it is."""
+    weights = {name: getattr(config, f"{name}_weight") for name in COMPONENTS}
+    return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def largest_reward(config: Any) -> float:
+    weights = reward_weights(config)
+    return sum(weight * (max(config.class_weights) if name == "outcome" else 1) for name, weight in weights.items())
+
+
+def give_rewards(samples: Iterable["Sample"], reasoning: bool, config: Any) -> None:
+    """Each component of the reward that has a weight, and their weighted sum; `reasoning`: the target has some."""
+    weights = reward_weights(config)
+    for s in samples:
+        s.rewards = {name: component(name, s, reasoning, config) for name in weights}
+        s.reward = sum(weight * s.rewards[name] for name, weight in weights.items())
+
+
+def component(name: str, sample: "Sample", reasoning: bool, config: Any) -> float:
+    """One component of a completion's reward."""
+    prompt, text = sample.prompt, sample.text
+    match name:
+        case "outcome":
+            return outcome_reward(text, prompt.label, config.class_weights)
+        case "process":
+            return process_reward(text, prompt.premise, prompt.claim)
+        case "format":
+            return format_reward(text, reasoning)
+        case "length":
+            return length_reward(len(sample.completion.tokens), config.free_tokens, config.max_new_tokens)
+    raise AssertionError(f"no component {name} of the reward")
+
+
+# --- reading an answer
 
 
 def _plain_lines(text: str) -> list[str]:

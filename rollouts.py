@@ -7,15 +7,17 @@ Dimensions: N prompts, G samples a prompt.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from corr2cause import parse_hypothesis, parse_premise
 from data import epoch_batches
+from distributed import reduce
 from generation import Completion
 from graphs import Claim, Premise
 from models import encode
@@ -24,6 +26,8 @@ from rewards import extract_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+MARKUP = re.compile(r"[^\w\s.,:;?'()/=+%-]|_")  # what Markdown or HTML may take for markup
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,17 @@ def is_dead(samples: Sequence[Sample]) -> bool:
     return all(sample.reward == samples[0].reward for sample in samples)
 
 
+def is_trained(sample: Sample, config: Any) -> bool:
+    """Whether a step must compute it: if it has tokens, is not masked and, without a KL term, has an advantage."""
+    wanted = config.beta > 0 or sample.advantage != 0
+    return wanted and bool(sample.completion.tokens) and not is_masked(sample, config)
+
+
+def is_masked(sample: Sample, config: Any) -> bool:
+    """Whether the loss leaves it out: cut at max_new_tokens, its reward says little about the tokens it has."""
+    return config.mask_truncated and not sample.completion.stopped
+
+
 def total_mass(rollout: Rollout) -> float:
     """Completions that the rollout stands for."""
     return sum(sample.mass for sample in samples_of(rollout))
@@ -189,6 +204,16 @@ def group_moments(rewards: torch.Tensor, masses: torch.Tensor) -> tuple[torch.Te
     share = masses / masses.sum(dim=1, keepdim=True)
     mean = (share * rewards).sum(dim=1, keepdim=True)
     return mean, (share * (rewards - mean).square()).sum(dim=1, keepdim=True).sqrt()
+
+
+def reward_std(accelerator, rollout: Rollout) -> float:
+    """Population standard deviation of the rewards of all ranks."""
+    sums = {"mass": 0.0, "reward": 0.0, "square": 0.0}
+    for s in samples_of(rollout):
+        for name, value in zip(sums, (1.0, s.reward, s.reward**2), strict=True):
+            sums[name] += s.mass * value
+    sums = reduce(accelerator, sums)
+    return max(0.0, sums["square"] / sums["mass"] - (sums["reward"] / sums["mass"]) ** 2) ** 0.5
 
 
 def statistics(rollout: Rollout, components: Sequence[str], end_ids: set[int]) -> dict[str, float]:
@@ -293,12 +318,22 @@ def step_values(counts: dict[str, float], terms: dict[str, float], expected_weig
 
 
 def completion_table(rollout: Rollout, count: int) -> str:
-    """A Markdown table of the first `count` samples with their prompts' claims and labels, rewards and advantages."""
-    lines = ["| prompt | claim | label | reward | advantage | completion |", "|---|---|---|---|---|---|"]
-    for sample in samples_of(rollout)[:count]:
-        shown, prompt = sample.text.replace("|", "\\|").replace("\n", "<br>"), sample.prompt
-        lines.append(
-            f"| {prompt.row} | {prompt.hypothesis} | {'Yes' if prompt.label else 'No'} "
-            f"| {sample.reward:+.2f} | {sample.advantage:+.2f} | {shown} |"
-        )
-    return "\n".join(lines)
+    """A Markdown table of the first `count` samples: rewards are those of a group, the samples of one prompt.
+
+    A group is named by its prompt's row in the training split. `mass`: how many completions a sample stands for.
+    """
+    samples = samples_of(rollout)[:count]
+    components = list(samples[0].rewards) if samples else []
+    names = ["group", "claim", "label", *components, "reward", "advantage", "mass", "completion"]
+    lines = [names, ["---"] * len(names)]
+    for sample in samples:
+        values = [*(sample.rewards[name] for name in components), sample.reward, sample.advantage]
+        prompt, label = sample.prompt, "Yes" if sample.prompt.label else "No"
+        numbers = [*(f"{value:+.2f}" for value in values), f"{sample.mass:.2g}"]
+        lines.append([str(prompt.row), as_cell(prompt.hypothesis), label, *numbers, as_cell(sample.text)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_cell(text: str) -> str:
+    """Any text as a cell of a Markdown table that shows it as it is: markup as characters, lines by line breaks."""
+    return "<br>".join(MARKUP.sub(lambda found: f"&#{ord(found[0])};", line) for line in text.splitlines())

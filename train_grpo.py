@@ -23,7 +23,6 @@ from functools import lru_cache, partial
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from arguments import arg, check, check_choice, check_ranges, parse_config, run_script
@@ -40,7 +39,6 @@ from data import (
 from distributed import backward, prepare, reduce, set_learning_rate, start, step
 from generation import Completion, generate_groups, predict
 from health import (
-    EVAL_SCORES,
     Laps,
     Monitor,
     Motion,
@@ -49,7 +47,6 @@ from health import (
     check_optimizer,
     check_stop_tokens,
     nan_means,
-    report_scores,
     sampling_gap_cause,
 )
 from memory import print_plan
@@ -67,8 +64,9 @@ from models import (
     training_dtype,
     use_reference,
 )
+from monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
 from prefix_sharing import TOLERANCE, check_prefix_sharing, pack, plan_micro_batches, sequence_logps
-from rewards import format_reward, length_reward, outcome_reward, process_reward
+from rewards import COMPONENTS, give_rewards, largest_reward, reward_weights
 from rollouts import (
     Prompt,
     PromptQueue,
@@ -76,9 +74,12 @@ from rollouts import (
     Sample,
     completion_table,
     group_moments,
+    is_masked,
+    is_trained,
     loss_counts,
     make_prompts,
     prompts_of,
+    reward_std,
     samples_of,
     sampling_gap,
     select,
@@ -93,7 +94,6 @@ from rollouts import (
 )
 from runs import Run
 
-COMPONENTS = ("outcome", "process", "format", "length")  # of the reward
 TERMS = ("policy_loss", "kl", "clip_fraction", "entropy", "weight_sum", "mask_error")  # summed over micro-batches
 
 
@@ -339,61 +339,6 @@ def enumerate_answers(model, tokenizer, groups: list[list[Prompt]], config: Conf
     return rollout
 
 
-def give_rewards(rollout: Rollout, reasoning: bool, config: Config) -> None:
-    """Each component of the reward that has a weight, and their weighted sum; `reasoning`: the target has some."""
-    weights = reward_weights(config)
-    for s in samples_of(rollout):
-        s.rewards = {name: component(name, s, reasoning, config) for name in weights}
-        s.reward = sum(weight * s.rewards[name] for name, weight in weights.items())
-
-
-def component(name: str, sample: Sample, reasoning: bool, config: Config) -> float:
-    """One component of a completion's reward (rewards.py)."""
-    prompt, text = sample.prompt, sample.text
-    match name:
-        case "outcome":
-            return outcome_reward(text, prompt.label, config.class_weights)
-        case "process":
-            return process_reward(text, prompt.premise, prompt.claim)
-        case "format":
-            return format_reward(text, reasoning)
-        case "length":
-            return length_reward(len(sample.completion.tokens), config.free_tokens, config.max_new_tokens)
-    raise AssertionError(f"no component {name} of the reward")
-
-
-def reward_weights(config: Config) -> dict[str, float]:
-    """The components of the reward that have a weight, and what it is."""
-    weights = {name: getattr(config, f"{name}_weight") for name in COMPONENTS}
-    return {name: weight for name, weight in weights.items() if weight > 0}
-
-
-def largest_reward(config: Config) -> float:
-    weights = reward_weights(config)
-    return sum(weight * (max(config.class_weights) if name == "outcome" else 1) for name, weight in weights.items())
-
-
-def is_trained(sample: Sample, config: Config) -> bool:
-    """Whether a step must compute it: if it has tokens, is not masked and, without a KL term, has an advantage."""
-    wanted = config.beta > 0 or sample.advantage != 0
-    return wanted and bool(sample.completion.tokens) and not is_masked(sample, config)
-
-
-def is_masked(sample: Sample, config: Config) -> bool:
-    """Whether the loss leaves it out: cut at max_new_tokens, its reward says little about the tokens it has."""
-    return config.mask_truncated and not sample.completion.stopped
-
-
-def reward_std(accelerator, rollout: Rollout) -> float:
-    """Population standard deviation of the rewards of all ranks."""
-    sums = {"mass": 0.0, "reward": 0.0, "square": 0.0}
-    for s in samples_of(rollout):
-        for name, value in zip(sums, (1.0, s.reward, s.reward**2), strict=True):
-            sums[name] += s.mass * value
-    sums = reduce(accelerator, sums)
-    return max(0.0, sums["square"] / sums["mass"] - (sums["reward"] / sums["mass"]) ** 2) ** 0.5
-
-
 def give_advantages(rollout: Rollout, scale: str, batch_std: float) -> None:
     """Each sample's advantage. Where one has no tokens, and so no gradient of its own, the others take it over.
 
@@ -488,18 +433,10 @@ def main() -> None:
     # --- policy and reference
     dtype = training_dtype(accelerator)
     model = load_policy(
-        config.model,
-        adaptation="lora",
-        quantization=config.quantization,
-        dtype=dtype,
-        device=accelerator.device,
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_target_modules=config.lora_target_modules,
-        gradient_checkpointing=config.gradient_checkpointing,
-        revision=config.revision,
-        seed=config.seed,
-    )
+        config.model, adaptation="lora", quantization=config.quantization, dtype=dtype, device=accelerator.device,
+        lora_r=config.lora_r, lora_alpha=config.lora_alpha, lora_target_modules=config.lora_target_modules,
+        gradient_checkpointing=config.gradient_checkpointing, revision=config.revision, seed=config.seed,
+    )  # fmt: skip
     prompts = prompts_of_epoch(0)
     check_context(model, max(len(prompt.tokens) for prompt in prompts) + config.max_new_tokens)
     if config.beta > 0:
@@ -528,7 +465,7 @@ def main() -> None:
     first_step: int = saved.get("step", 0)
     best = saved.get("best", {"f1": -1.0, "step": 0})
     queue.restore(saved.get("queue", {}))
-    writer = SummaryWriter(config.logging_dir, purge_step=run.purge_step(first_step)) if main_process else None
+    writer = open_writer("GRPO", config.logging_dir, run.purge_step(first_step)) if main_process else None
     monitor = Monitor(asdict(config), config.stop_after, writer)
     monitor.restore(saved.get("monitor", {}))
     if main_process:
@@ -545,17 +482,18 @@ def main() -> None:
             stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
             share=config.prefix_sharing,
         )  # fmt: skip
-        scores = classification_metrics(validation["label"], [result["prediction"] for result in results])
+        predictions = [result["prediction"] for result in results]
+        scores = classification_metrics(validation["label"], predictions)
+        values = {name: scores[name] for name in EVAL_SCORES}
         if not config.keep_best or scores["f1"] >= best["f1"]:
-            best.update(f1=scores["f1"], step=step_number)
-            values = {name: scores[name] for name in EVAL_SCORES}
+            best.update(values, step=step_number)
             run.keep_model(policy, tokenizer, model_card("GRPO", asdict(config), data_hash, step_number, values), best)
         if main_process:
-            report_scores(writer, scores, validation["label"], step_number)
+            report_scores(writer, scores, validation["label"], predictions, step_number)
             if rollout:
                 table = completion_table(rollout, config.num_logged_completions)
                 writer.add_text("rollout/completions", table, step_number)
-        monitor.update(step_number, {f"eval/{name}": scores[name] for name in EVAL_SCORES})
+        monitor.update(step_number, {f"eval/{name}": value for name, value in values.items()})
 
     def draw(groups: list[list[Prompt]], number: int, attempt: int) -> Rollout:
         """This rank's share of the prompts, answered and judged."""
@@ -564,7 +502,7 @@ def main() -> None:
             rollout = enumerate_answers(policy, tokenizer, mine, config)
         else:
             rollout = sample(policy, tokenizer, mine, stop_ids, number, attempt, config)
-        give_rewards(rollout, target != "answer", config)
+        give_rewards(samples_of(rollout), target != "answer", config)
         return rollout
 
     def save(step_number: int) -> None:
@@ -574,10 +512,7 @@ def main() -> None:
     if not saved:
         evaluate(0)
     window: list[dict[str, float]] = saved.get("window", [])  # values of the steps since the last logged ones
-    bar = tqdm(
-        total=config.max_steps, initial=first_step, disable=None if main_process else True, desc="GRPO", mininterval=2,
-        dynamic_ncols=True,
-    )  # fmt: skip
+    progress = Progress("GRPO", config.max_steps, first_step, main_process)
     for number in range(first_step, config.max_steps):
         if run.must_stop():
             save(number)
@@ -669,21 +604,14 @@ def main() -> None:
 
         # ------------------------------------------------------------ log
         window.append(values)
-        bar.update()
+        dead = values["reward/frac_zero_std"]
+        progress.update(number + 1, reward=values["reward/mean"], kl=values["policy/kl"], dead=dead)
         if (number + 1) % config.logging_steps == 0 or number + 1 == config.max_steps:
             if main_process:
                 logged = nan_means(window)
                 logged |= {"health/weight_change": motion.change(policy), "perf/tokens_saved": tokens_saved(trained)}
                 logged |= monitor.flags()
-                if accelerator.device.type == "cuda":
-                    logged["perf/peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-                for name, value in logged.items():
-                    writer.add_scalar(name, value, number + 1)
-                bar.set_postfix(
-                    reward=f"{logged['reward/mean']:.2f}",
-                    kl=f"{logged['policy/kl']:.3f}",
-                    dead=f"{logged['reward/frac_zero_std']:.2f}",
-                )
+                write_scalars(writer, logged, number + 1)
             window = []
 
         # ------------------------------------------------------------ evaluate, save
@@ -692,12 +620,8 @@ def main() -> None:
             evaluate(number + 1, rollout)
         if config.save_steps > 0 and ((number + 1) % config.save_steps == 0 or last):
             save(number + 1)
-    bar.close()
-    run.finish(best)
-    if main_process:
-        writer.close()
-        print(f"adapter: {config.output_dir} (step {best['step']})")
-        print(f"curves: tensorboard --logdir {config.logging_dir}")
+    progress.close()
+    finish(run, writer, "GRPO", best, config.max_steps)
     accelerator.end_training()
 
 

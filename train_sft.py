@@ -15,8 +15,6 @@ import time
 from dataclasses import asdict, dataclass
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from arguments import arg, check, check_ranges, parse_config, run_script
 from data import (
@@ -33,14 +31,12 @@ from data import (
 from distributed import backward, prepare, reduce, set_learning_rate, start, step
 from generation import predict
 from health import (
-    EVAL_SCORES,
     Monitor,
     Motion,
     check_gradient_flow,
     check_graph,
     check_optimizer,
     check_stop_tokens,
-    report_scores,
 )
 from memory import print_plan
 from metrics import classification_metrics
@@ -53,6 +49,7 @@ from models import (
     stop_token_ids,
     training_dtype,
 )
+from monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
 from prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
 from runs import Run
 
@@ -273,7 +270,7 @@ def main() -> None:
     saved = run.restore(policy, optimizer, motion)
     first_step: int = saved.get("step", 0)
     best = saved.get("best", {"loss": math.inf, "step": 0})
-    writer = SummaryWriter(config.logging_dir, purge_step=run.purge_step(first_step)) if main_process else None
+    writer = open_writer("SFT", config.logging_dir, run.purge_step(first_step)) if main_process else None
     monitor = Monitor(asdict(config), config.stop_after, writer)
     monitor.restore(saved.get("monitor", {}))
     if main_process:
@@ -291,15 +288,15 @@ def main() -> None:
             stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
             share=config.prefix_sharing,
         )  # fmt: skip
-        scores = classification_metrics(validation["label"], [answer["prediction"] for answer in answers])
+        predictions = [answer["prediction"] for answer in answers]
+        scores = classification_metrics(validation["label"], predictions)
+        values = {"loss": loss} | {name: scores[name] for name in EVAL_SCORES}
         if not config.keep_best or loss <= best["loss"]:
-            best.update(loss=loss, step=step_number)
-            values = {"loss": loss} | {x: scores[x] for x in EVAL_SCORES}
+            best.update(values, step=step_number)
             run.keep_model(policy, tokenizer, model_card("SFT", asdict(config), data_hash, step_number, values), best)
         if main_process:
-            writer.add_scalar("eval/loss", loss, step_number)
-            report_scores(writer, scores, validation["label"], step_number, f"eval loss {loss:.4f}, ")
-        monitor.update(step_number, {"eval/loss": loss} | {f"eval/{name}": scores[name] for name in EVAL_SCORES})
+            report_scores(writer, scores, validation["label"], predictions, step_number, loss)
+        monitor.update(step_number, {f"eval/{name}": value for name, value in values.items()})
 
     def save(step_number: int) -> None:
         state = {"best": best, "monitor": monitor.state(), "window": window}
@@ -307,14 +304,7 @@ def main() -> None:
 
     # --- train
     engine.train()
-    bar = tqdm(
-        total=len(steps),
-        initial=first_step,
-        disable=None if main_process else True,
-        desc="SFT",
-        mininterval=2,
-        dynamic_ncols=True,
-    )
+    progress = Progress("SFT", len(steps), first_step, main_process)
     window = saved.get("window", dict.fromkeys(("loss", "weight", "rows", "tokens"), 0.0))
     window_start = time.perf_counter()
     for number in range(first_step, len(steps)):
@@ -360,9 +350,9 @@ def main() -> None:
         monitor.update(number + 1, health)
 
         # log
-        bar.update()
+        seconds = time.perf_counter() - window_start
+        progress.update(number + 1, loss=done["loss"] / done["weight"], tokens_per_second=window["tokens"] / seconds)
         if (number + 1) % config.logging_steps == 0 or number + 1 == len(steps):
-            seconds = time.perf_counter() - window_start
             if main_process:
                 values = health | monitor.flags()
                 values |= {
@@ -372,11 +362,7 @@ def main() -> None:
                     "perf/rows_per_second": window["rows"] / seconds,
                     "perf/tokens_per_second": window["tokens"] / seconds,
                 }
-                if accelerator.device.type == "cuda":
-                    values["perf/peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-                for name, value in values.items():
-                    writer.add_scalar(name, value, number + 1)
-                bar.set_postfix(loss=f"{values['train/loss']:.3f}", tokens_s=f"{values['perf/tokens_per_second']:.0f}")
+                write_scalars(writer, values, number + 1)
             window = dict.fromkeys(window, 0.0)
             window_start = time.perf_counter()
 
@@ -386,12 +372,8 @@ def main() -> None:
             evaluate(number + 1)
         if config.save_steps > 0 and (number + 1) % config.save_steps == 0 and not last:
             save(number + 1)
-    bar.close()
-    run.finish(best)
-    if main_process:
-        writer.close()
-        print(f"model: {config.output_dir} (step {best['step']})")
-        print(f"curves: tensorboard --logdir {config.logging_dir}")
+    progress.close()
+    finish(run, writer, "SFT", best, len(steps))
     accelerator.end_training()
 
 

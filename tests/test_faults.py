@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import health
+import rewards
 import train_grpo
 from models import POLICY
 from prefix_sharing import sequence_logps
@@ -241,7 +242,7 @@ def test_old_log_probabilities_of_another_policy(grpo, monkeypatch):
 @pytest.mark.parametrize("beta", [0.0, 0.05])
 def test_rewards_that_all_agree(grpo, monkeypatch, beta):
     """Nothing to learn is not a broken graph; without a KL term the run is stopped."""
-    monkeypatch.setattr(train_grpo, "outcome_reward", lambda *_: 1.0)
+    monkeypatch.setattr(rewards, "outcome_reward", lambda *_: 1.0)
     signs, fault, _ = grpo(beta=beta)
     assert signs == {"no_reward_signal"}
     assert "no_reward_signal: all rewards agree" in fault and "temperature (0.8)" in fault

@@ -12,16 +12,20 @@ from corr2cause import parse_hypothesis, parse_premise
 from generation import Completion
 from models import add_reference, encode, use_reference
 from prefix_sharing import sequence_logps
+from rewards import give_rewards
 from rollouts import (
     Prompt,
     PromptQueue,
     Rollout,
     Sample,
     completion_table,
+    is_masked,
+    is_trained,
     loss_counts,
     make_prompts,
     means,
     prompts_of,
+    reward_std,
     samples_of,
     sampling_gap,
     select,
@@ -38,12 +42,8 @@ from train_grpo import (
     Config,
     enumerate_answers,
     give_advantages,
-    give_rewards,
     group_advantages,
     grpo_loss,
-    is_masked,
-    is_trained,
-    reward_std,
     sample,
     score_reference,
     token_weights,
@@ -480,7 +480,7 @@ def answering(tokenizer):
 
 
 def judged(rollout: Rollout, config: Config) -> Rollout:
-    give_rewards(rollout, False, config)
+    give_rewards(samples_of(rollout), False, config)
     give_advantages(rollout, config.scale_rewards, 0.0)
     return rollout
 

@@ -113,8 +113,7 @@ def test_commands_for_a_cpu_work_as_they_are_written(user, run):
     for kind in ("sft", "grpo"):
         shutil.copytree(user / f"models/mine_{kind}", user / f"models/phi3_{kind}_model")
         shutil.copytree(user / f"logs/mine_{kind}", user / f"logs/phi3_{kind}")
-        evaluated = ["--model", f"models/mine_{kind}", "--output_dir", f"evaluation_results/phi3_{kind}"]
-        run(shortened(["python", "evaluate.py", *evaluated]))
+    run(shortened(["python", "evaluate.py", "--model", "models/phi3_sft_model"]))
     shutil.copytree(user / "models/mine_grpo", user / "models/traces_grpo")
     shutil.rmtree(user / "data/mine")
     worded = ["--perturbations", "paraphrase", "relabeling", "--instruction", "", "--relabelings", "2"]
