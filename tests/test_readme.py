@@ -113,12 +113,12 @@ def test_commands_for_a_cpu_work_as_they_are_written(user, run):
     for kind in ("sft", "grpo"):
         shutil.copytree(user / f"models/mine_{kind}", user / f"models/phi3_{kind}_model")
         shutil.copytree(user / f"logs/mine_{kind}", user / f"logs/phi3_{kind}")
-    run(shortened(["python", "evaluate.py", "--model", "models/phi3_sft_model"]))
     shutil.copytree(user / "models/mine_grpo", user / "models/traces_grpo")
     shutil.rmtree(user / "data/mine")
     worded = ["--perturbations", "paraphrase", "relabeling", "--instruction", "", "--relabelings", "2"]
     run(["python", "preprocess.py", "--num_variables", "3", "4", *worded, "--output_dir", "data/mine"])
     shutil.copytree(user / "data/mine", user / "data/phi3")
+    run(shortened(["python", "evaluate.py", "--model", "models/phi3_sft_model"]))
     for words in (*commands["Evaluating and comparing"], *commands["Which recipe fits which card"]):
         run(shortened(words))
     assert (user / "example.png").stat().st_size > 0
