@@ -289,7 +289,7 @@ def _claim(given: list[dict], names: list[str]) -> str:
         reason = trace(premise, claim, "full")
         for name, answer in zip(names, given, strict=True):
             parts += [f"<p>{escape(name)}</p>", f"<pre>{escape(model_text(answer))}</pre>"]
-            parts.append(first_mistake(answer.get("completion", ""), premise, claim))
+            parts.append(judged(answer.get("completion", ""), premise, claim))
         parts.append(f"<p>Why {ANSWERS[parsed['exact']]} is right</p><pre>{escape(reason)}</pre>")
     except Corr2CauseError as error:
         parts.append(f"<p>{escape(str(error))}</p>")
@@ -310,9 +310,16 @@ def model_text(answer: dict) -> str:
     return votes + answer["completion"]
 
 
-def first_mistake(text: str, premise: Premise, claim: Claim) -> str:
-    """The first sentence of a reasoning that is wrong, if the text reasons at all."""
-    sentences = check_trace(text, premise, claim).sentences
-    wrong = [sentence.text for sentence in sentences if sentence.step is not None and not sentence.right]
-    reasons = sum(sentence.step is not None for sentence in sentences) > 1
-    return f"<p>first step that is wrong: <q>{escape(wrong[0])}</q></p>" if wrong and reasons else ""
+def judged(text: str, premise: Premise, claim: Claim) -> str:
+    """What the checker says of a text that reasons: its first wrong sentence, and what is unreadable or missing."""
+    check = check_trace(text, premise, claim)
+    if sum(sentence.step is not None for sentence in check.sentences) < 2:
+        return ""  # an answer alone
+    if check.complete:
+        return "<p>every step is right, none is missing</p>"
+    first = f"first step that is wrong: <q>{escape(check.wrong[0].text)}</q>; " if check.wrong else ""
+    right = sum(sentence.right for sentence in check.sentences)
+    counts = (
+        f"{right} right, {len(check.wrong)} wrong, {len(check.unreadable)} unreadable, {len(check.missing)} missing"
+    )
+    return f"<p>{first}{counts}</p>"

@@ -110,13 +110,15 @@ def test_rows_that_are_not_of_the_task_are_shown_as_they_are():
 def test_the_first_wrong_step_of_a_reasoning_is_named():
     traces = [(*claim_of(parse_row(row)), trace(*claim_of(parse_row(row)), "full")) for row in ROWS]
     premise, claim, right = next(each for each in traces if "No set" in each[2])
-    assert report.first_mistake(right, premise, claim) == ""
+    assert report.judged(right, premise, claim) == "<p>every step is right, none is missing</p>"
     lines = right.split("\n")
-    broken = next(k for k, line in enumerate(lines) if "adjacent" in line and line.startswith("No set"))
+    broken = next(k for k, line in enumerate(lines) if line.startswith("No set"))
     pair = re.search("separates (.) and (.),", lines[broken])
     lines[broken] = f"The pair {pair[1]} and {pair[2]} is independent given nothing, so the two are not adjacent."
-    assert lines[broken] in report.first_mistake("\n".join(lines), premise, claim)
-    assert report.first_mistake("Answer: Yes", premise, claim) == ""
+    lines.insert(broken + 1, "And <b>so</b> on.")
+    said = report.judged("\n".join(lines), premise, claim)
+    assert f"<q>{lines[broken]}</q>; {len(lines) - 2} right, 1 wrong, 1 unreadable, 1 missing" in said
+    assert report.judged("Answer: Yes", premise, claim) == ""
 
 
 def test_scores_are_drawn_by_group_and_model():
