@@ -194,6 +194,7 @@ def run_script(main: Callable[[], None]) -> None:
             message = f"rank {os.environ['RANK']}: {message}"
         tqdm.write(f"error: {message}", file=sys.stderr)
         _tell_launcher(message)
+        _leave_group()
         sys.exit(2)
 
 
@@ -203,6 +204,13 @@ def _tell_launcher(message: str) -> None:
     if file:
         with contextlib.suppress(OSError):
             Path(file).write_text(json.dumps({"message": f"error: {message}", "timestamp": int(time.time())}))
+
+
+def _leave_group() -> None:
+    """Close gloo's connections: its threads, left running, now and then abort a process that exits."""
+    distributed = sys.modules.get("torch.distributed")  # not imported for this alone: it takes seconds
+    if distributed and distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
 
 
 def _explain(error: Exception) -> str | None:

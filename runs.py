@@ -143,14 +143,15 @@ class Run:
         check(not candidates, f"output_dir {self.output_dir}: no checkpoint is whole; {remedy}")
         return None
 
-    def say_finished(self) -> None:
-        """What there is to say of a run that is resumed after its end."""
+    def end_at_once(self) -> None:
+        """End a run that is resumed after its end."""
         if self.accelerator.is_main_process:
             again = "to train it again set overwrite true, without resume_from"
             print(f"already finished: {self.output_dir}; {again}")
             start = Path(self.config.model) / "finished.json"
             if start.is_file() and start.stat().st_mtime > (self.output_dir / "finished.json").stat().st_mtime:
                 print(f"warning: model {self.config.model} has been trained since, and this one began before: {again}")
+        self.accelerator.end_training()
 
     def restore(self, policy: torch.nn.Module, optimizer: Any, motion: Motion) -> dict[str, Any]:
         """Put the checkpoint's weights and optimizer state in place; returns what `save` was given, with the step.
@@ -284,6 +285,7 @@ class Run:
                 Path(marker).write_text(f"{self.output_dir} step {step}\n")
             print(f"stopped by {self.stop.name()} at step {step}: continue with --resume_from latest", flush=True)
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
         raise SystemExit(INTERRUPTED)
 
     def finish(self, scores: dict[str, float]) -> None:

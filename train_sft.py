@@ -222,7 +222,7 @@ def main() -> None:
     data_hash = dataset_hash(config.dataset)
     run = Run(accelerator, config, data_hash)
     if run.finished:
-        return run.say_finished()
+        return run.end_at_once()
 
     # --- data
     train = load_split(config.dataset, config.train_split, both_answers=True)
