@@ -5,6 +5,7 @@ matter of when to step: `backward(..., last=True)` steps, every other backward a
 """
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ def start(seed: int) -> Accelerator:
     _follow_launcher()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses kernels that nothing here needs
     handlers = []
     under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     if not torch.cuda.is_available():
