@@ -149,7 +149,7 @@ def curves_figure(runs: dict[str, dict[str, dict[int, float]]]) -> Figure:
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; max-width: 62rem; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #bbb; }
-.wide { overflow-x: auto; } .wide pre { white-space: pre; width: max-content; }
+.wide { overflow-x: auto; } .wide pre { white-space: pre; width: max-content; font-size: .8rem; }
 .wide img { min-width: 40rem; width: 100%; max-width: 56rem; }
 .side { display: flex; flex-wrap: wrap; gap: 1rem; } .side img { width: 26rem; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }

@@ -169,7 +169,7 @@ class Config:
     save_steps: int = arg(50, "rollouts between checkpoints; 0: none")
     save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
     stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
-    num_logged_completions: int = arg(4, "sampled completions written to TensorBoard at each evaluation")
+    num_logged_completions: int = arg(16, "sampled completions written to TensorBoard at each evaluation")
     # interruptions
     resume_from: str | None = arg(
         None, "latest, or a checkpoint of output_dir: continue its run; after a requeue: latest"

@@ -45,7 +45,14 @@ SHORT = {
 }
 STAGES = {
     "SFT": SHORT | {"batch_size": 12, "adaptation": "lora"},
-    "GRPO": SHORT | {"prompts_per_step": 8, "num_generations": 4, "max_new_tokens": 6, "format_weight": 0.5},
+    "GRPO": SHORT
+    | {
+        "prompts_per_step": 8,
+        "num_generations": 4,
+        "max_new_tokens": 6,
+        "format_weight": 0.5,
+        "num_logged_completions": 4,
+    },
 }
 
 
