@@ -35,10 +35,10 @@ demo: .venv/installed
 	$(BIN)/python evaluate.py --compare $(DEMO)/evaluation/SFT $(DEMO)/evaluation/GRPO --output_dir $(DEMO)/evaluation/comparison
 
 results: .venv/installed
-	$(BIN)/python benchmarks/results.py
+	$(BIN)/python experiments/results.py
 
 smollm2: .venv/installed
-	$(BIN)/python benchmarks/smollm2.py
+	$(BIN)/python experiments/smollm2.py
 
 tensorboard: .venv/installed
 	$(BIN)/tensorboard --logdir $(LOGDIR) --host localhost
@@ -48,8 +48,9 @@ test: .venv/installed
 
 test-slurm: .venv/installed
 	command -v slurmctld slurmd munged > /dev/null || apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -m slurm tests/test_slurm.py
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -m slurm tests/scripts/test_slurm.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports

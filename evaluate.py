@@ -29,23 +29,23 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import metrics
-from arguments import arg, check, check_choice, check_ranges, parse_config, run_script
-from checkpoints import claim_output_dir, list_checkpoints
-from data import answer_candidates, choose_rows, load_split, premise_groups
-from distributed import start
-from generation import predict, score_answers
-from models import (
+from dataset.batches import answer_candidates, choose_rows, load_split, premise_groups
+from dataset.chat import encode
+from policy.loading import (
     BF16_CAPABILITY,
     check_context,
     check_model,
-    encode,
     load_for_inference,
     load_tokenizer,
     stop_token_ids,
 )
-from prefix_sharing import check_prefix_sharing
-from report import (
+from policy.prefix_sharing import check_prefix_sharing
+from runtime.checkpoints import claim_output_dir, list_checkpoints
+from runtime.ending import run_script
+from runtime.processes import start
+from runtime.settings import arg, check, check_choice, check_ranges, parse_config
+from scoring import metrics
+from scoring.figures import (
     BASELINE_NAMES,
     CURVES,
     SCORE_NAMES,
@@ -53,9 +53,10 @@ from report import (
     confusion_figure,
     curves_figure,
     grouped_summaries,
-    page,
     score_figure,
 )
+from scoring.predictions import predict, score_answers
+from scoring.report import page
 
 RESULTS = "evaluation_results"
 MODES = ("generate", "score")

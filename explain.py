@@ -1,7 +1,7 @@
 """One row explained: independences, equivalence class, reasoning, answer, and why; on the console and as a figure.
 
-    python corr2cause.py --explain "Premise: ...\\nHypothesis: ..." --style full
-    python corr2cause.py --explain 7 --dataset data/tiny --split test --figure class.svg
+    python explain.py "Premise: Suppose there is ...\\nHypothesis: A directly causes B." --style full
+    python explain.py 7 --dataset data/tiny --split test --figure class.svg
 
 Libraries that take seconds to import (datasets, torch, matplotlib) are only imported by the options that need them.
 """
@@ -15,7 +15,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from corr2cause import (
+from causal.graphs import Claim, Corr2CauseError, Premise, holds, markov_equivalence_class
+from causal.reasoning import STYLES, trace
+from causal.wording import (
     class_edges,
     member_edges,
     parse_hypothesis,
@@ -24,16 +26,9 @@ from corr2cause import (
     split_input,
     write_independence,
 )
-from graphs import Claim, Corr2CauseError, Premise, holds, markov_equivalence_class
-from reasoning import STYLES, trace
+from runtime.settings import check
 
 SUFFIXES = (".png", ".svg", ".pdf")
-
-
-def _check(condition: bool, message: str) -> None:
-    """As in arguments.py, which imports transformers: nearly a second."""
-    if not condition:
-        raise ValueError(message)
 
 
 def read_claim(text: str) -> tuple[Premise, Claim, str]:
@@ -99,22 +94,22 @@ def _wrapped(edges: Sequence[str]) -> list[str]:
 
 def read_row(number: str, directory: str, split: str) -> tuple[str, int]:
     """The input text and the given label of a dataset's row. Raises ValueError, naming the option that is wrong."""
-    _check(
+    check(
         re.fullmatch("[0-9]{1,18}", number) is not None,
-        f"--explain {number[:60]!r}: with --dataset, give the 0-based number of a row",
+        f"row {number[:60]!r}: with --dataset, give the 0-based number of a row",
     )
     remedy = "write one with preprocess.py --output_dir, or name another"
     is_dataset = (Path(directory) / "dataset_dict.json").is_file()
-    _check(is_dataset, f"--dataset {directory}: not a dataset of preprocess.py; {remedy}")
-    from data import load_split  # seconds
+    check(is_dataset, f"--dataset {directory}: not a dataset of preprocess.py; {remedy}")
+    from dataset.batches import load_split  # seconds
 
     try:
         rows = load_split(directory, split, texts=False)
     except ValueError as error:
         raise ValueError(f"--dataset, --split: {error}") from None
-    _check({"input", "given_label"} <= {*rows.column_names}, f"--dataset {directory}: no rows of Corr2Cause; {remedy}")
+    check({"input", "given_label"} <= {*rows.column_names}, f"--dataset {directory}: no rows of Corr2Cause; {remedy}")
     place = f"split {split} of {directory}"
-    _check(int(number) < len(rows), f"--explain {number}: {place} has {len(rows):,} rows; use 0 to {len(rows) - 1}")
+    check(int(number) < len(rows), f"row {number}: {place} has {len(rows):,} rows; use 0 to {len(rows) - 1}")
     row = rows[int(number)]
     return row["input"], row["given_label"]
 
@@ -122,11 +117,11 @@ def read_row(number: str, directory: str, split: str) -> tuple[str, int]:
 def check_figure(path: Path, overwrite: bool) -> None:
     """Raises ValueError unless a figure can be written to the file."""
     option = f"--figure {path}"
-    _check(path.suffix.lower() in SUFFIXES, f"{option}: name a file that ends in {', '.join(SUFFIXES)}")
+    check(path.suffix.lower() in SUFFIXES, f"{option}: name a file that ends in {', '.join(SUFFIXES)}")
     try:
-        _check(not path.is_dir(), f"{option}: is a folder; name a file in it")
-        _check(overwrite or not path.exists(), f"{option}: exists; name another, or set --overwrite true")
-        _check(path.parent.is_dir(), f"{option}: there is no folder {path.parent}; make it, or name another")
+        check(not path.is_dir(), f"{option}: is a folder; name a file in it")
+        check(overwrite or not path.exists(), f"{option}: exists; name another, or set --overwrite true")
+        check(path.parent.is_dir(), f"{option}: there is no folder {path.parent}; make it, or name another")
         tempfile.TemporaryDirectory(dir=path.parent).cleanup()
     except OSError as error:
         raise ValueError(f"{option}: cannot be written ({error.strerror}); name another") from None
@@ -134,7 +129,7 @@ def check_figure(path: Path, overwrite: bool) -> None:
 
 def write_figure(premise: Premise, claim: Claim, path: Path) -> None:
     """Writes `class_figure` to the file, whole or not at all. Raises ValueError if it cannot be written."""
-    from drawing import class_figure  # matplotlib: half a second
+    from causal.drawing import class_figure  # matplotlib: half a second
 
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
@@ -155,12 +150,13 @@ def _raise(message: str):
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options. Raises ValueError for what they cannot be, or cannot be together."""
     parser = argparse.ArgumentParser(
-        prog="corr2cause.py", description="Explain the answer to one Corr2Cause row.", allow_abbrev=False
+        prog="explain.py", description="Explain the answer to one Corr2Cause row.", allow_abbrev=False
     )
     parser.error = _raise
     parser.add_argument(
-        "--explain",
+        "row",
         metavar="TEXT|ROW",
+        nargs="?",
         help=r"'Premise: ...\nHypothesis: ...' (\n may be typed literally), or a row's 0-based number in --dataset",
     )
     parser.add_argument("--dataset", metavar="DIR", help="directory that preprocess.py wrote, which has the row")
@@ -172,10 +168,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     usage = r"'Premise: ...\nHypothesis: ...', or a row number and --dataset DIR"
-    _check(arguments.explain is not None, f"nothing to do; give --explain {usage}")
+    check(arguments.row is not None, f"nothing to do; give {usage}")
     if arguments.dataset is None:
-        _check(not arguments.explain.strip().isdigit(), f"--explain {arguments.explain}: a row number needs --dataset")
-        _check(arguments.split is None, "--split: is of a dataset; name one with --dataset")
+        check(not arguments.row.strip().isdigit(), f"row {arguments.row}: a row number needs --dataset")
+        check(arguments.split is None, "--split: is of a dataset; name one with --dataset")
     if arguments.figure is not None:
         check_figure(arguments.figure, arguments.overwrite == "true")
     return arguments
@@ -185,17 +181,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the explanation and writes the figure; status 0, or 2 after one line that says what to change."""
     try:
         arguments = parse(argv)
-        text, label = arguments.explain.replace("\\n", "\n"), None
+        text, label = arguments.row.replace("\\n", "\n"), None
         if arguments.dataset is not None:
             split = arguments.split or "test"
-            text, label = read_row(arguments.explain, arguments.dataset, split)
+            text, label = read_row(arguments.row, arguments.dataset, split)
         try:
             premise, claim, _ = read_claim(text)
         except Corr2CauseError as error:
-            where = f"--explain {arguments.explain}" if arguments.dataset else "--explain"
+            where = f"row {arguments.row}" if arguments.dataset else "the text"
             raise ValueError(f"{where}: {error}") from None
         if arguments.dataset is not None:
-            print(f"Row {arguments.explain} of {arguments.dataset}, split {split}\n")
+            print(f"Row {arguments.row} of {arguments.dataset}, split {split}\n")
         print(explain(text, arguments.style, label))
         if arguments.figure is not None:
             write_figure(premise, claim, arguments.figure)
@@ -204,3 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

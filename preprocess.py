@@ -30,17 +30,18 @@ from datasets import Dataset, DatasetDict, Features, List, Value, disable_progre
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
-import audit
-import corr2cause
-import reasoning
-from arguments import arg, check, check_choice, parse_config, run_script
-from checkpoints import replacing
-from corr2cause import PERTURBATIONS
-from graphs import MAX_VARIABLES, NUM_CLASSES, markov_equivalence_class
-from released import NUM_RELEASED_CLASSES
-from rewards import extract_answer
-from sources import HUB_CONFIGS, HUB_NAME, claim_of, parse_row, read_file, read_hub, read_label, read_premise
-from splits import BALANCE, SPLITS, STRATEGIES, label_weights, perturbed, relation_of, split_rows, subsample
+from causal import reasoning, wording
+from causal.answers import extract_answer
+from causal.graphs import MAX_VARIABLES, NUM_CLASSES, markov_equivalence_class
+from causal.released import NUM_RELEASED_CLASSES
+from causal.wording import PERTURBATIONS
+from dataset import audit
+from dataset.chat import special_tokens, templated
+from dataset.sources import HUB_CONFIGS, HUB_NAME, claim_of, parse_row, read_file, read_hub, read_label, read_premise
+from dataset.splits import BALANCE, SPLITS, STRATEGIES, label_weights, perturbed, relation_of, split_rows, subsample
+from runtime.ending import run_script
+from runtime.files import replacing
+from runtime.settings import arg, check, check_choice, parse_config
 
 EDGES = List(List(Value("int64")))
 COLUMNS = {
@@ -131,7 +132,7 @@ def generated_rows(config: DataConfig) -> Iterator[dict]:
     """The rows of every size in `num_variables`, in order."""
     relabel_seed = config.seed if config.relabelings else None
     for n in dict.fromkeys(config.num_variables):
-        rows = corr2cause.generate_rows(
+        rows = wording.generate_rows(
             n, config.labels, relabel_seed, max(1, config.relabelings), config.structures, config.seed
         )
         yield from rows
@@ -164,7 +165,7 @@ def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
             row = parse_row(record)
             if config.labels == "exact" and row["exact"] is None:
                 markov_equivalence_class(read_premise(row["premise"])[0])  # says why
-        except corr2cause.Corr2CauseError as error:
+        except wording.Corr2CauseError as error:
             check(config.skip_unparsable, f"{record['row']}: {error} (--skip_unparsable true leaves such rows out)")
             unlabelled.append({"row": record["row"], "reason": str(error)})
             continue
@@ -191,10 +192,6 @@ def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iter
 
 
 # ---------------------------------------------------------------- responses and chat template
-
-
-def special_tokens(tokenizer) -> set[str]:
-    return {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
 
 
 def add_teacher(rows: list[dict], path: Path, special: set[str]) -> tuple[list[dict], Counter]:
@@ -236,25 +233,9 @@ def completion_of(row: dict, target: str, style: str) -> str:
     return row.get("completion", ANSWERS[row["label"]])
 
 
-def templated(tokenizer, user: str, completion: str, special: set[str]) -> tuple[str, str]:
-    """(prompt, response) as the chat template writes them; the response ends in the end-of-turn token.
-
-    That is the first special token after the completion; what follows it (Phi-3.5 adds <|endoftext|>, Qwen a line
-    break) is never sampled, so it is not trained on. Raises ValueError for a template that does not work so.
-    """
-    question = {"role": "user", "content": user}
-    prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-    text = tokenizer.apply_chat_template([question, {"role": "assistant", "content": completion}], tokenize=False)
-    start = len(prompt) + len(completion)
-    check(text[:start] == prompt + completion, "tokenizer: its chat template rewrites a turn's text; use another one")
-    ends = [at + len(token) for token in special if (at := text.find(token, start)) >= 0]
-    check(len(ends) > 0, "tokenizer: its chat template ends no turn with a special token; no stop could be learned")
-    return prompt, text[len(prompt) : min(ends)]
-
-
 def add_chat(rows: list[dict], tokenizer, config: DataConfig) -> list[dict]:
     """Rows with `prompt`, `response`, and `tokens`, the lengths of the two."""
-    from models import encode
+    from dataset.chat import encode
 
     special, instruction = special_tokens(tokenizer), config.instruction
     instruction = INSTRUCTIONS[config.target] if instruction is None else instruction
@@ -433,7 +414,7 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     check_config(config)
     tokenizer = None
     if not config.raw:
-        from models import load_tokenizer  # torch: seconds to import, and raw does not need it
+        from policy.loading import load_tokenizer  # torch: seconds to import, and raw does not need it
 
         tokenizer = load_tokenizer(config.tokenizer, config.revision)
         has_template = tokenizer.chat_template is not None

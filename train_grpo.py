@@ -25,8 +25,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from arguments import arg, check, check_choice, check_ranges, parse_config, run_script
-from data import (
+from causal.rewards import COMPONENTS, give_rewards, largest_reward, reward_weights
+from dataset.batches import (
     answer_candidates,
     choose_rows,
     data_config,
@@ -36,9 +36,25 @@ from data import (
     relabel_rows,
     share_of_rank,
 )
-from distributed import backward, prepare, reduce, set_learning_rate, start, step
-from generation import Completion, generate_groups, predict
-from health import (
+from dataset.chat import encode
+from policy.adapters import add_reference, disable_dropout, use_reference
+from policy.loading import (
+    check_context,
+    check_model,
+    load_policy,
+    load_tokenizer,
+    model_card,
+    stop_token_ids,
+    training_dtype,
+)
+from policy.prefix_sharing import TOLERANCE, check_prefix_sharing, pack, plan_micro_batches, sequence_logps
+from policy.sampling import Completion, generate_groups
+from runtime.ending import run_script
+from runtime.processes import reduce, start
+from runtime.settings import arg, check, check_choice, check_ranges, parse_config
+from scoring.metrics import classification_metrics
+from scoring.predictions import predict
+from training.health import (
     Laps,
     Monitor,
     Motion,
@@ -49,25 +65,10 @@ from health import (
     nan_means,
     sampling_gap_cause,
 )
-from memory import print_plan
-from metrics import classification_metrics
-from models import (
-    add_reference,
-    check_context,
-    check_model,
-    disable_dropout,
-    encode,
-    load_policy,
-    load_tokenizer,
-    model_card,
-    stop_token_ids,
-    training_dtype,
-    use_reference,
-)
-from monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
-from prefix_sharing import TOLERANCE, check_prefix_sharing, pack, plan_micro_batches, sequence_logps
-from rewards import COMPONENTS, give_rewards, largest_reward, reward_weights
-from rollouts import (
+from training.memory import print_plan
+from training.monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
+from training.optimization import backward, prepare, set_learning_rate, step
+from training.rollouts import (
     Prompt,
     PromptQueue,
     Rollout,
@@ -92,7 +93,7 @@ from rollouts import (
     tokens_saved,
     weight_sum,
 )
-from runs import Run
+from training.runs import Run
 
 TERMS = ("policy_loss", "kl", "clip_fraction", "entropy", "weight_sum", "mask_error")  # summed over micro-batches
 

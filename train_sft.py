@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from arguments import arg, check, check_ranges, parse_config, run_script
-from data import (
+from dataset.batches import (
     choose_rows,
     dataset_hash,
     encode_rows,
@@ -28,19 +27,7 @@ from data import (
     share_of_rank,
     trace_style,
 )
-from distributed import backward, prepare, reduce, set_learning_rate, start, step
-from generation import predict
-from health import (
-    Monitor,
-    Motion,
-    check_gradient_flow,
-    check_graph,
-    check_optimizer,
-    check_stop_tokens,
-)
-from memory import print_plan
-from metrics import classification_metrics
-from models import (
+from policy.loading import (
     check_context,
     check_model,
     load_policy,
@@ -49,9 +36,17 @@ from models import (
     stop_token_ids,
     training_dtype,
 )
-from monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
-from prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
-from runs import Run
+from policy.prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
+from runtime.ending import run_script
+from runtime.processes import reduce, start
+from runtime.settings import arg, check, check_ranges, parse_config
+from scoring.metrics import classification_metrics
+from scoring.predictions import predict
+from training.health import Monitor, Motion, check_gradient_flow, check_graph, check_optimizer, check_stop_tokens
+from training.memory import print_plan
+from training.monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
+from training.optimization import backward, prepare, set_learning_rate, step
+from training.runs import Run
 
 
 @dataclass

@@ -20,16 +20,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import corr2cause  # noqa: E402
-import graphs  # noqa: E402
-import released  # noqa: E402
+from causal import (
+    graphs,  # noqa: E402
+    released,  # noqa: E402
+    wording,  # noqa: E402
+)
 
 STAGES = ("graphs", "classes", "separations", "members", "text", "columns", "rows")
 
 
 def clear_caches() -> None:
     """Empties the caches of the oracle, so that a repeat repeats the work."""
-    for module in (graphs, corr2cause):
+    for module in (graphs, wording):
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
@@ -50,9 +52,9 @@ def exact_stages(n: int) -> tuple[dict[str, float], list[dict]]:
     times["classes"] -= times["graphs"]  # the classes are found while the graphs are listed
     premises = timed(times, "separations", lambda: [graphs.premise_of(dag) for dag in dags])
     timed(times, "members", lambda: [graphs.markov_equivalence_class(premise) for premise in premises])
-    texts = timed(times, "text", lambda: [corr2cause.write_premise(premise) for premise in premises])
-    timed(times, "columns", lambda: list(map(corr2cause.premise_columns, premises, texts)))
-    rows = timed(times, "rows", lambda: [row for p in premises for row in corr2cause.rows_of_premise(p)])
+    texts = timed(times, "text", lambda: [wording.write_premise(premise) for premise in premises])
+    timed(times, "columns", lambda: list(map(wording.premise_columns, premises, texts)))
+    rows = timed(times, "rows", lambda: [row for p in premises for row in wording.rows_of_premise(p)])
     times["rows"] -= times["text"]  # which it writes again
     return times, rows
 
@@ -62,7 +64,7 @@ def released_stages(n: int) -> tuple[dict[str, float], list[dict]]:
     times: dict[str, float] = {}
     classes = timed(times, "classes", lambda: list(released.released_classes(n)))
     rows = timed(
-        times, "rows", lambda: [row for each in classes for row in corr2cause.rows_of_premise(each.premise, each.label)]
+        times, "rows", lambda: [row for each in classes for row in wording.rows_of_premise(each.premise, each.label)]
     )
     return times, rows
 

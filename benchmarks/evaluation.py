@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from common import Bench, Clock, Run, Side
 from datasets import Dataset
 
-from arguments import run_script
-from generation import predict
-from models import encode
-from rewards import extract_answer
+from causal.answers import extract_answer
+from dataset.chat import encode
+from runtime.ending import run_script
+from scoring.predictions import predict
 
 RIVALS = ["padded"]
 PREMISES = {2: 1, 3: 3, 4: 4, 5: 7, 6: 6}  # by N: 21 premises of 1,164 rows, of which the test set has 1,162

@@ -28,12 +28,13 @@ from transformers import AutoModelForCausalLM
 
 import train_grpo
 import train_sft
-from arguments import check, parse_config, run_script
-from data import encode_rows, load_split, premise_groups
-from generation import generate
-from memory import GB, OUTSIDE, Phase, demand_of, plan
-from models import empty_model, load_for_inference, load_tokenizer, model_shape, with_layers
-from prefix_sharing import pack
+from dataset.batches import encode_rows, load_split, premise_groups
+from policy.loading import empty_model, load_for_inference, load_tokenizer, model_shape, with_layers
+from policy.prefix_sharing import pack
+from policy.sampling import generate
+from runtime.ending import run_script
+from runtime.settings import check, parse_config
+from training.memory import GB, OUTSIDE, Phase, demand_of, plan
 
 SCRIPTS = {"sft": train_sft, "grpo": train_grpo}
 DECODED = (8, 64)  # tokens of a completion: the difference of their times is that of decoding steps alone

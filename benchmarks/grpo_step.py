@@ -36,12 +36,13 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import train_grpo
-from arguments import check, run_script
-from data import premise_groups
-from generation import Completion
-from models import add_reference, use_reference
-from prefix_sharing import TOLERANCE, Tokens, sequence_logps
-from rollouts import Rollout, Sample, loss_counts, make_prompts, samples_of, sequences, tokens_of
+from dataset.batches import premise_groups
+from policy.adapters import add_reference, use_reference
+from policy.prefix_sharing import TOLERANCE, Tokens, sequence_logps
+from policy.sampling import Completion
+from runtime.ending import run_script
+from runtime.settings import check
+from training.rollouts import Rollout, Sample, loss_counts, make_prompts, samples_of, sequences, tokens_of
 
 RIVALS = ["trl", "prefix-grouper", "padded"]
 PARTS = [("rollout",), ("scoring", "update")]  # the phases that the elements of a setting decide

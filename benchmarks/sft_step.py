@@ -27,8 +27,9 @@ from common import Bench, Clock, Run, Side
 from datasets import Dataset
 
 import train_sft
-from arguments import check, run_script
-from models import encode
+from dataset.chat import encode
+from runtime.ending import run_script
+from runtime.settings import check
 
 RIVALS = ["trl", "padded"]
 WHOLE = 10**9

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from grpo_step import Point, Product
 
-from arguments import check, run_script
-from models import add_reference
+from policy.adapters import add_reference
+from runtime.ending import run_script
+from runtime.settings import check
 
 SIDES = ("ours", "plain")
 

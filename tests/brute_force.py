@@ -5,8 +5,8 @@ from itertools import combinations, permutations, product
 
 import networkx as nx
 
-import corr2cause as c
-import graphs as g
+from causal import graphs as g
+from causal import wording as c
 
 LETTERS = "ABCDEF"
 

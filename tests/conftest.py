@@ -23,8 +23,10 @@ from transformers import (  # noqa: E402
     Qwen2ForCausalLM,
 )
 
-from models import encode, save_model, tiny_model, tiny_tokenizer  # noqa: E402
-from prefix_sharing import ATTENTION, sequence_logps  # noqa: E402
+from causal.tiny import tiny_model, tiny_tokenizer  # noqa: E402
+from dataset.chat import encode  # noqa: E402
+from policy.loading import save_model  # noqa: E402
+from policy.prefix_sharing import ATTENTION, sequence_logps  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 61
@@ -177,7 +179,7 @@ def start_adapter(tmp_path_factory, dataset, tokenizer) -> Path:
     rows = load_from_disk(dataset)["train"]
     prompts = [encode(tokenizer, text) for text in rows["prompt"][:24]]
     answers = [encode(tokenizer, f"Answer: {answer}<|end|>") for answer in ("Yes", "No")]
-    model = tiny_model(0)
+    model = tiny_model(0, ATTENTION)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(30):
         batch = prompts[step % 4 :: 4]

@@ -1,0 +1,106 @@
+"""Read a Yes/No answer out of generated text."""
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+# A "no" is a verdict when nothing it could negate follows: the end, punctuation, or the start of a new clause.
+_CLAUSE = r"because|since|as|it|this|that|the|there|we|given|for|and|or|but|yes|not|no"
+_NO = rf"no\b(?!\.? ?\d)(?=\W*$| ?[.,;:!/(–—]| -+ | (?:{_CLAUSE})\b)"
+_VERDICT = rf"(?<!not )(?<!not a )\b(?:(?P<yes>yes\b)|{_NO})"
+_FILLER = r"(?:so|thus|hence|therefore|then|is|that|clearly|definitely|simply|just|still|in conclusion|conclusion)"
+_ANY = re.compile(_VERDICT)
+_BEGIN = re.compile(rf"\W*(?:{_FILLER}\b\W*)*{_VERDICT}")
+_END = re.compile(rf"{_VERDICT}\W*$")
+_OPENING = re.compile(rf"\W*{_VERDICT}(?= ?(?:[.,;:!–—]|-+ |$))")
+_ANSWER = re.compile(
+    r"(?<!\bto )(?<!\bif the )(?<!\bwhen the )(?<!\bwhether the )"
+    r"\b(?:answer|verdict)\b(?:[^.:=]{0,80}?(?:[:=]| is\b| [-–—]+ )|(?= ?(?:yes|no)\b))"
+)
+_CONCLUSION = re.compile(r"^\W*(?:therefore|thus|hence|in conclusion|conclusion) ?:")
+_HEADER = re.compile(r"^\W*(?:(?:the|my|final|correct)\W+)*(?:answer|verdict|conclusion|therefore)\W*$")
+_BARE = re.compile(r"\W*(?:yes|no)\W*", re.IGNORECASE)
+# "Yes or No" as an instruction, unless the sentence states it as the answer ("Answer: Yes or No" is a hedge).
+_CHOICE = re.compile(r"\b(?:yes\W+(?:or\b|/)\W*(?:answer\W+)?no|no\W+(?:or\b|/)\W*(?:answer\W+)?yes)\b")
+_STATED = re.compile(
+    r"^\W*(?:(?:so|the|my|final|correct|therefore)\W+)*(?:answer|verdict|therefore|conclusion) ?(?:[:=]|is\b)"
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_MARKUP = (
+    (re.compile(r"<answer>|\\boxed\b"), " answer: "),
+    (re.compile(r"</answer>"), "\n"),
+    (re.compile(r"<\|?/?\w+\|?>|\\[a-z]+\s*\{?|\\.|[*_`#~$\\{}\"'“”‘’|]|^[^\S\n]*>", re.MULTILINE), " "),
+    (re.compile(r"[^\S\n]+"), " "),
+)
+
+
+def extract_answer(text: str) -> bool | None:
+    """The answer that a completion gives: True for Yes, False for No, None for no answer (or a contradictory one)."""
+    lines = _plain_lines(text)
+    if not lines:
+        return None
+    for marker in (_ANSWER, _CONCLUSION):
+        for line in reversed(lines):
+            verdicts = _marked_verdicts(marker, line)
+            if verdicts:
+                return _single(verdicts)
+    verdicts = _final_verdicts(lines[-1])
+    return _single(verdicts or _matched(_OPENING.match(lines[0])))
+
+
+def _plain_lines(text: str) -> list[str]:
+    """Lower-case lines with words, without markup, questions and instructions; a header is joined to its answer."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    for pattern, replacement in _MARKUP:
+        text = pattern.sub(replacement, text)
+    lines: list[str] = []
+    for line in text.splitlines():
+        line = " ".join(s for s in _SENTENCE_END.split(line.strip()) if not _is_question(s))
+        if not re.search(r"\w", line):
+            continue
+        if lines and _HEADER.match(lines[-1]):
+            lines[-1] += " " + line
+        else:
+            lines.append(line)
+    return lines
+
+
+def _is_question(sentence: str) -> bool:
+    return sentence.endswith("?") or bool(_CHOICE.search(sentence) and not _STATED.match(sentence))
+
+
+def _gives_answer(text: str) -> bool:
+    """Is any line a marked answer (or a hedge so marked), or a bare yes or no? "Is C a collider? Yes." is neither."""
+    marked = (_marked_verdicts(marker, line) for line in _plain_lines(text) for marker in (_ANSWER, _CONCLUSION))
+    return any(map(_BARE.fullmatch, text.splitlines())) or any(marked)
+
+
+def _marked_verdicts(marker: re.Pattern, line: str) -> set[bool]:
+    """Every verdict from the line's first marker that a verdict follows; empty if there is none."""
+    for match in marker.finditer(line):
+        if _BEGIN.match(line[match.end() :]):
+            return _all_verdicts(line[match.end() :]) | _matched(_OPENING.match(line))
+    return set()
+
+
+def _final_verdicts(line: str) -> set[bool]:
+    last = _SENTENCE_END.split(line)[-1]
+    begins = _matched(_BEGIN.match(line))
+    if _BEGIN.match(last) or _END.search(last):
+        return begins | _all_verdicts(last)
+    return begins
+
+
+def _all_verdicts(text: str) -> set[bool]:
+    return {match["yes"] is not None for match in _ANY.finditer(text)}
+
+
+def _matched(match: re.Match | None) -> set[bool]:
+    return set() if match is None else {match["yes"] is not None}
+
+
+def _single(verdicts: set[bool]) -> bool | None:
+    return next(iter(verdicts)) if len(verdicts) == 1 else None

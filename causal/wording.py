@@ -1,0 +1,388 @@
+"""Corr2Cause in words: text <-> premise and claim, the rows of the task, perturbations.
+
+Task and wording: Jin et al., "Can Large Language Models Infer Causation from Correlation?", ICLR 2024
+(arXiv 2306.05836). The oracle itself is graphs.py, the reasoning in words reasoning.py.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import combinations
+
+from causal.graphs import (
+    DAG,
+    LETTERS,
+    MAX_VARIABLES,
+    Claim,
+    Corr2CauseError,
+    Independence,
+    Premise,
+    UnsatisfiableError,
+    bits,
+    claim_on,
+    cpdag,
+    dag_edges,
+    exact_label,
+    labelled_premises,
+    markov_equivalence_class,
+    relabel_claim,
+    relabel_premise,
+    renamings,
+    representatives,
+    structure_id,
+)
+from causal.released import released_classes
+
+TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
+PERTURBATIONS = ("paraphrase", "refactorization", "relabeling", "reordering")
+
+_WORDING = {
+    "parent": "{a} directly causes {b}.",
+    "child": "{a} directly causes {b}.",
+    "non-parent ancestor": "{a} causes something else which causes {b}.",
+    "non-child descendant": "{a} is a cause for {b}, but not a direct one.",
+    "has_collider": "There exists at least one collider (i.e., common effect) of {a} and {b}.",
+    "has_confounder": "There exists at least one confounder (i.e., common cause) of {a} and {b}.",
+}
+_PARAPHRASE = {
+    "parent": "{a} directly affects {b}.",
+    "child": "{a} directly affects {b}.",
+    "non-parent ancestor": "{a} influences {b} through some mediator(s).",
+    "non-child descendant": "{a} influences {b} through some mediator(s).",
+    "has_collider": "{a} and {b} together cause some other variable(s).",
+    "has_confounder": "Some variable(s) cause(s) both {a} and {b}.",
+}
+RELATION_OF = dict(zip(TEMPLATES, ("direct", "direct", "indirect", "indirect", "collider", "confounder"), strict=True))
+_HEADER = (
+    "Suppose there is a closed system of {n} variables, {names}. "
+    "All the statistical relations among these {n} variables are as follows: "
+)
+
+
+class ContradictionError(Corr2CauseError):
+    """A premise whose statements contradict each other, or leave a pair undecided."""
+
+
+# ---------------------------------------------------------------- text
+
+
+def _listing(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def split_input(text: str) -> tuple[str, str]:
+    """'Premise: P\\nHypothesis: H' -> (P, H)."""
+    if not isinstance(text, str):
+        raise Corr2CauseError(f"the input is {type(text).__name__}, not text like 'Premise: ...\\nHypothesis: ...'")
+    head, *tail = text.strip().split("Hypothesis:")
+    if not head.startswith("Premise:") or len(tail) != 1:
+        raise Corr2CauseError(f"expected 'Premise: ...\\nHypothesis: ...' (one line each), got {_short(text)}")
+    premise, hypothesis = head.removeprefix("Premise:").strip(), tail[0].strip()
+    if not premise or not hypothesis:
+        raise Corr2CauseError(f"the {'hypothesis' if premise else 'premise'} is empty in {_short(text)}")
+    return premise, hypothesis
+
+
+def write_input(premise_text: str, hypothesis_text: str) -> str:
+    """The task's input text."""
+    return f"Premise: {premise_text}\nHypothesis: {hypothesis_text}"
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
+@cache
+def _pattern(template: str) -> str:
+    """A wording as a regular expression with groups a, b, n, names."""
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(template))
+
+
+def _index(name: str, variables: Sequence[str], where: str) -> int:
+    if name not in variables:
+        raise Corr2CauseError(f"unknown variable {_short(name)} in {_short(where)}; known: {', '.join(variables)}")
+    return variables.index(name)
+
+
+def _parse_header(text: str) -> tuple[tuple[str, ...], str]:
+    """Variable names, and the text of the statistical relations."""
+    match = re.fullmatch(
+        r"Suppose there is a closed system of (\d{1,3}) variables, ([^.]+)\. "
+        r"All the statistical relations among these (\d{1,3}) variables are as follows: (.+)",
+        " ".join(text.split()),
+    )
+    if not match:
+        raise Corr2CauseError(
+            f"the premise {_short(text)} does not read 'Suppose there is a closed system of N variables, A, B and C. "
+            "All the statistical relations among these N variables are as follows: ...'"
+        )
+    variables = tuple(re.split(r", | and ", match[2]))
+    if _listing(variables) != match[2] or not all(re.fullmatch(r"[A-Z]\w*", name) for name in variables):
+        raise Corr2CauseError(f"the variables {_short(match[2])} are not a list of capitalised names like 'A, B and C'")
+    if len(set(variables)) < len(variables):
+        raise Corr2CauseError(f"a variable is listed twice in {_short(match[2])}")
+    if int(match[1]) != len(variables) or int(match[3]) != len(variables):
+        raise Corr2CauseError(f"the premise says {match[1]} and {match[3]} variables but lists {len(variables)}")
+    if not 2 <= len(variables) <= MAX_VARIABLES:
+        raise Corr2CauseError(f"the premise has {len(variables)} variables; 2 to {MAX_VARIABLES} are supported")
+    return variables, match[4]
+
+
+def _parse_statement(sentence: str, variables: Sequence[str]) -> tuple[bool, Independence]:
+    """One sentence -> (is it an independence?, (i, j, given)) with i < j."""
+    match = re.fullmatch(r"(\w+) (correlates with|is independent of) (\w+)\.", sentence)
+    given_match = re.fullmatch(r"(\w+)( and )(\w+) are independent given (.+)\.", sentence)
+    if not match and not given_match:
+        raise Corr2CauseError(f"cannot read the statement {_short(sentence)} in the premise")
+    first, kind, second = (match or given_match).group(1, 2, 3)
+    names = re.split(r", | and ", given_match[4]) if given_match else []
+    if names and _listing(names) != given_match[4]:
+        raise Corr2CauseError(f"the conditioning set in {_short(sentence)} is not a list like 'A, B and C'")
+    i, j, *given = (_index(name, variables, sentence) for name in (first, second, *names))
+    if len({i, j, *given}) < 2 + len(given):
+        raise Corr2CauseError(f"a variable occurs twice in the statement {_short(sentence)}")
+    return kind != "correlates with", (min(i, j), max(i, j), sum(1 << v for v in given))
+
+
+def _parse_statements(body: str, variables: Sequence[str], independences: bool) -> set[Independence]:
+    """A run of sentences that are all correlations, or all independences."""
+    found = set()
+    for sentence in re.findall(r"[^.]+\.?|\.", body):
+        is_independence, statement = _parse_statement(sentence.strip(), variables)
+        if is_independence != independences:
+            raise Corr2CauseError(
+                f"{_short(sentence.strip())} is out of place: correlations come first, then 'However, ', "
+                "then independences"
+            )
+        if statement in found:
+            raise Corr2CauseError(f"the premise states {_short(sentence.strip())} twice")
+        found.add(statement)
+    return found
+
+
+def parse_premise(text: str) -> Premise:
+    """Reads a premise (without 'Premise: '); the statements may come in any order within their part.
+
+    Raises Corr2CauseError for anything malformed, duplicate or unknown and for a pair that neither correlates nor is
+    marginally independent, ContradictionError for one that does both. Whether a graph exists is tested by
+    `markov_equivalence_class`.
+    """
+    if not isinstance(text, str):
+        raise Corr2CauseError(f"the premise is {type(text).__name__}, not text")
+    variables, body = _parse_header(text)
+    first, however, second = body.partition("However, ")
+    if however and not (first.strip() and second.strip()):
+        raise Corr2CauseError("'However, ' must stand between the correlations and the independences of the premise")
+    only_independences = not however and " correlates with " not in first
+    correlations = set() if only_independences else _parse_statements(first.strip(), variables, False)
+    independences = _parse_statements((first if only_independences else second).strip(), variables, True)
+    for i, j in combinations(range(len(variables)), 2):
+        correlated, independent = (i, j, 0) in correlations, (i, j, 0) in independences
+        if correlated == independent:
+            state = "both correlated and independent" if correlated else "neither correlated nor independent"
+            error = ContradictionError if correlated else Corr2CauseError
+            raise error(f"the premise leaves {variables[i]} and {variables[j]} {state}; state exactly one")
+    return Premise(variables, frozenset(independences))
+
+
+def released_order(independence: Independence) -> tuple[int, int, tuple[int, ...]]:
+    """The sort key that puts independences in the order of the released premises."""
+    i, j, given = independence
+    return i, j, bits(given)
+
+
+def write_independence(independence: Independence, variables: Sequence[str]) -> str:
+    """'A is independent of B.' or 'A and B are independent given C and D.'"""
+    i, j, given = independence
+    if not given:
+        return f"{variables[i]} is independent of {variables[j]}."
+    return f"{variables[i]} and {variables[j]} are independent given {_listing([variables[v] for v in bits(given)])}."
+
+
+def write_premise(premise: Premise, shuffle: random.Random | None = None) -> str:
+    """The released wording and order of statements, without 'Premise: '; `shuffle` reorders the independences."""
+    names, stated = premise.variables, sorted(premise.independences, key=released_order)
+    if shuffle is not None:
+        shuffle.shuffle(stated)
+    pairs = combinations(range(len(names)), 2)
+    marginal = {(i, j) for i, j, given in stated if not given}
+    correlations = " ".join(f"{names[i]} correlates with {names[j]}." for i, j in pairs if (i, j) not in marginal)
+    independences = " ".join(write_independence(statement, names) for statement in stated)
+    return _HEADER.format(n=len(names), names=_listing(names)) + " However, ".join(
+        filter(None, (correlations, independences))
+    )
+
+
+def read_hypothesis(text: str, variables: Sequence[str]) -> tuple[Claim, str]:
+    """The claim and its `template`; a paraphrased indirect claim counts as 'non-parent ancestor'."""
+    if not isinstance(text, str):
+        raise Corr2CauseError(f"the hypothesis is {type(text).__name__}, not text")
+    sentence = " ".join(text.split())
+    for wordings in (_WORDING, _PARAPHRASE):
+        for template, wording in wordings.items():
+            match = re.fullmatch(_pattern(wording), sentence)
+            if match and " " not in match["a"] + match["b"]:
+                return _claim(template, _index(match["a"], variables, text), _index(match["b"], variables, text), text)
+    raise Corr2CauseError(f"cannot read the hypothesis {_short(text)}; expected for example 'A directly causes B.'")
+
+
+def _claim(template: str, i: int, j: int, text: str) -> tuple[Claim, str]:
+    if i == j:
+        raise Corr2CauseError(f"the hypothesis {_short(text)} names one variable twice")
+    relation = RELATION_OF[template]
+    if relation == "direct":
+        template = "parent" if i < j else "child"
+    return claim_on(relation, i, j), template
+
+
+def parse_hypothesis(text: str, variables: Sequence[str]) -> Claim:
+    """The claim of any released or paraphrased wording. Raises Corr2CauseError if it is none of them."""
+    return read_hypothesis(text, variables)[0]
+
+
+def write_hypothesis(claim: Claim, variables: Sequence[str], template: str, paraphrase: bool = False) -> str:
+    """The claim in the wording of `template` (one of TEMPLATES), or in the paraphrase of the perturbed test set."""
+    if RELATION_OF.get(template) != claim.relation:
+        raise Corr2CauseError(f"template {template!r} does not word a {claim.relation} claim; use one of {TEMPLATES}")
+    wording = (_PARAPHRASE if paraphrase else _WORDING)[template]
+    return wording.format(a=variables[claim.i], b=variables[claim.j])
+
+
+# ---------------------------------------------------------------- rows
+
+
+def premise_id(premise_text: str) -> str:
+    """12 hexadecimal digits that identify the premise's text."""
+    return hashlib.sha1(premise_text.encode()).hexdigest()[:12]
+
+
+def premise_columns(premise: Premise, text: str) -> dict:
+    """The dataset's columns that all rows of a premise, written as `text`, share.
+
+    Where no graph satisfies the premise, `edges` is None and the premise is a structure of its own.
+    """
+    identity, n = premise_id(text), len(premise.variables)
+    try:
+        structure, (directed, undirected) = structure_id(premise), cpdag(premise)
+        edges = {"directed": sorted(map(list, directed)), "undirected": sorted(map(list, undirected))}
+    except UnsatisfiableError:
+        structure, edges = f"{n}-unsatisfiable-{identity}", None
+    return {
+        "premise": text,
+        "premise_id": identity,
+        "structure_id": structure,
+        "num_variables": n,
+        "edges": edges,
+    }
+
+
+def exact_labeller(premise: Premise) -> Callable[[Claim], int | None]:
+    """A function from claims to exact labels; to None where no graph satisfies the premise."""
+    try:
+        members = markov_equivalence_class(premise)
+    except UnsatisfiableError:
+        return lambda claim: None
+    return lambda claim: exact_label(members, claim)
+
+
+@cache
+def claims_of(n: int) -> tuple[tuple[Claim, tuple[str, ...]], ...]:
+    """The six claims on each pair, in the released order, each with the templates that word it."""
+    claims = []
+    for i, j in combinations(range(n), 2):
+        claims += [(Claim("direct", i, j), ("parent",)), (Claim("direct", j, i), ("child",))]
+        claims += [
+            (Claim("indirect", *pair), ("non-parent ancestor", "non-child descendant")) for pair in ((i, j), (j, i))
+        ]
+        claims += [(Claim("collider", i, j), ("has_collider",)), (Claim("confounder", i, j), ("has_confounder",))]
+    return tuple(claims)
+
+
+def rows_of_premise(premise: Premise, label: Callable[[Claim], int] | None = None) -> Iterator[dict]:
+    """The 3N(N-1) rows of a premise: the dataset's columns without `prompt` and `response`, and the label as `exact`.
+
+    `label` gives the columns `label` and `given_label`; without it they are the exact label. Which wording an indirect
+    claim gets is a fair coin, as in the release.
+    """
+    text, exact = write_premise(premise), exact_labeller(premise)
+    shared = premise_columns(premise, text)
+    rng = random.Random(shared["premise_id"])
+    for claim, templates in claims_of(len(premise.variables)):
+        template = rng.choice(templates) if len(templates) > 1 else templates[0]
+        hypothesis = write_hypothesis(claim, premise.variables, template)
+        row = {"input": write_input(text, hypothesis), "hypothesis": hypothesis, "template": template}
+        row["exact"] = exact(claim)
+        row["label"] = row["given_label"] = row["exact"] if label is None else label(claim)
+        yield shared | row
+
+
+def generate_rows(
+    num_variables: int,
+    labels: str = "exact",
+    relabel_seed: int | None = None,
+    relabelings: int = 1,
+    structures: int | None = None,
+    seed: int = 0,
+) -> Iterator[dict]:
+    """The rows for N variables, class by class: all of them (N <= 6), or those of `structures` random classes.
+
+    `labels` is exact, or released: the row set and the labels of the public generator (released.py), which has no
+    relabelings. See `labelled_premises` for these and `representatives` for `structures`. Raises Corr2CauseError for
+    settings out of range.
+    """
+    if labels == "released":
+        if relabel_seed is not None or structures is not None:
+            raise Corr2CauseError("labels released are those of the released rows: no relabelings, all structures")
+        for released in released_classes(num_variables):
+            yield from rows_of_premise(released.premise, released.label)
+        return
+    for dag in representatives(num_variables, structures, seed):
+        for premise in labelled_premises(dag, relabel_seed, relabelings):
+            yield from rows_of_premise(premise)
+
+
+# ---------------------------------------------------------------- perturbations
+
+
+def perturb(premise: Premise, claim: Claim, template: str, kind: str, key: str) -> tuple[str, str]:
+    """(premise text, hypothesis) that say the same in other words, letters or order: the label stays.
+
+    `kind` is one of PERTURBATIONS: paraphrase (the hypothesis, as in the released perturbed set), refactorization (the
+    letters Z, Y, X... for A, B, C...), relabeling (the letters trade places, at random), reordering (of the
+    independences, at random). Random choices are a function of `key`: rows of one premise need one key.
+    """
+    if kind not in PERTURBATIONS:
+        raise Corr2CauseError(f"perturbation {kind!r} is not one of {', '.join(PERTURBATIONS)}")
+    text, variables, order = _perturbed_premise(premise, kind, key)
+    changed = relabel_claim(claim, order)
+    return text, write_hypothesis(changed, variables, template, paraphrase=kind == "paraphrase")
+
+
+@lru_cache(maxsize=1024)
+def _perturbed_premise(premise: Premise, kind: str, key: str) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+    """(text, variables, renaming) of a perturbed premise: once for all of its claims."""
+    rng, n = random.Random(f"{kind}-{key}"), len(premise.variables)
+    order = tuple(range(n))
+    if kind == "refactorization":
+        premise = Premise(LETTERS[: -n - 1 : -1], premise.independences)
+    if kind == "relabeling":
+        order = rng.choice(renamings(n)[1:])  # the first is the identity
+        premise = relabel_premise(premise, order)
+    return write_premise(premise, shuffle=rng if kind == "reordering" else None), premise.variables, order
+
+
+# ---------------------------------------------------------------- edges in words
+
+
+def class_edges(premise: Premise) -> list[str]:
+    """The class's edges in pair order: 'A -> B' where all members agree, 'A - B' where they differ."""
+    directed, undirected = cpdag(premise)
+    signs = {edge: "->" if edge in directed else "-" for edge in sorted(directed | undirected, key=sorted)}
+    return [f"{premise.variables[u]} {sign} {premise.variables[v]}" for (u, v), sign in signs.items()]
+
+
+def member_edges(dag: DAG, variables: Sequence[str]) -> list[str]:
+    """The edges of one member of a class, in the same words and order."""
+    return [f"{variables[u]} -> {variables[v]}" for u, v in sorted(dag_edges(dag), key=sorted)]

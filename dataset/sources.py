@@ -1,0 +1,96 @@
+"""Rows of Corr2Cause from the hub or a file: read as they are, then parsed, with the exact label beside the given one.
+
+A record is what the source holds, with `row`, its name in messages: the 0-based number (in its split, where the source
+has splits). A parsed row has the dataset's columns, and `exact`: the oracle's label, None where no graph satisfies the
+premise.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from causal import wording
+from causal.graphs import Claim, Premise
+from runtime.settings import check
+
+HUB_NAME = "causal-nlp/corr2cause"
+HUB_CONFIGS = ("default", "perturbation_by_paraphrasing", "perturbation_by_refactorization")
+
+
+def read_hub(hub_config: str) -> Iterator[dict]:
+    """The records of every split, each with its `split`. Raises ValueError if the hub cannot be reached."""
+    from datasets import load_dataset
+
+    try:
+        splits = load_dataset(HUB_NAME, hub_config)
+    except Exception as error:  # offline, blocked, moved: the libraries raise a dozen types for it
+        reason = f"cannot load {HUB_NAME} ({hub_config}): {' '.join(str(error).split())[:200]}"
+        remedy = "without a network use --source FILE.csv (columns input and label) or --source generate"
+        raise ValueError(f"source hub: {reason}; {remedy}") from None
+    for split, records in splits.items():
+        yield from (record | {"split": split, "row": f"row {i} of {split}"} for i, record in enumerate(records))
+
+
+def read_file(path: Path, setting: str) -> Iterator[dict]:
+    """Records of a .csv, .json (a list of objects) or .jsonl file. Raises ValueError naming the file and the fault."""
+    check(path.suffix in (".csv", ".json", ".jsonl"), f"{setting}: {path} is no .csv, .json or .jsonl file")
+    check(path.is_file(), f"{setting}: {path}: no such file")
+    kind, line = path.suffix[1:].upper(), 0
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            if kind == "CSV":
+                records = csv.DictReader(file, strict=True)
+            else:
+                records = json.load(file) if kind == "JSON" else (json.loads(text) for text in file if text.strip())
+                check(kind == "JSONL" or isinstance(records, list), f"{setting}: {path}: expected a list of objects")
+            for number, record in enumerate(records):
+                line = number + 1
+                check(isinstance(record, dict), f"{setting}: {path}: row {number} is no object; expected one a row")
+                yield record | {"row": f"row {number}"}
+    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        at = f", after {line} rows" if line else ""
+        raise ValueError(f"{setting}: {path}{at}: not valid {kind} in UTF-8: {error}") from None
+
+
+@lru_cache(maxsize=8192)
+def read_premise(text: str) -> tuple[Premise, dict, Callable[[Claim], int | None]]:
+    """(premise, the columns that its rows share, exact labels): once a premise, which has up to 168 rows."""
+    premise = wording.parse_premise(text)
+    return premise, wording.premise_columns(premise, text), wording.exact_labeller(premise)
+
+
+def parse_row(record: dict) -> dict:
+    """The task's columns of one record, and its label as `exact`. Raises Corr2CauseError if it cannot be read."""
+    premise_text, hypothesis = wording.split_input(record["input"])
+    premise, shared, exact = read_premise(premise_text)
+    claim, template = wording.read_hypothesis(hypothesis, premise.variables)
+    n, template = record.get("num_variables") or shared["num_variables"], record.get("template") or template
+    if str(n) != str(shared["num_variables"]):
+        raise wording.Corr2CauseError(f"num_variables is {n}, but the premise has {shared['num_variables']}")
+    if template not in wording.TEMPLATES:
+        raise wording.Corr2CauseError(f"template {template!r} is not one of {', '.join(wording.TEMPLATES)}")
+    kept = {key: record.get(key) for key in ("input", "row", "split")}
+    return {**kept, **shared, "hypothesis": hypothesis, "template": template, "exact": exact(claim)}
+
+
+def claim_of(row: dict) -> tuple[Premise, Claim]:
+    """The premise and the claim of a parsed row, as values."""
+    premise, _, _ = read_premise(row["premise"])
+    return premise, wording.parse_hypothesis(row["hypothesis"], premise.variables)
+
+
+def check_columns(record: dict) -> None:
+    """Raises ValueError naming the row unless the record has the columns input and label."""
+    missing = [column for column in ("input", "label") if column not in record]
+    found = ", ".join(str(column) for column in record if column != "row")
+    check(not missing, f"{record['row']}: no column {' and '.join(missing)}; the columns are {found}")
+
+
+def read_label(record: dict) -> int:
+    """The record's label. Raises ValueError naming the row if there is none, or none that is 0 or 1."""
+    check_columns(record)
+    valid = type(record["label"]) in (int, str) and record["label"] in (0, 1, "0", "1")
+    check(valid, f"{record['row']}: label is {record['label']!r}; use 1 (the hypothesis follows) or 0 (it does not)")
+    return int(record["label"])

@@ -1,0 +1,270 @@
+"""The experiment of RESULTS.md: does GRPO improve the supervised model on graphs that neither has seen?
+
+    make results                                                      # seeds 0, 1 and 2, on two CPU processes
+    python experiments/results.py --seeds 0 --arms answers --processes 1
+    python experiments/results.py --report                             # the tables of what is there
+
+Every seed has data, initial weights, order and sampling of its own; the split is by structure: no graph of the test set
+is seen in training, under any letters. The arms, from configs/*_results.yaml and configs/*_traces.yaml:
+
+    answers    SFT (10,000 rows, 3 epochs, best by validation loss), and from it, on 5,000 other prompts:
+               SFT+       supervised on, for the passes over tokens that GRPO makes
+               GRPO       sampled, 8 completions a prompt
+               GRPO exact both answers of a prompt by their probabilities, as many steps
+    weighted   SFT with balanced classes in its loss, and exact GRPO from it
+    traces     SFT on reasoning traces, and from it, on other graphs of N = 6, GRPO with outcome and process rewards
+
+Answers are scored on the test set, its paraphrase and its relabelling; traces on those of N = 4 and on the test set of
+N = 5. Intervals resample structures. What is done is not done again: an interrupted run continues with the stage that
+it was in.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from sklearn.metrics import f1_score, precision_recall_curve
+
+ROOT = Path(__file__).resolve().parent.parent
+# By number of processes, which changes no result:
+LAUNCH = {
+    1: [sys.executable],
+    2: [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2_2xcpu.yaml"],
+}
+SPLITS = ("test", "test_paraphrase", "test_relabeling")
+EXACT = ("--estimator", "exact")
+BALANCED = ("--class_weights", "0.6", "3.05")  # inverse to the shares of No and Yes
+# Passes over a prompt's tokens: GRPO samples, scores the reference and updates (a forward and a backward pass, which
+# counts as two), SFT only updates. 150 steps of 128 prompts × 5 / 3 = 32,000 rows: 667 steps of 48.
+MORE = ("--max_steps", "667", "--train_split", "grpo", "--learning_rate", "5e-4")
+
+# Graphs that SFT has mostly not seen: on those that it has, six groups in ten agree and teach nothing.
+OTHER_GRAPHS = ["--num_variables", "6", "--structures", "1200", "--relabelings", "1"]
+OTHER_GRAPHS += ["--max_train_samples", "3000", "--max_validation_samples", "400"]
+
+# dataset: (recipe, options). A structure of N = 3 to 5 is in the same split of every dataset of a seed; N = 6, of which
+# each dataset has others at random, is not tested.
+DATASETS = {
+    "answers": ("data_results", []),
+    "traces": ("data_traces", []),
+    "traces of N = 6": ("data_traces", OTHER_GRAPHS),
+    "traces of N = 4": ("data_traces", ["--num_variables", "4", "--max_train_samples", "1000"]),
+    "traces of N = 5": ("data_traces", ["--num_variables", "5", "--max_train_samples", "1000"]),
+}
+ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
+TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
+SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
+REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]
+
+
+class Model(NamedTuple):
+    """How a model is trained: on which dataset, from which other model (None: as the recipe says)."""
+
+    script: str
+    recipe: str
+    dataset: str
+    start: str | None = None
+    options: tuple[str, ...] = ()
+
+
+class Arm(NamedTuple):
+    """Models by name, in order, and the (dataset, split) that each answers, with what options."""
+
+    tests: list[tuple[str, str]]
+    evaluation: list[str]
+    models: dict[str, Model]
+
+    @property
+    def compared(self) -> list[tuple[str, str]]:
+        """The tests that models are compared on: validation only serves to choose a threshold."""
+        return [(dataset, split) for dataset, split in self.tests if split != "validation"]
+
+
+SFT, GRPO = "train_sft.py", "train_grpo.py"
+ARMS = {
+    "answers": Arm(
+        ANSWER_TESTS,
+        SCORE,
+        {
+            "SFT": Model(SFT, "sft_results", "answers"),
+            "SFT+": Model(SFT, "sft_results", "answers", "SFT", MORE),
+            "GRPO": Model(GRPO, "grpo_results", "answers", "SFT"),
+            "GRPO exact": Model(GRPO, "grpo_results", "answers", "SFT", EXACT),
+        },
+    ),
+    "weighted": Arm(
+        ANSWER_TESTS,
+        SCORE,
+        {
+            "SFT weighted": Model(SFT, "sft_results", "answers", None, BALANCED),
+            "GRPO from weighted": Model(GRPO, "grpo_results", "answers", "SFT weighted", EXACT),
+        },
+    ),
+    "traces": Arm(
+        TRACE_TESTS,
+        REASON,
+        {
+            "trace SFT": Model(SFT, "sft_traces", "traces"),
+            "trace GRPO": Model(GRPO, "grpo_traces", "traces of N = 6", "trace SFT"),
+        },
+    ),
+}
+
+
+def run(command: list, log: Path) -> None:
+    """Run a stage in the project's root, its output in `log`; its last lines are shown where it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"} | os.environ
+    with log.open("w") as file:
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        sys.exit(f"error: {' '.join(map(str, command))} failed; the end of {log}:\n{tail}")
+
+
+def stage(name: str, target: Path, command: list, logs: Path) -> None:
+    """Run `command`, which fills `target`, unless it has been done; a half-done one is started anew."""
+    if (target / ".done").exists():
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    print(f"{logs.parent.name}: {name}", flush=True)
+    run(command, logs / f"{slug(name)}.log")
+    (target / ".done").touch()
+
+
+def slug(name: str) -> str:
+    return "_".join(re.findall(r"\w+", name.lower().replace("+", " more")))
+
+
+def test_folder(folder: Path, dataset: str, split: str) -> Path:
+    return folder / "tests" / slug(dataset) / split
+
+
+def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
+    """Data, models and evaluations of an arm of one seed."""
+    tests, evaluation, models = ARMS[arm]
+    data, logs = folder / "data", folder / "console"
+    for dataset in dict.fromkeys([*(model.dataset for model in models.values()), *(dataset for dataset, _ in tests)]):
+        recipe, more = DATASETS[dataset]
+        output = data / slug(dataset)
+        options = ["--config", f"configs/{recipe}.yaml", "--seed", seed, "--output_dir", output, *more]
+        stage(f"data, {dataset}", output, [sys.executable, "preprocess.py", *options], logs)
+    for name, model in models.items():
+        output = folder / "models" / slug(name)
+        options = ["--config", f"configs/{model.recipe}.yaml", "--seed", seed, "--output_dir", output]
+        options += ["--dataset", data / slug(model.dataset), "--logging_dir", folder / "curves" / name, *model.options]
+        options += ["--model", folder / "models" / slug(model.start)] if model.start else []
+        stage(name, output, [*launch, model.script, *options], logs)
+        for dataset, split in tests:
+            results = test_folder(folder, dataset, split) / slug(name)
+            options = ["--name", name, "--model", output, "--dataset", data / slug(dataset), "--split", split]
+            options += ["--output_dir", results, "--cluster", "structure_id", "--seed", seed, *evaluation]
+            stage(f"{name}, {dataset}, {split}", results, [*launch, "evaluate.py", *options], logs)
+    for dataset, split in ARMS[arm].compared:
+        tested = test_folder(folder, dataset, split)
+        command = [sys.executable, "evaluate.py", "--cluster", "structure_id", "--compare"]
+        command += [*(tested / slug(name) for name in models), "--output_dir", tested / f"comparison_{arm}"]
+        stage(f"{arm}: comparison, {dataset}, {split}", tested / f"comparison_{arm}", command, logs)
+    curves = folder / f"curves_{arm}"
+    command = [sys.executable, "evaluate.py", "--output_dir", curves, "--curves"]
+    stage(f"{arm}: curves", curves, [*command, *(folder / "curves" / name for name in models)], logs)
+
+
+# --- report
+
+SCORES = ("balanced_accuracy", "accuracy", "mcc")
+
+
+def with_interval(value: float, low_high: list[float] | None, sign: str = "") -> str:
+    bounds = "" if low_high is None else " [{:{s}.3f}, {:{s}.3f}]".format(*low_high, s=sign)
+    return f"{value:{sign}.3f}{bounds}"
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def report(folders: list[Path]) -> str:
+    """Markdown: for every arm and test set the scores of its models, and their paired differences."""
+    lines = []
+    for name, arm in ARMS.items():
+        for dataset, split in arm.compared:
+            tested = [(folder.name, test_folder(folder, dataset, split)) for folder in folders]
+            tested = [(seed, place) for seed, place in tested if (place / f"comparison_{name}" / ".done").exists()]
+            if tested:
+                lines += [f"\n**{name}: {dataset}, {split}**\n", *scores_table(arm.models, tested)]
+                lines += ["", *differences_table(name, tested)]
+    return "\n".join(lines)
+
+
+def scores_table(models: dict, tested: list[tuple[str, Path]]) -> list[str]:
+    """A row for every model and constant answer of every (seed, its folder of results)."""
+    header = ("model", "seed", "F1", "balanced accuracy", "accuracy", "MCC", "AUROC", "F1, threshold of validation")
+    lines = [row(*header), row(*["---"] * len(header))]
+    for seed, place in tested:
+        results = {name: json.loads((place / slug(name) / "metrics.json").read_text()) for name in models}
+        constant = next(iter(results.values()))["baselines"]
+        for name in ("majority", "always_yes"):
+            scores = (f"{constant[name][score]:.3f}" for score in ("f1", *SCORES))
+            lines.append(row(name.replace("_", " "), seed, *scores, "", ""))
+        for name, found in results.items():
+            whole = found["overall"]
+            cells = [with_interval(whole["f1"], whole["intervals"]["f1"]), *(f"{whole[score]:.3f}" for score in SCORES)]
+            cells += [f"{whole['auroc']:.3f}", f"{tuned_f1(place, slug(name)):.3f}"] if "auroc" in whole else ["", ""]
+            lines.append(row(name, seed, *cells))
+    return lines
+
+
+def tuned_f1(place: Path, model: str) -> float:
+    """F1 with the threshold on the probability of Yes that is best on validation: what no training is needed for."""
+
+    def answers(split: str) -> tuple[list[int], list[float]]:
+        lines = (place.with_name(split) / model / "predictions.jsonl").read_text().splitlines()
+        rows = list(map(json.loads, lines))
+        return [r["label"] for r in rows], [r["probability"] for r in rows]
+
+    precision, recall, thresholds = precision_recall_curve(*answers("validation"))
+    f1 = 2 * precision * recall / (precision + recall).clip(1e-9)
+    threshold = thresholds[f1[:-1].argmax()]  # the last point has none
+    labels, probabilities = answers(place.name)
+    return f1_score(labels, [p >= threshold for p in probabilities])
+
+
+def differences_table(arm: str, tested: list[tuple[str, Path]]) -> list[str]:
+    """Paired differences of F1, a column a seed, with the mean and the standard deviation over seeds."""
+    lines = [row("difference of F1", *(seed for seed, _ in tested), "mean ± std"), row(*["---"] * (len(tested) + 2))]
+    files = [place / f"comparison_{arm}" / "comparison.json" for _, place in tested]
+    for pairs in zip(*(json.loads(file.read_text())["pairs"] for file in files), strict=True):
+        values = [pair["difference"]["f1"] for pair in pairs]
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        cells = [with_interval(pair["difference"]["f1"], pair["intervals"]["f1"], "+") for pair in pairs]
+        first, second = pairs[0]["names"]
+        lines.append(row(f"{second} − {first}", *cells, f"{statistics.mean(values):+.3f}{spread}"))
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--processes", type=int, choices=LAUNCH, default=2, help="1: for seeds side by side")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "results")
+    parser.add_argument("--report", action="store_true", help="print the tables of what has been done, and run nothing")
+    options = parser.parse_args()
+    folders = [options.output_dir.resolve() / f"seed-{seed}" for seed in options.seeds]
+    if not options.report:
+        for arm in options.arms:
+            for seed, folder in zip(options.seeds, folders, strict=True):
+                run_arm(arm, seed, folder, LAUNCH[options.processes])
+    print(report(folders))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The model: loading it, its adapters, log-probabilities with shared prefixes, sampling."""

@@ -1,0 +1,322 @@
+"""Tokenizers and models: the embedded tiny Phi-3, hub or local models, nf4 bases, LoRA policies and their references.
+
+`model` is a hub name, a local directory of a full model, a local directory of a LoRA adapter, or `tiny`: a small
+Phi-3 with random weights and a tokenizer made from the task's own text, so that everything runs without a hub and
+without a GPU.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+)
+
+from policy.adapters import POLICY, adapter_base, base_revision, lora_targets, put_adapter
+from policy.prefix_sharing import ATTENTION
+from runtime.checkpoints import list_checkpoints
+from runtime.settings import check, check_choice
+
+TINY = "tiny"
+BF16_CAPABILITY = (8, 0)  # of the first GPUs that compute bf16: torch.cuda.is_bf16_supported() counts emulation too
+SHAPES = (
+    Path(__file__).parents[1] / "configs" / "shapes"
+)  # config.json of the recipes' models, as far as it gives shapes
+END_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+
+
+def embedded_tiny():
+    """The module of the embedded model: it lies beside the task, whose text its tokenizer is made from."""
+    from causal import tiny  # only where asked for
+
+    return tiny
+
+
+# --- tokenizers
+
+
+def load_tokenizer(name_or_path: str, revision: str | None = None):
+    """The tokenizer of a model, of an adapter (or its base's, if it has none), or of the embedded tiny model."""
+    if name_or_path == TINY:
+        return embedded_tiny().tiny_tokenizer()
+    base = adapter_base(name_or_path)
+    check(base != "", f"model {name_or_path}: adapter_config.json names no base_model_name_or_path")
+    if base is not None and not (Path(name_or_path) / "tokenizer_config.json").is_file():
+        name_or_path, revision = base, base_revision(name_or_path, revision)
+    return _from_hub_or_disk(AutoTokenizer, name_or_path, revision=revision)
+
+
+def stop_token_ids(tokenizer, model) -> set[int]:
+    """Every token that ends a turn: Phi-3.5's config.json names only one of its three.
+
+    Raises ValueError for a tokenizer that has tokens of which the model has no embedding.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    check(len(tokenizer) <= known, f"model: its tokenizer has {len(tokenizer)} tokens, the model {known}: not a pair")
+    named = getattr(model.generation_config, "eos_token_id", None)
+    stops = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+    vocabulary = tokenizer.get_vocab()
+    stops |= {vocabulary[token] for token in END_OF_TURN if token in vocabulary}
+    return {int(stop) for stop in stops if stop is not None}
+
+
+# --- precision
+
+
+def training_dtype(accelerator: Accelerator) -> torch.dtype:
+    """The dtype that the launch configuration trains in; refuses bf16 where the GPU only emulates it."""
+    precision = accelerator.mixed_precision
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        named = [p for p in ("bf16", "fp16") if plugin.deepspeed_config.get(p, {}).get("enabled") in (True, "true")]
+        precision = named[0] if named else "no"
+    if precision == "bf16" and accelerator.device.type == "cuda":
+        check_bf16(torch.cuda.get_device_capability(), torch.cuda.get_device_name())
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+def check_bf16(capability: tuple[int, int], name: str) -> None:
+    """Raise ValueError, naming the configuration to use, unless the GPU computes bf16 (capability 8.0 or later)."""
+    check(
+        capability >= BF16_CAPABILITY,
+        f"bf16 needs compute capability 8.0 or later; {name} has {capability[0]}.{capability[1]}: "
+        "use accelerate_configs/zero2_2x2080ti.yaml (fp16)",
+    )
+
+
+# --- models
+
+
+def model_shape(name: str, revision: str | None = None) -> PreTrainedConfig:
+    """The configuration of a full model: the embedded one, a local or a hub one; the project has the recipes'."""
+    if name == TINY:
+        return embedded_tiny().tiny_model(0, ATTENTION).config
+    known = SHAPES / f"{name.split('/')[-1]}.json"
+    is_known = known.is_file() and not Path(name).exists()
+    return _from_hub_or_disk(AutoConfig, str(known) if is_known else name, revision=None if is_known else revision)
+
+
+def with_layers(shape: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The configuration of the same model with so many layers."""
+    # What kind each layer is, Qwen2 writes down in a list: it would be too long or too short.
+    return type(shape).from_dict(shape.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
+
+
+def empty_model(shape: PreTrainedConfig, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """A model on the meta device: its modules and shapes, and no data."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=ATTENTION)
+
+
+def check_model(name: str) -> None:
+    """Refuse a local model without weights at once: the libraries would look for it on the hub, again and again."""
+    path = Path(name)
+    is_local = path.exists() or path.parts[0] == "models" or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
+    if name == TINY or not is_local:
+        return
+    check(path.is_dir(), f"model {name}: no such directory; train it first, or name another")
+    saved = list_checkpoints(path)
+    remedy = f"name its checkpoint {saved[-1]}" if saved else "name one that train_sft.py or train_grpo.py wrote"
+    check(any(path.glob("*.safetensors")), f"model {name}: no safetensors weights in it; {remedy}")
+    configured = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
+    check(configured, f"model {name}: neither config.json nor adapter_config.json in it; {remedy}")
+    if base := adapter_base(name):
+        check_model(base)
+
+
+def load_policy(
+    model: str,
+    *,
+    adaptation: str,
+    quantization: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    lora_r: int = 16,
+    lora_alpha: int = 32,
+    lora_dropout: float = 0.0,
+    lora_target_modules: str = "",
+    gradient_checkpointing: bool = False,
+    revision: str | None = None,
+    seed: int = 0,
+) -> torch.nn.Module:
+    """A trainable model: `adaptation` full, or lora on a `quantization` nf4 or none base.
+
+    An adapter directory continues that adapter. Raises ValueError for combinations that cannot train.
+    """
+    check_choice("adaptation", adaptation, ("lora", "full"))
+    check_choice("quantization", quantization, ("nf4", "none"))
+    check(
+        adaptation == "lora" or quantization == "none",
+        "quantization nf4 cannot be trained in full: set adaptation lora",
+    )
+    check(
+        model != TINY or adaptation == "full", "model tiny has random weights: train it in full first (adaptation full)"
+    )
+    base = adapter_base(model)
+    check(
+        adaptation == "lora" or base is None, f"model {model} is an adapter: set adaptation lora, or name a full model"
+    )
+    if adaptation == "lora" and base is None:
+        targets = lora_targets(empty_model(model_shape(model, revision)), lora_target_modules)
+    policy = load_base(base or model, quantization, dtype, device, base_revision(model, revision), seed)
+    if adaptation == "lora":
+        from peft import LoraConfig, get_peft_model  # seconds, which wrong settings need not wait for
+
+        policy.requires_grad_(False)
+        if base is not None:
+            policy = put_adapter(policy, model, is_trainable=True)
+        else:
+            torch.manual_seed(seed)  # every rank draws the same LoRA
+            policy = get_peft_model(
+                policy,
+                LoraConfig(
+                    r=lora_r,
+                    lora_alpha=lora_alpha,
+                    lora_dropout=lora_dropout,
+                    target_modules=targets,
+                    task_type="CAUSAL_LM",
+                    revision=revision,
+                ),
+                adapter_name=POLICY,
+            )
+    if gradient_checkpointing:
+        recompute_activations(policy)
+    check(any(p.requires_grad for p in policy.parameters()), f"model {model}: nothing in it is trainable")
+    return policy.train()  # gradient checkpointing is only active then
+
+
+def recompute_activations(model: torch.nn.Module) -> None:
+    """Keep each layer's input alone in the forward pass of training, and run the layer again in the backward pass."""
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def load_for_inference(
+    model: str, quantization: str, dtype: torch.dtype, device: torch.device, revision: str | None = None
+) -> torch.nn.Module:
+    """A full model, or a base with its adapter, in eval mode."""
+    check_choice("quantization", quantization, ("nf4", "none"))
+    base = adapter_base(model)
+    loaded = load_base(base or model, quantization, dtype, device, base_revision(model, revision))
+    if base is not None:
+        loaded = put_adapter(loaded, model)
+    return loaded.eval().requires_grad_(False)
+
+
+def load_base(
+    name: str, quantization: str, dtype: torch.dtype, device: torch.device, revision: str | None = None, seed: int = 0
+) -> torch.nn.Module:
+    """A full model on `device`, in nf4 with double quantization if asked."""
+    if name == TINY:
+        check(quantization == "none", "model tiny has random weights: train it before quantizing it")
+        return embedded_tiny().tiny_model(seed, ATTENTION).to(device=device, dtype=dtype)
+    options = {"dtype": dtype, "attn_implementation": ATTENTION, "revision": revision, "use_safetensors": True}
+    if quantization == "nf4":
+        installed = importlib.util.find_spec("bitsandbytes") is not None
+        check(installed, "quantization nf4 needs bitsandbytes: pip install -r requirements.txt, or set it to none")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=torch.uint8,
+        )
+        options["device_map"] = {"": device}
+    model, found = _from_hub_or_disk(AutoModelForCausalLM, name, output_loading_info=True, **options)
+    missing = sorted(found["missing_keys"])  # they would be random
+    check(not missing, f"model {name}: {len(missing)} weights are missing, {missing[:2]}; copy or train it again")
+    trained_as = model.config.architectures or [type(model).__name__]
+    check(type(model).__name__ in trained_as, f"model {name}: a {trained_as[0]}, not a model that writes text")
+    if quantization == "none":
+        model = model.to(device)
+    for module in model.modules():
+        # With AVX512-BF16 an eval() forward would repack the weights for a kernel without a gradient to its input.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def check_context(model: torch.nn.Module, tokens: int) -> None:
+    """Raise ValueError if sequences of `tokens` tokens leave the model's context, or its short LongRoPE factors."""
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    limit = config.max_position_embeddings
+    if rope.get("rope_type") == "longrope":
+        # Past this length the whole batch is rotated by other factors than the tokens already cached.
+        limit = getattr(config, "original_max_position_embeddings", None) or rope["original_max_position_embeddings"]
+    check(
+        tokens <= limit,
+        f"sequences of up to {tokens} tokens: the model takes {limit}; shorten the prompts or completions",
+    )
+
+
+def _from_hub_or_disk(cls, name: str, **options):
+    try:
+        return cls.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ImportError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        kinds = {type(e).__name__ for e in (error, error.__cause__, error.__context__)}
+        if Path(name).is_dir():
+            remedy = "copy or train it again, or name another"
+        elif "GatedRepoError" in kinds or "gated repo" in reason:
+            remedy = "accept its licence on its page at the hub, and set HF_TOKEN to a token of yours"
+        elif kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or os.environ.get("HF_HUB_OFFLINE") == "1":
+            remedy = "it is not in the cache and the hub cannot be reached: download it where there is a network"
+        else:
+            remedy = "give a local directory or a hub name"
+        raise ValueError(
+            f"model {name}: cannot be loaded ({reason[:200] or type(error).__name__}); {remedy}"
+        ) from error
+
+
+# --- adapters
+
+
+def save_model(model: torch.nn.Module, tokenizer, directory: Path, card: str = "") -> None:
+    """Write the policy as safetensors: the adapter alone for LoRA, the full model otherwise, with the tokenizer.
+
+    `card` is the text of its README.md.
+    """
+    if hasattr(model, "peft_config"):
+        # The embeddings are never trained; asking about them would ask the hub.
+        model.save_pretrained(directory, selected_adapters=[POLICY], save_embedding_layers=False)
+    else:
+        model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    if card:
+        (Path(directory) / "README.md").write_text(card)
+
+
+def load_trainable(model: torch.nn.Module, directory: Path) -> None:
+    """Copy what `save_model` wrote into the trainable parameters, in place: they may be views of one flat buffer."""
+    saved = [path for path in directory.glob("*.safetensors") if not path.name.startswith("rank-")]
+    tensors = {name: tensor for path in saved for name, tensor in load_file(path).items()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[name.replace(f".{POLICY}.", ".")])
+
+
+def model_card(stage: str, settings: dict, dataset_hash: str, step: int, scores: dict[str, float]) -> str:
+    """What a model is: the run's settings, its data by its hash, and its validation scores, as a README.md."""
+    adapter = settings.get("adaptation", "lora") == "lora"
+    base = (adapter_base(settings["model"]) or settings["model"]) if adapter else settings["model"]
+    kind, library = ("A LoRA adapter", "peft") if adapter else ("A model", "transformers")
+    lines = [
+        f"---\nlibrary_name: {library}\nbase_model: {base}\n---\n",
+        f"# {Path(settings['output_dir']).name}\n",
+        f"{kind} for Corr2Cause: {stage} from `{settings['model']}`, step {step}.\n",
+        f"Data: `{settings['dataset']}`, split {settings['train_split']}, SHA-256 {dataset_hash}.\n",
+    ]
+    lines += ["| validation | |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in scores.items())]
+    lines += ["\n| setting | |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in settings.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,73 @@
+"""How a script ends: errors that a user can mend become one line on stderr and exit status 2."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run `main()`; an error that a user can mend becomes one line on stderr and exit status 2.
+
+    Those are ValueError, OSError, a GPU out of memory, and the loss of another rank; `--debug true` adds the traceback.
+    """
+    debug = "--debug" in sys.argv and sys.argv[sys.argv.index("--debug") + 1 :][:1] != ["false"]
+    if not debug:  # a thread of TensorBoard's that cannot write says so in the main thread too
+        threading.excepthook = lambda it: _explain(it.exc_value) or threading.__excepthook__(it)
+    try:
+        main()
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        if os.environ.get("RANK", "0") != "0":
+            # What rank 0 fails of too, it says; the launcher ends the others as soon as it has gone.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(5)
+            message = f"rank {os.environ['RANK']}: {message}"
+        tqdm.write(f"error: {message}", file=sys.stderr)
+        _tell_launcher(message)
+        _leave_group()
+        sys.exit(2)
+
+
+def _tell_launcher(message: str) -> None:
+    """Let the launcher's report, the last thing on a user's terminal, end in this line (torch.distributed.elastic)."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": f"error: {message}", "timestamp": int(time.time())}))
+
+
+def _leave_group() -> None:
+    """Close gloo's connections: its threads, left running, now and then abort a process that exits."""
+    distributed = sys.modules.get("torch.distributed")  # not imported for this alone: it takes seconds
+    if distributed and distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
+
+
+def _explain(error: Exception) -> str | None:
+    """The one line for an error that a user can mend; None for any other."""
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; to import torch here would take seconds
+        remedy = "lower micro_batch_tokens, or cache_tokens in sampling, or set gradient_checkpointing true"
+        return f"out of memory: {remedy} ({text[:200]})"
+    if isinstance(error, RuntimeError) and re.search("onnection (closed|reset) by peer|onnection refused", text):
+        return "another rank has ended: its message says why"
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        place = error.filename or ("output_dir or logging_dir" if full else "a file")
+        return f"{place}: {error.strerror or text}{'; make room, or name another place' if full else ''}"
+    return str(error) if isinstance(error, ValueError) else None

@@ -1,0 +1,103 @@
+"""Output directories and checkpoints on disk: filled aside, synced and renamed, so that none is half-written."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from runtime.settings import check
+
+# --- files that are whole or not there
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A new directory to fill, in the end put in the place of `directory`: until then that stays as it was."""
+    aside = aside_of(directory)
+    make_empty(aside)
+    try:
+        yield aside
+        put_in_place(aside, directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_into(directory: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a directory aside, then move its files, synced, into `directory`, over those of their names."""
+    aside = directory / ".saving"
+    make_empty(aside)
+    write(aside)
+    for path in sorted(aside.iterdir()):
+        _sync(path)
+        os.replace(path, directory / path.name)
+    aside.rmdir()
+    _sync(directory)
+
+
+def aside_of(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.tmp")
+
+
+def make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def put_in_place(aside: Path, directory: Path) -> None:
+    for path in (*aside.rglob("*"), aside):
+        _sync(path)
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, old)
+    os.replace(aside, directory)
+    _sync(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- the output directory of a run
+
+
+def lock(directory: Path) -> Any:
+    """Hold the directory for this process until it ends, however it ends; ValueError if another one does."""
+    file = (directory / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"output_dir {directory}: another run is using it; wait for it, or name another") from None
+    except OSError as error:  # some network file systems have no locks
+        print(f"output_dir {directory}: cannot be locked against a second run ({error.strerror})", flush=True)
+    return file
+
+
+def make_output_dir(directory: str, setting: str = "output_dir") -> Path:
+    """Create the directory that `setting` names; ValueError where that cannot be or nothing can be written in it."""
+    path = Path(directory)
+    check(not path.exists() or path.is_dir(), f"{setting} {directory}: is a file")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".lock").touch()
+    except OSError as error:
+        raise ValueError(f"{setting} {directory}: cannot be written ({error.strerror}); name another") from None
+    return path
+
+
+def is_occupied(path: Path) -> bool:
+    return any(not entry.name.startswith(".") for entry in path.iterdir())

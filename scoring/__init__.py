@@ -1,0 +1,1 @@
+"""What a model is worth: its answers to a split, scores with intervals, figures, report."""

@@ -1,0 +1,154 @@
+"""A model's answers to the rows of a dataset, on all processes: sampled ones, or how probable each is."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+
+from causal.answers import extract_answer
+from dataset.batches import premise_groups, share_of_rank
+from dataset.chat import encode
+from policy.prefix_sharing import Tokens, pack, plan_micro_batches, sequence_logps
+from policy.sampling import generate_groups
+from runtime.processes import gather
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS_PER_GROUP = 64  # claims of a premise, or their samples, that share its tokens: few enough to divide among ranks
+RESULT_COLUMNS = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
+
+
+def predict(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    tokenizer,
+    rows: "Dataset",
+    *,
+    stop_ids: set[int],
+    max_new_tokens: int,
+    cache_tokens: int,
+    share: bool = True,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[dict]:
+    """Answers to every row: each rank computes its share, every rank gets all, in the order of `rows`.
+
+    The prediction is the `majority` of `num_samples` completions, of one greedy one if not told otherwise. The random
+    stream of each is named by (seed, row, sample), so neither grouping nor the number of ranks changes a prediction.
+    Each result has what metrics.py reads (`input`, `label`, `prediction` 0|1|None, `premise_id`, `structure_id`,
+    `num_variables`, `template`) and what `majority` tells of the completions.
+    """
+    prompts = [encode(tokenizer, text) for text in rows["prompt"]]
+    # Sequence s is sample s % num_samples of row s // num_samples: neighbours in a group, which share a prefill.
+    premises = [premise for premise in rows["premise_id"] for _ in range(num_samples)]
+    # A premise's prompts and completions should fit the cache together.
+    groups = premise_groups(premises, max(1, min(ROWS_PER_GROUP, cache_tokens // (2 * max_new_tokens))))
+
+    def cost(group: list[int]) -> int:
+        held = {s // num_samples for s in group}
+        return len(pack([[prompts[index] for index in held]])) + len(group) * max_new_tokens
+
+    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes, cost)
+    was_training = model.training
+    model.eval()
+    completions = generate_groups(
+        model,
+        [[prompts[s // num_samples] for s in group] for group in mine],
+        cache_tokens=cache_tokens,
+        stop_ids=stop_ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seeds=[[(seed, *divmod(s, num_samples)) for s in group] for group in mine],
+        share=share,
+    )
+    model.train(was_training)
+    texts = [
+        (s, tokenizer.decode(completion.tokens, skip_special_tokens=True), completion.stopped)
+        for group, group_completions in zip(mine, completions, strict=True)
+        for s, completion in zip(group, group_completions, strict=True)
+    ]
+    samples = [(text, stopped) for _, text, stopped in sorted(gather(accelerator, texts))]
+    of_rows = (samples[s : s + num_samples] for s in range(0, len(samples), num_samples))
+    columns = rows.select_columns(list(RESULT_COLUMNS))
+    return [row | majority(of_row) for row, of_row in zip(columns, of_rows, strict=True)]
+
+
+def majority(samples: list[tuple[str, bool]]) -> dict:
+    """What the samples of a row, (text, stopped) each, answer together: self-consistency (arXiv 2203.11171).
+
+    `prediction` is the answer that more of them give than the other; None after a tie, or where none of them answers.
+    `completion` is the first text with that answer, the first of all if there is none; `stopped` says that no sample
+    was cut. Of several samples also `votes`, how many say No, say Yes and give no answer, and `completions`, the texts.
+    """
+    texts, stopped = zip(*samples, strict=True)
+    answers = [extract_answer(text) for text in texts]
+    no, yes, unanswered = (answers.count(answer) for answer in (False, True, None))
+    prediction = None if no == yes else int(yes > no)
+    completion = texts[answers.index(prediction)] if prediction in answers else texts[0]
+    result = {"prediction": prediction, "completion": completion, "stopped": all(stopped)}
+    return result | ({"votes": [no, yes, unanswered], "completions": list(texts)} if len(samples) > 1 else {})
+
+
+@torch.no_grad()
+def score_answers(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    tokenizer,
+    rows: "Dataset",
+    candidates: list[tuple[str, str]],
+    *,
+    micro_batch_tokens: int,
+    threshold: float = 0.5,
+    share: bool = True,
+) -> list[dict]:
+    """How probable the model finds the No and the Yes that `candidates` writes for every row; nothing is sampled.
+
+    `candidates[i]` is (No, Yes) as row i's response would write it, the end of the turn included. Ranks share the rows
+    as in `predict`. Each result has the columns that metrics.py reads, `logp_no` and `logp_yes`, in nats, the sums over
+    a candidate's tokens given the prompt, `probability` of Yes if it is one of the two, sigmoid(logp_yes - logp_no),
+    and `prediction`, 1 where that is more than `threshold`.
+    """
+    prompts = [encode(tokenizer, text) for text in rows["prompt"]]
+    ids = {text: encode(tokenizer, text) for text in {text for pair in candidates for text in pair}}
+    answers = [[ids[text] for text in pair] for pair in candidates]
+
+    def sequences(group: list[int]) -> list[Tokens]:
+        return [prompts[index] + answer for index in group for answer in answers[index]]
+
+    def cost(group: list[int]) -> int:
+        return len(pack([sequences(group)]))
+
+    groups = premise_groups(rows["premise_id"], ROWS_PER_GROUP)
+    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes, cost)
+    mine = [part for group in mine for part in _halved(group, cost, micro_batch_tokens)]
+    was_training = model.training
+    model.eval()
+    found: list[tuple[int, float, float]] = []  # row, logp_no, logp_yes
+    for batch in plan_micro_batches([sequences(group) for group in mine], micro_batch_tokens, share):
+        logps, _, _ = sequence_logps(
+            model,
+            [[prompts[index] for index in mine[g] for _ in answers[index]] for g in batch],
+            [[answer for index in mine[g] for answer in answers[index]] for g in batch],
+            share=share,
+        )  # (B, T), No and Yes of a row side by side
+        pairs = logps.double().sum(-1).view(-1, 2).tolist()
+        found += [(index, *pair) for index, pair in zip((i for g in batch for i in mine[g]), pairs, strict=True)]
+    model.train(was_training)
+    results = []
+    for index, logp_no, logp_yes in sorted(gather(accelerator, found)):
+        probability = torch.tensor(logp_yes - logp_no, dtype=torch.float64).sigmoid().item()
+        row = {name: rows[index][name] for name in RESULT_COLUMNS}
+        scores = {"probability": probability, "logp_yes": logp_yes, "logp_no": logp_no}
+        results.append({**row, "prediction": int(probability > threshold), **scores})
+    return results
+
+
+def _halved(group: list[int], size: Callable[[list[int]], int], limit: int) -> list[list[int]]:
+    """The group in halves, quarters and so on until each part's `size` is at most `limit`, or the part is one row."""
+    if len(group) == 1 or size(group) <= limit:
+        return [group]
+    half = len(group) // 2
+    return _halved(group[:half], size, limit) + _halved(group[half:], size, limit)

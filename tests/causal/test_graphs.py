@@ -1,0 +1,261 @@
+"""The oracle against brute force over all labelled DAGs (networkx), and published counts."""
+
+import random
+from itertools import combinations, permutations, product
+from math import factorial
+
+import networkx as nx
+import pytest
+from brute_force import (
+    LETTERS,
+    all_claims,
+    as_dag,
+    brute_force_classes,
+    nx_d_separations,
+    nx_graph,
+    nx_holds,
+    parsed,
+    random_graph,
+    rows,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from causal import graphs as g
+
+# ---------------------------------------------------------------- graphs and labels
+
+
+def labelled_counts(n):
+    classes = dags = 0
+    for dag in g.representatives(n):
+        versions = len(g.labelled_premises(dag, relabel_seed=0, relabelings=factorial(n)))
+        classes += versions
+        dags += versions * len(g.markov_equivalence_class(g.premise_of(dag)))
+    return classes, dags
+
+
+@pytest.mark.parametrize("n, expected", [(2, (2, 3)), (3, (11, 25)), (4, (185, 543)), (5, (8782, 29281))])
+def test_relabelled_classes_sum_to_the_published_labelled_counts(n, expected):
+    """Gillispie and Perlman (2002) for classes, OEIS A003024 for DAGs."""
+    assert labelled_counts(n) == expected
+
+
+@pytest.mark.slow
+def test_six_variables_sum_to_the_published_labelled_counts():
+    classes = dags = 0
+    for dag in g.representatives(6):
+        premise = g.premise_of(dag)
+        directed, undirected = g.cpdag(premise)
+        edges = [*directed, *undirected, *(edge[::-1] for edge in undirected)]
+        versions = {frozenset((p[u], p[v]) for u, v in edges) for p in permutations(range(6))}
+        classes += len(versions)
+        dags += len(versions) * len(g.markov_equivalence_class(premise))
+    assert len(list(g.unlabelled_dags(6))) == 5984
+    assert (classes, dags) == (1067825, 3781503)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_classes_edges_and_labels_equal_brute_force(n):
+    for separations, graphs in brute_force_classes(n).items():
+        premise = g.Premise(tuple(LETTERS[:n]), separations)
+        members = g.markov_equivalence_class(premise)
+        assert len(members) == len(set(members)) and set(members) == {as_dag(graph) for graph in graphs}
+        directed, undirected = g.cpdag(premise)
+        edges = [set(graph.edges) for graph in graphs]
+        always, ever = set.intersection(*edges), set.union(*edges)
+        assert directed == always
+        assert undirected == {(i, j) for i, j in ever - always if i < j}
+        for claim in all_claims(n):
+            assert g.exact_label(members, claim) == all(nx_holds(graph, claim) for graph in graphs), claim
+
+
+def test_d_separations_and_relations_agree_with_networkx_on_larger_graphs():
+    rng = random.Random(0)
+    for n in (5, 5, 5, 5, 6, 6, 6, 6):
+        graph = random_graph(rng, n)
+        assert g.d_separations(as_dag(graph)) == nx_d_separations(graph)
+        for claim in all_claims(n):
+            assert g.holds(as_dag(graph), claim) == nx_holds(graph, claim), (graph.edges, claim)
+
+
+@pytest.mark.parametrize(
+    "relation, edges, expected",
+    [
+        ("indirect", [(0, 1)], False),
+        ("indirect", [(0, 1), (0, 2), (2, 1)], True),  # an edge may exist as well
+        ("indirect", [(1, 2), (2, 0)], False),  # the other direction
+        ("collider", [(0, 2), (1, 2)], True),
+        ("collider", [(0, 3), (3, 2), (1, 3)], True),
+        ("collider", [(0, 1), (1, 2)], False),  # the second path lies on the first
+        ("confounder", [(2, 0), (2, 3), (3, 1)], True),  # a long leg to the later variable
+        ("confounder", [(2, 3), (3, 0), (3, 1)], True),
+        ("confounder", [(2, 0), (0, 1)], False),
+    ],
+)
+def test_path_definitions(relation, edges, expected):
+    graph = nx.DiGraph(edges)
+    graph.add_nodes_from(range(4))
+    assert g.holds(tuple(as_dag(graph)), g.Claim(relation, 0, 1)) is expected
+
+
+def test_every_invalid_row_has_a_verified_counterexample_and_no_valid_row_has_a_violator():
+    for row in random.Random(1).sample(rows(5), 150) + [row for row in rows(4) if row["label"]]:
+        premise, claim = parsed(row)
+        members = g.markov_equivalence_class(premise)
+        against = g.counterexample(members, claim)
+        assert (against is None) == (row["label"] == 1)
+        if against is None:
+            assert all(nx_holds(nx_graph(member), claim) for member in members)
+        else:
+            assert nx_d_separations(nx_graph(against)) == premise.independences
+            assert not nx_holds(nx_graph(against), claim)
+
+
+def test_fourth_meek_rule_orients_what_the_first_three_leave():
+    """a - b with a - d -> c -> b and a - c, b and d apart: b -> a would force d's arrows into a cycle or a collider."""
+    a, b, mid, d = 0, 1, 2, 3
+    out = [0] * 4
+    for u, v in [(a, b), (b, a), (a, mid), (mid, a), (a, d), (d, a), (d, mid), (mid, b)]:
+        out[u] |= 1 << v
+    expected = [*out]
+    expected[b] = 0
+    assert g._meek(out) == [(4, (a, b, mid, d))] and out == expected
+
+
+@pytest.mark.parametrize(
+    "independences",
+    [
+        {(0, 1, 0)} | {(0, 1, 4), (0, 2, 0)},  # A - B cut both ways, A - C marginally only: B would have to be gone too
+        {(0, 1, 4), (0, 2, 2), (1, 2, 1)},  # each pair cut by the third
+        {(0, 1, 0), (0, 2, 0), (1, 2, 0)},  # pairwise independent, but nothing holds given the third
+    ],
+)
+def test_a_premise_that_no_graph_satisfies_is_an_error(independences):
+    premise = g.Premise(("A", "B", "C"), frozenset(independences))
+    assert premise.independences not in brute_force_classes(3)
+    for function in (g.markov_equivalence_class, g.cpdag, g.structure_id):
+        with pytest.raises(g.Corr2CauseError, match="no graph satisfies"):
+            function(premise)
+
+
+def test_all_sets_of_independences_over_three_variables_are_accepted_exactly_if_a_graph_has_them():
+    possible = [(i, j, given) for i, j in combinations(range(3), 2) for given in (0, 7 & ~(1 << i | 1 << j))]
+    for chosen in product((False, True), repeat=len(possible)):
+        premise = g.Premise(("A", "B", "C"), frozenset(s for s, kept in zip(possible, chosen, strict=True) if kept))
+        try:
+            accepted = len(g.markov_equivalence_class(premise)) > 0
+        except g.Corr2CauseError:
+            accepted = False
+        assert accepted == (premise.independences in brute_force_classes(3))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_classes_of_five_variables_equal_brute_force_over_their_skeleton(seed):
+    """Two variables are adjacent iff nothing separates them, so that a class has one skeleton: 2^edges candidates."""
+    graph = random_graph(random.Random(seed), 5)
+    separations, edges = nx_d_separations(graph), list(graph.edges)
+    expected = []
+    for flips in product((False, True), repeat=len(edges)):
+        candidate = nx.DiGraph()
+        candidate.add_nodes_from(range(5))
+        candidate.add_edges_from(edge[::-1] if flip else edge for edge, flip in zip(edges, flips, strict=True))
+        if nx.is_directed_acyclic_graph(candidate) and nx_d_separations(candidate) == separations:
+            expected.append(candidate)
+    members = g.markov_equivalence_class(g.Premise(tuple(LETTERS[:5]), separations))
+    assert set(members) == {as_dag(candidate) for candidate in expected} and len(members) == len(expected)
+    for claim in all_claims(5):
+        assert g.exact_label(members, claim) == all(nx_holds(candidate, claim) for candidate in expected)
+
+
+def dags(sizes=(2, 3, 4, 5, 6)):
+    """Hypothesis: labelled DAGs, in any order of the variables."""
+
+    def build(n, code, order):
+        upper = [sum((code >> (v * (v - 1) // 2 + u) & 1) << u for u in range(v)) for v in range(n)]
+        return g.relabel(tuple(upper), order)
+
+    return st.sampled_from(sizes).flatmap(
+        lambda n: st.builds(build, st.just(n), st.integers(0, 2 ** (n * (n - 1) // 2) - 1), st.permutations(range(n)))
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(dags(), st.randoms(use_true_random=False))
+def test_the_class_of_a_premise_is_the_class_of_any_of_its_members(dag, rng):
+    members = g.markov_equivalence_class(g.premise_of(dag))
+    assert dag in members
+    assert g.markov_equivalence_class(g.premise_of(rng.choice(members))) == members
+
+
+@settings(max_examples=150, deadline=None)
+@given(dags(), st.data())
+def test_labels_classes_and_structure_do_not_depend_on_the_letters(dag, data):
+    n, premise = len(dag), g.premise_of(dag)
+    order = data.draw(st.permutations(range(n)))
+    renamed = g.relabel_premise(premise, order)
+    assert renamed == g.premise_of(g.relabel(dag, order))
+    assert g.relabel_premise(renamed, g.inverse(order)) == premise
+    assert g.structure_id(renamed) == g.structure_id(premise)
+    members, renamed_members = map(g.markov_equivalence_class, (premise, renamed))
+    assert {g.relabel(member, order) for member in members} == set(renamed_members)
+    claim = data.draw(st.sampled_from(all_claims(n)))
+    assert g.exact_label(renamed_members, g.relabel_claim(claim, order)) == g.exact_label(members, claim)
+
+
+@pytest.mark.parametrize("n", [7, 8])
+def test_larger_systems_are_sampled(n):
+    found = list(g.representatives(n, structures=6, seed=1))
+    premises = [g.premise_of(dag) for dag in found]
+    assert len({g.structure_id(premise) for premise in premises}) == 6
+    assert found == list(g.representatives(n, structures=6, seed=1)) != list(g.representatives(n, 6, seed=2))
+    smallest = min(premises, key=lambda premise: len(premise.independences))
+    assert smallest.independences == nx_d_separations(nx_graph(found[premises.index(smallest)]))
+    for dag, premise in zip(found, premises, strict=True):
+        assert dag in g.markov_equivalence_class(premise)
+
+
+def v_structures(graph):
+    return {
+        (frozenset((a, b)), k)
+        for k in graph
+        for a, b in combinations(graph.predecessors(k), 2)
+        if not graph.has_edge(a, b) and not graph.has_edge(b, a)
+    }
+
+
+@pytest.mark.parametrize("n", [7, 8])
+def test_classes_and_labels_of_larger_systems_equal_brute_force_over_their_skeleton(n):
+    """The class: every orientation of the skeleton with the same v-structures (Verma and Pearl, 1990)."""
+    sparse = (dag for dag in g.representatives(n, structures=60, seed=2) if 4 <= len(g.dag_edges(dag)) <= 6)
+    for dag in list(sparse)[:2]:
+        graph, expected = nx_graph(dag), []
+        for flips in product((False, True), repeat=graph.number_of_edges()):
+            candidate = nx.DiGraph()
+            candidate.add_nodes_from(range(n))
+            candidate.add_edges_from(
+                edge[::-1] if flip else edge for edge, flip in zip(graph.edges, flips, strict=True)
+            )
+            if nx.is_directed_acyclic_graph(candidate) and v_structures(candidate) == v_structures(graph):
+                expected.append(candidate)
+        members = g.markov_equivalence_class(g.premise_of(dag))
+        assert set(members) == {as_dag(candidate) for candidate in expected}
+        for claim in all_claims(n):
+            assert g.exact_label(members, claim) == all(nx_holds(candidate, claim) for candidate in expected)
+
+
+def test_structures_is_a_random_part_of_all_classes():
+    everything = list(g.representatives(5))
+    part = list(g.representatives(5, structures=20, seed=3))
+    assert len(part) == 20 and part == [dag for dag in everything if dag in part]
+    assert part != list(g.representatives(5, structures=20, seed=4))
+    assert list(g.representatives(5, structures=200)) == everything
+
+
+def test_cyclic_graphs_and_malformed_claims_are_errors():
+    with pytest.raises(g.Corr2CauseError, match="cycle"):
+        g.d_separations((2, 1))
+    with pytest.raises(g.Corr2CauseError, match="relation 'cause'"):
+        g.Claim("cause", 0, 1)
+    with pytest.raises(g.Corr2CauseError, match="in order"):
+        g.Claim("collider", 1, 0)

@@ -1,0 +1,545 @@
+"""Reading answers out of text, and the rewards, with the ways that a policy might try to cheat each and all of them."""
+
+import random
+from itertools import combinations
+
+import pytest
+from brute_force import all_claims
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from causal import graphs as g
+from causal import reasoning as r
+from causal.answers import extract_answer
+from causal.rewards import (
+    NO_ANSWER_REWARD,
+    RIGHT_REWARD,
+    WRONG_REWARD,
+    format_reward,
+    length_reward,
+    outcome_reward,
+    process_reward,
+)
+
+# ---------------------------------------------------------------- answers
+
+ANSWER_FORMS = [
+    "{}",
+    "{}.",
+    "**{}**",
+    "Answer: {}",
+    "ANSWER : {}!",
+    "Answer: **{}**",
+    "**Answer:** {}",
+    "**Answer: {}.**",
+    "### Answer: {}",
+    "> Answer - {}",
+    "- Answer: `{}`",
+    "| Answer | {} |",
+    "Answer\n\n{}",
+    "## Final Answer\n**{}**",
+    "Answer：{}",
+    'The answer is "{}".',
+    "So the final answer is therefore {}.",
+    "The answer to the question is: {}",
+    "Answer: \\boxed{{{}}}",
+    "$$\\boxed{{\\text{{{}}}}}$$",
+    "\\[\n\\boxed{{\\textbf{{{}}}}}\n\\]",
+    "<answer>{}</answer>",
+    "<answer>\n{}\n</answer><|end|>",
+    "Answer: {}<|im_end|>",
+    "Therefore: {}",
+    "Therefore: **{}**",
+    "**Therefore: {}**",
+    "**Conclusion:** {}",
+    "Therefore, {}.",
+    "{}, because A and B are d-separated given C.",
+    "{} - the edge is undirected.",
+    "So the hypothesis is not tested further: {}",
+    "Does the premise imply it? {}.",
+]
+REASONING = [
+    "",
+    "Step 1. B and C are independent, so there is no edge. Is A a collider? Yes.\n\n---\n\n",
+    "There is no directed path.\nTherefore, no edge can be oriented.\nTo answer yes we would need one.\n",
+]
+
+
+@pytest.mark.parametrize("word, expected", [("Yes", True), ("No", False), ("yes", True), ("NO", False)])
+@pytest.mark.parametrize("form", ANSWER_FORMS)
+@pytest.mark.parametrize("reasoning", REASONING)
+def test_answer_forms(reasoning, form, word, expected):
+    assert extract_answer(reasoning + form.format(word)) is expected
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Answer: Yes\nWait, C blocks the path.\nAnswer: No", False),
+        ("Answer: No\n\nThe edge A-B stays undirected.", False),
+        ("Answer: Yes\nNo other edge can be oriented.", True),
+        ("Answer: No\nTherefore: Yes", False),
+        ("Answer：No\nSo says the ＰＣ algorithm.", False),
+        ("Answer: Yes\nCould it be that the answer is no?", True),
+        ("Therefore: Yes\nTherefore: No", False),
+        ("Answer: Yes, there is no other orientation.", True),
+        ("Answer: No. A and B are d-separated.", False),
+        ("Is A adjacent to B? Yes. Is it oriented? No. Answer: Yes", True),
+        ("No. The premise leaves A-B undirected.\n\nBoth orientations fit the data.", False),
+        ("Yes, A directly causes B.\nEvery member has the edge.", True),
+        ("The collider at C is compelled, so yes.", True),
+        ("Does it follow? Answer Yes or No.\nAnswer: No", False),
+        ("Answer: No\n\nDoes it follow? Answer Yes or No.\nAnswer:", False),
+    ],
+)
+def test_which_statement_is_the_answer(text, expected):
+    assert extract_answer(text) is expected
+
+
+NO_ANSWERS = {
+    "empty": "",
+    "blank": " \n\t\n",
+    "markup only": "**\n---\n\\boxed{}",
+    "both in the answer line": "Answer: Yes or No",
+    "both, slash": "Answer: Yes/No",
+    "both, glued sentences": "Answer: Yes. Answer: No.",
+    "both, in a box": "\\boxed{Yes}\\boxed{No}",
+    "both after a good line": "Answer: Yes\nAnswer: Yes and No",
+    "both offered after a good line": "Answer: Yes\nAnswer: Yes or No",
+    "both in the final sentence": "Therefore, yes and no.",
+    "opening against ending": "Yes. Answer: No",
+    "hedge": "Answer: No, but also Yes",
+    "the prompt's question": "Does the premise imply the hypothesis? Answer Yes or No.",
+    "the prompt's question, quoted": 'End your reply with "Answer: Yes" or "Answer: No".',
+    "the question mark": "Answer: Yes or No?",
+    "a header with nothing after it": "A and B are adjacent.\nAnswer:",
+    "no as a determiner": "Answer: no edge is oriented",
+    "final sentence with a determiner": "No further edges can be removed.",
+    "negated": "Answer: not yes",
+    "condition": "If the answer is yes then every member has the edge",
+    "inside words": "Answer: Nobody knows; yesterday it was unknown",
+    "endless text": "A correlates with B given C, and there is no edge; yes, this goes on. We continue. " * 2000,
+}
+
+
+@pytest.mark.parametrize("text", NO_ANSWERS.values(), ids=NO_ANSWERS.keys())
+def test_no_answer(text):
+    assert extract_answer(text) is None
+    assert outcome_reward(text, 0) == outcome_reward(text, 1) == NO_ANSWER_REWARD
+
+
+def test_repeating_lines_gains_nothing():
+    once, often = "Answer: Yes", "Answer: Yes\n" * 500
+    assert [outcome_reward(often, label) for label in (0, 1)] == [outcome_reward(once, label) for label in (0, 1)]
+    alternating = "Answer: Yes\nAnswer: No\n" * 500
+    assert [outcome_reward(alternating, label) for label in (0, 1)] == [RIGHT_REWARD, WRONG_REWARD]
+
+
+PIECES = "yes|no|Yes.|No,|answer|Answer:|therefore|:|?|or|/|\n|**|\\boxed{|}|A".split("|")
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join))
+@example("Answer: Yes\nAnswer: No")
+def test_no_text_is_right_under_both_labels(text):
+    rewards = sorted(outcome_reward(text, label) for label in (0, 1))
+    assert rewards in ([WRONG_REWARD, RIGHT_REWARD], [NO_ANSWER_REWARD, NO_ANSWER_REWARD])
+    assert (rewards[0] == NO_ANSWER_REWARD) == (extract_answer(text) is None)
+
+
+@given(st.text())
+def test_any_text_is_read(text):
+    assert extract_answer(text) in (True, False, None)
+    assert extract_answer(text + "\n\nAnswer: No") is False
+
+
+# ---------------------------------------------------------------- outcome
+
+
+def test_outcome_reward_values():
+    assert (RIGHT_REWARD, WRONG_REWARD, NO_ANSWER_REWARD) == (1.0, -1.0, -0.5)
+    assert outcome_reward("Answer: Yes", 1) == outcome_reward("Answer: No", 0) == 1.0
+    assert outcome_reward("Answer: Yes", 0) == outcome_reward("Answer: No", 1) == -1.0
+    assert outcome_reward("I cannot tell.", 1) == -0.5
+
+
+def test_class_weights_scale_answers_by_label_and_leave_no_answer_alone():
+    weights = (0.5, 3.0)
+    assert outcome_reward("Answer: No", 0, weights) == 0.5
+    assert outcome_reward("Answer: Yes", 0, weights) == -0.5
+    assert outcome_reward("Answer: Yes", 1, weights) == 3.0
+    assert outcome_reward("Answer: No", 1, weights) == -3.0
+    assert outcome_reward("", 1, weights) == NO_ANSWER_REWARD
+
+
+@pytest.mark.parametrize("text", ["Answer: No", "Answer: Yes"])
+def test_inverse_share_weights_take_the_gain_out_of_constant_answers(text):
+    labels = [0] * 80 + [1] * 20
+    weights = (0.5 / 0.8, 0.5 / 0.2)
+    assert sum(outcome_reward(text, label, weights) for label in labels) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("label", [2, -1, None, "Yes"])
+def test_bad_label(label):
+    with pytest.raises(ValueError, match="label must be 0 or 1"):
+        outcome_reward("Answer: Yes", label)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0, 1.0), (-1.0, 1.0), (float("nan"), 1.0), (1.0, float("inf"))])
+def test_bad_class_weights(weights):
+    with pytest.raises(ValueError, match="class_weights"):
+        outcome_reward("Answer: Yes", 1, weights)
+
+
+# ---------------------------------------------------------------- process
+
+CLASSES = {n: list(g.representatives(n)) for n in (2, 3, 4)}
+
+
+@st.composite
+def questions(draw):
+    """(premise, claim): any class of 2 to 4 variables in any letters, any claim on it."""
+    n = draw(st.integers(2, 4))
+    dag = g.relabel(draw(st.sampled_from(CLASSES[n])), draw(st.permutations(range(n))))
+    return g.premise_of(dag), draw(st.sampled_from(all_claims(n)))
+
+
+def statements(variables):
+    """Pair, Triple and Edge statements that can be made of pairs in order, grouped by what it is about."""
+    pairs = list(combinations(variables, 2))
+    others = {pair: [v for v in variables if v not in pair] for pair in pairs}
+    sets = {
+        pair: [" ".join(c) or "none" for k in range(len(o) + 1) for c in combinations(o, k)]
+        for pair, o in others.items()
+    }
+    yield from ([f"Pair {a} {b}: kept.", *(f"Pair {a} {b}: cut given {s}." for s in sets[a, b])] for a, b in pairs)
+    for a, b in pairs:
+        for c in others[a, b]:
+            ends = (f"given {s}, {found}" for s in sets[a, b] for found in ("in", f"out, {a} -> {c}, {b} -> {c}"))
+            yield [
+                f"Triple {a} {c} {b}: {found}." for found in ("cut", "kept, cut", *(f"kept, kept, {e}" for e in ends))
+            ]
+    yield from ([f"Edge {a} {b}: {sign}." for sign in ("none", "->", "<-", "-")] for a, b in pairs)
+
+
+def is_true(sentence, premise, claim):
+    return r.is_right(r.read_step(sentence, premise.variables), premise, claim)
+
+
+@pytest.mark.parametrize("style", r.STYLES)
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_every_exact_trace_earns_exactly_one(n, style):
+    rng = random.Random(n)
+    for dag, order in ((dag, order) for dag in CLASSES[n] for order in (range(n), rng.sample(range(n), n))):
+        premise = g.premise_of(g.relabel(dag, order))
+        for claim in all_claims(n):
+            text = r.trace(premise, claim, style)
+            assert process_reward(text, premise, claim) == format_reward(text, True) == 1.0
+            assert outcome_reward(text, g.exact_label(g.markov_equivalence_class(premise), claim)) == 1.0
+
+
+PREMISE = g.premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1
+CLAIM = g.Claim("indirect", 0, 3)
+TRACE = r.trace(PREMISE, CLAIM)
+REQUIRED = 19  # six pairs, three triples, three edges, from, into, shared and again along directed edges, every
+RULE, CUT = "Rule 1: A -> C - D gives C -> D.", "Triple A B D: cut."  # right, but not required
+COLLIDER = "Triple A C B: kept, kept, given none, out, A -> C, B -> C."
+EDGE, FROM = "Edge C D: ->.", "\nFrom A without D: A B shut, A C open, C B shut."
+PROSE = "It seems to me that the variables A and B are in some way connected."  # 68 characters
+
+
+@pytest.mark.parametrize(
+    "text, score",
+    [
+        ("", 0),
+        (" \n\n", 0),
+        ("Answer: Yes", 0),
+        (TRACE, 19),
+        (TRACE.replace("Answer: Yes", "Answer: No"), 19),  # the outcome reward's business
+        (TRACE.replace("Answer: Yes", ""), 19),
+        (TRACE.replace("Answer: Yes", "**Answer: Yes**"), 19),
+        (TRACE.replace("\n", " "), 19),
+        ("- " + TRACE.replace("\n", "\n2. "), 19),
+        ("\n".join(sorted(TRACE.splitlines()[:-1])), 19),
+        (TRACE.replace("Pair A B: cut given none.\n", ""), 18),
+        (TRACE.replace("Pair A B: cut given none.", "Pair A B: cut given C."), 17),
+        (TRACE.replace("Pair A D: cut given B C.", "Pair D A: cut given C."), 19),  # true as well
+        (TRACE.replace(CUT, ""), 19),
+        (TRACE.replace(CUT, f"{CUT} {CUT}"), 18),
+        (TRACE.replace(CUT, "Triple D B A: cut."), 19),  # true from the other end as well
+        (TRACE.replace(CUT, "Triple A B D: kept, cut."), 18),
+        (TRACE.replace(CUT, "Triple A B D: kept, kept, given B C, in."), 18),
+        (TRACE.replace(CUT, "Triple A B C: cut."), 18),  # A and C are adjacent: there is no such triple to look up
+        (TRACE.replace(COLLIDER, "Triple A C B: cut."), 17),
+        (TRACE.replace(COLLIDER, f"Triple A C B: kept, cut. {COLLIDER}"), 16),
+        (TRACE.replace(EDGE, f"{EDGE} {EDGE}"), 18),
+        (TRACE.replace(EDGE, f"{EDGE} Edge C D: -."), 18),
+        (TRACE.replace(EDGE, f"Edge C D: -. {EDGE}"), 16),  # the first word on it counts, and it is false
+        (TRACE.replace(EDGE, "Edge D C: <-."), 19),  # true as well
+        (TRACE.replace(FROM, f"\nFrom A without D: A B open, A C open.{FROM}"), 16),
+        (
+            TRACE.replace(FROM, f"\nFrom A without B: A C open, A D shut, C D open.{FROM}"),
+            18,
+        ),  # true, but not what the claim asks
+        (TRACE.replace(FROM, "\nFrom A without D: A B shut, A C open, C B open."), 17),
+        (TRACE.replace("Surely shared: C.", ""), 18),
+        (TRACE.replace("Surely shared: C.", "Surely shared: none."), 17),
+        (TRACE.replace("Every graph", "Counterexample: A -> C.\nEvery graph"), 16),
+        (TRACE.replace(RULE, ""), 19),
+        (TRACE.replace(RULE, f"{RULE} {RULE}"), 18),
+        (TRACE.replace(RULE, f"{RULE} Rule 1: B -> C - D gives C -> D."), 18),  # one reason is enough
+        (TRACE.replace(RULE, "Rule 1: A -> C - B gives C -> B."), 18),
+        ("Link A B: none.\n" + TRACE, 19),  # true, not asked for
+        ("Link A B: none.\nLink B A: none.\n" + TRACE, 18),
+        ("Link A B: A -> B.\n" + TRACE, 18),
+        (PROSE + "\n" + TRACE, 18),
+        (PROSE[:-1] + "; " + PROSE + "\n" + TRACE, 16),  # one sentence of 137 characters
+        ("Is there a way from A to D? Yes.\n" + TRACE, 18),
+        (TRACE + "\nAnswer: Yes", 18),
+        (TRACE + f"\n{EDGE}", 18),
+        (TRACE + "\n" + PROSE, 18),
+        (TRACE.replace(FROM, f"\nAnswer: Yes{FROM}"), 12 - 8),
+        (TRACE.replace(FROM, f"\n**Yes.**{FROM}"), 12 - 8),
+        (TRACE.replace(FROM, f"\nThe answer is yes.{FROM}"), 12 - 8),
+        ("Answer: Yes\n" + TRACE, -19),
+        (TRACE.replace("\n", "\nSo.\n"), 19 - 29),
+    ],
+)
+def test_process_reward_values(text, score):
+    assert process_reward(text, PREMISE, CLAIM) == score / REQUIRED
+
+
+def test_a_long_sentence_that_is_read_costs_no_more_than_a_short_one():
+    text = r.trace(PREMISE, CLAIM, "full")
+    collider = next(line for line in text.splitlines() if "is a collider" in line)
+    assert len(collider) > 80
+    assert process_reward(f"{collider}\n{text}", PREMISE, CLAIM) == 18 / REQUIRED
+    false = "In B - C - D the ends are independent given nothing, without C, which is a collider: B -> C <- D."
+    # The required triple is gone, and the right sentence on B - C - D comes too late.
+    assert process_reward(text.replace(collider, false), PREMISE, CLAIM) == 15 / REQUIRED
+
+
+def test_no_process_reward_from_a_premise_that_no_graph_satisfies():
+    premise = g.Premise(g.LETTERS[:3], frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
+    with pytest.raises(g.UnsatisfiableError, match="no graph satisfies"):
+        process_reward("", premise, g.Claim("direct", 0, 1))
+
+
+@settings(deadline=None)
+@given(questions(), st.data())
+def test_hedging_never_pays(question, data):
+    """Two or more statements on one pair, triple or edge, in any order, alone or within the exact trace."""
+    premise, claim = question
+    about = data.draw(st.sampled_from(list(statements(premise.variables))))
+    hedge = data.draw(st.lists(st.sampled_from(about), min_size=2, max_size=6, unique=True))
+    assert process_reward("\n".join(hedge), premise, claim) <= 0
+    kept = [line for line in r.trace(premise, claim).splitlines() if line not in about]
+    assert process_reward("\n".join(hedge + kept), premise, claim) <= process_reward("\n".join(kept), premise, claim)
+
+
+@settings(deadline=None)
+@given(questions(), st.sampled_from(r.STYLES), st.data())
+def test_every_single_corruption_costs(question, style, data):
+    premise, claim = question
+    lines = r.trace(premise, claim, style).splitlines()
+    at = data.draw(st.integers(0, len(lines) - 1))
+    line, before, after = lines[at], lines[:at], lines[at + 1 :]
+    false = [s for about in statements(premise.variables) for s in about if not is_true(s, premise, claim)]
+    corrupted = {
+        "false": [*before, data.draw(st.sampled_from(false)), *after],
+        "false beside it": [*before, line, data.draw(st.sampled_from(false)), *after],
+        "twice": [*before, line, line, *after],
+        "said again": [*lines[:-1], line, lines[-1]],
+        "unreadable": [*before, f"Perhaps {line}", *after],
+        "answer first": [lines[-1], *lines[:-1]],
+        "answer earlier": [*before, lines[-1], *lines[at:-1]] if after else [],
+    }
+    # Of a rule any reason or none will do, and where there is no unshielded triple or no edge nothing is decided.
+    if not r.read_step(line, premise.variables).kind.startswith(
+        ("rule", "first cut", "second cut", "no triple", "no edge")
+    ):
+        corrupted["dropped"] = [*before, *after]
+    for name, changed in corrupted.items():
+        text = "\n".join(changed)
+        process, form = process_reward(text, premise, claim), format_reward(text, reasoning=True)
+        assert process <= 1 and form <= 1 and process + form < 2, f"{name}:\n{text}"
+
+
+ENDLESS = {
+    "a true line": "Pair A B: cut given none.\n" * 500,
+    "a false line": "Pair A B: kept.\n" * 500,
+    "no full stop": "Pair A B: cut given none, " * 500,
+    "no space": "Pair" * 500,
+    "unreadable": "Therefore A and B. " * 500,
+    "answers": "Answer: Yes\n" * 500,
+    "after the answer": TRACE + "\n" + "and so on " * 500,
+    "alternatives": "Every graph: A -> C -> D" + ", or A -> C -> D" * 500 + ".",
+    "swapped alternatives": "Every graph: A -> C and B -> C" + ", or B -> C and A -> C" * 500 + ".",
+    "a circle": "Every graph: A" + " -> C -> A" * 500 + ".",
+    "edges": "Counterexample: A -> C" + ", A -> C" * 500 + ".",
+    "a set": "Shared: C" + " and C" * 500 + ".",
+    "a search": "From A without D: A B shut" + ", A B shut" * 500 + ".",
+    "a search to and fro": "Surely into D without A: D B shut, D C open" + ", C B open, B C open" * 500 + ".",
+    "empty searches": "From D without A: none" + ", none" * 500 + ".",
+    "cut triples": "Triple A B D: cut. Triple D B A: cut.\n" * 500,
+}
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS.keys())
+def test_endless_text_goes_to_minus_one(text):
+    assert process_reward(text, PREMISE, CLAIM) == -1.0
+
+
+@settings(deadline=None)
+@given(questions(), st.lists(st.sampled_from(TRACE.splitlines() + PIECES), max_size=30).map("\n".join))
+def test_the_process_reward_is_bounded_and_any_text_has_one(question, text):
+    assert -1 <= process_reward(text, *question) <= 1
+
+
+# ---------------------------------------------------------------- format
+
+ANSWER_LINES = [
+    "Answer: Yes",
+    "Answer: No",
+    "answer: no.",
+    "**Answer: Yes**",
+    "**Answer:** NO",
+    "- Answer: `Yes`!",
+    "# ANSWER : No",
+]
+NOT_THE_FORM = [
+    "Yes",
+    "Therefore: Yes",
+    "The answer is yes.",
+    "Answer:",
+    "Answer: Maybe",
+    "Answer: Yes or No",
+    "Answer: Yes, A -> B.",
+    "My Answer: No",
+    "Answer: Yes?",
+    "Answer: Yes/No",
+    "Answer: Yes Answer: No",
+]
+
+
+@pytest.mark.parametrize("line", ANSWER_LINES)
+def test_the_form(line):
+    assert format_reward(line, reasoning=False) == format_reward(f"\n {line} \n", reasoning=False) == 1.0
+    for reasons in ("Pair A B: kept.", "\n\n## Step 1\n\nIs C a collider? No.\n", PROSE, "No edge is left."):
+        assert format_reward(f"{reasons}\n{line}\n", reasoning=True) == 1.0
+        assert format_reward(f"{reasons}\n{line}", reasoning=False) == 0.0
+    assert format_reward(line, reasoning=True) == 0.0
+
+
+@pytest.mark.parametrize("line", NOT_THE_FORM)
+def test_not_the_form(line):
+    assert format_reward(line, reasoning=False) == format_reward(f"Edge A B: -.\n{line}", reasoning=True) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n \n",
+        "Edge A B: -.",
+        "Answer: Yes\nAnswer: No",
+        "Answer: Yes\nAnswer: Yes",
+        "Answer: Yes\nEdge A B: -.",
+        "Answer: Yes\nEdge A B: -.\nAnswer: Yes",
+        "**Yes.**\nEdge A B: -.\nAnswer: Yes",
+        "Edge A B: -.\nThe answer is no.\nAnswer: Yes",
+        "Edge A B: -.\nTherefore: No\nAnswer: No",
+        "Edge A B: -.\nAnswer: Yes or No\nAnswer: No",
+        "Edge A B: -.\nAnswer:\nYes",
+        "Edge A B: -. Answer: Yes",
+        "***\n---\nAnswer: Yes",
+        "Edge A B: -.\nAnswer: Yes\n---",
+    ],
+)
+def test_neither_form(text):
+    assert format_reward(text, reasoning=True) == format_reward(text, reasoning=False) == 0.0
+
+
+@given(st.lists(st.sampled_from(PIECES + ANSWER_LINES + ["\n", "Edge"]), max_size=12).map(" ".join), st.booleans())
+@example("Edge\nAnswer: Yes", True)
+def test_what_has_the_form_has_an_answer(text, reasoning):
+    assert not format_reward(text, reasoning) or extract_answer(text) is not None
+
+
+# ---------------------------------------------------------------- length
+
+
+@pytest.mark.parametrize(
+    "num_tokens, expected", [(0, 0), (99, 0), (100, 0), (101, -0.01), (150, -0.5), (199, -0.99), (200, -1), (900, -1)]
+)
+def test_length_reward_values(num_tokens, expected):
+    assert length_reward(num_tokens, free_tokens=100, max_new_tokens=200) == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_token_need_be_free():
+    assert [length_reward(k, free_tokens=0, max_new_tokens=4) for k in range(6)] == [0, -0.25, -0.5, -0.75, -1, -1]
+
+
+@pytest.mark.parametrize("free, most", [(-1, 10), (10, 10), (11, 10), (0, 0), (float("nan"), 10)])
+def test_bad_free_tokens(free, most):
+    with pytest.raises(ValueError, match="free_tokens must be"):
+        length_reward(5, free, most)
+
+
+def test_bad_num_tokens():
+    with pytest.raises(ValueError, match="num_tokens must be"):
+        length_reward(-1, 5, 10)
+
+
+# ---------------------------------------------------------------- all together
+
+
+def rewards_of(text, premise, claim):
+    """(outcome, process, format, length) with room for 1.5 exact traces, free up to 1, counted in words."""
+    label = g.exact_label(g.markov_equivalence_class(premise), claim)
+    words = len(r.trace(premise, claim).split())
+    length = length_reward(len(text.split()), words, words + words // 2)
+    return outcome_reward(text, label), process_reward(text, premise, claim), format_reward(text, True), length
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_saying_everything_earns_next_to_nothing(n):
+    """All statements, the best order for the policy first (true ones), with the right answer."""
+    rng = random.Random(n)
+    for dag in CLASSES[n]:
+        premise = g.premise_of(g.relabel(dag, rng.sample(range(n), n)))
+        claim = rng.choice(all_claims(n))
+        trace, everything = r.trace(premise, claim), [s for about in statements(premise.variables) for s in about]
+        true_first = sorted(everything, key=lambda s: not is_true(s, premise, claim))
+        for lines in (true_first, true_first[::-1], rng.sample(everything, len(everything))):
+            for reasons in (lines, [*trace.splitlines()[:-1], *lines]):
+                text = "\n".join([*reasons, trace.splitlines()[-1]])
+                assert process_reward(text, premise, claim) <= -0.5
+                assert sum(rewards_of(text, premise, claim)) <= sum(rewards_of(trace, premise, claim)) - 2
+
+
+REASONS = TRACE.removesuffix("Answer: Yes")
+LINKS = "Link A B: none.\nLink A C: A -> C.\nLink B C: B -> C.\nLink B D: none.\nLink C D: C -> D.\n"
+HACKS = {
+    "empty": "",
+    "the answer alone": "Answer: Yes",
+    "a wrong answer": REASONS + "Answer: No",
+    "no answer": REASONS,
+    "both answers in a line": REASONS + "Answer: Yes or No",
+    "both answers, right one last": REASONS + "Answer: No\nAnswer: Yes",
+    "the answer first": "Answer: Yes\n" + REASONS,
+    "the answer first and last": "Answer: Yes\n" + TRACE,
+    "the answer again and again": REASONS + "Answer: Yes\n" * 100,
+    "every line twice": REASONS.replace("\n", "\n\n") + TRACE,
+    "in both styles": REASONS + r.trace(PREMISE, CLAIM, "full"),
+    "true but beside the point": LINKS + TRACE,
+    "true but beside the point, again and again": LINKS * 100 + TRACE,
+    "prose before": PROSE + "\n" + TRACE,
+    "endless": REASONS * 100,
+}
+
+
+@pytest.mark.parametrize("text", HACKS.values(), ids=HACKS.keys())
+def test_an_honest_trace_earns_more_than_any_hack(text):
+    honest, hack = rewards_of(TRACE, PREMISE, CLAIM), rewards_of(text, PREMISE, CLAIM)
+    assert honest == (1, 1, 1, 0)
+    assert all(a <= b for a, b in zip(hack, honest, strict=True)) and hack != honest

@@ -1,0 +1,124 @@
+"""Splits, balance and perturbed sets: what they promise, on generated rows."""
+
+from collections import Counter
+
+import pytest
+from brute_force import rows
+
+from causal import wording as c
+from dataset.splits import BALANCE, label_weights, perturbed, relation_of, released_recipe, split_rows, subsample
+
+FRACTIONS = {"validation": 0.1, "test": 0.1}
+
+
+def named(*sizes):
+    return [row | {"row": f"row {i}"} for i, row in enumerate(row for n in sizes for row in rows(n))]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_size_tests_on_what_training_never_has(seed):
+    splits = split_rows(named(3, 4, 5), "size", {"validation": 0.2, "test": 0.5}, seed, test_sizes=(5,))
+    assert {name: {row["num_variables"] for row in part} for name, part in splits.items()} == {
+        "train": {3, 4},
+        "validation": {3, 4},
+        "test": {5},
+    }
+    assert len(splits["test"]) == 8520
+    structures = {name: {row["structure_id"] for row in part} for name, part in splits.items()}
+    assert not structures["train"] & structures["validation"]
+
+
+def test_released_recipe_has_the_published_sizes():
+    """Per N: half and half where a tenth is fewer than 10 rows, else a tenth, at most 1,000; 576 of 720 for train."""
+    everything = named(2, 3, 4, 5)
+    split_of = released_recipe(everything, seed=0)
+    counts = Counter((row["num_variables"], split) for row, split in zip(everything, split_of, strict=True))
+    assert counts == {
+        (2, "test"): 6, (2, "validation"): 6,
+        (3, "test"): 45, (3, "validation"): 45,
+        (4, "test"): 72, (4, "validation"): 72, (4, "train"): 576,
+        (5, "test"): 852, (5, "validation"): 852, (5, "train"): 6816,
+    }  # fmt: skip
+    assert split_of == released_recipe(everything, 0) != released_recipe(everything, 1)
+    many = [{"num_variables": 6, "premise_id": str(i // 90)} for i in range(198_630)]
+    assert Counter(released_recipe(many, 0)) == {"test": 1000, "validation": 1000, "train": 196_630}
+
+
+def test_released_recipe_shuffles_classes_and_cuts_few():
+    everything = named(5)
+    split_of = released_recipe(everything, seed=0)
+    splits_of = {}
+    for row, split in zip(everything, split_of, strict=True):
+        splits_of.setdefault(row["premise_id"], set()).add(split)
+    assert sum(len(splits) > 1 for splits in splits_of.values()) <= 2
+    test = [i for i, row in enumerate(everything) if splits_of[row["premise_id"]] == {"test"}]
+    assert max(test) - min(test) > 4000, "classes in the source's order"
+
+
+def cells_of(chosen, columns):
+    return Counter(tuple(relation_of(r) if column == "relation" else r[column] for column in columns) for r in chosen)
+
+
+@pytest.mark.parametrize("cap", [None, 120, 1000])
+def test_relations_and_sizes_are_balanced_as_evenly_as_they_can_be(cap):
+    chosen = subsample(named(3, 4, 5), cap, ["relation", "num_variables"], "0")
+    counts = cells_of(chosen, ("relation", "num_variables"))
+    assert len(counts) == 12
+    if cap is None:
+        assert set(counts.values()) == {15}  # the smallest cell: colliders of three variables
+    elif cap == 120:
+        assert set(counts.values()) == {10}
+    else:  # two cells of N = 3 have 15 rows, two have 30; the other eight share the rest
+        small = sorted(counts.values())[:4]
+        assert small == [15, 15, 30, 30] and sum(counts.values()) <= 1000
+        assert max(counts.values()) - sorted(counts.values())[4] <= 1 and sum(counts.values()) >= 990
+
+
+def test_label_is_balanced_within_every_cell():
+    everything = named(4, 5)
+    chosen = subsample(everything, None, list(BALANCE), "0")
+    by_cell = cells_of(chosen, ("relation", "num_variables", "label"))
+    assert set(by_cell.values()) == {3}  # the three confounders of four variables
+    chosen = subsample(everything, 400, ["label", "relation"], "0")
+    by_cell = cells_of(chosen, ("relation", "label"))
+    assert len(by_cell) == 8 and set(by_cell.values()) == {50}
+    order = {id(row): i for i, row in enumerate(everything)}
+    assert [order[id(row)] for row in chosen] == sorted(order[id(row)] for row in chosen)
+
+
+def test_label_weights_make_a_constant_answer_worth_nothing():
+    chosen = named(4)
+    no, yes = label_weights(chosen)
+    ones = sum(row["label"] for row in chosen)
+    assert yes * ones == pytest.approx(no * (len(chosen) - ones), rel=1e-3)
+    assert yes * ones + no * (len(chosen) - ones) == pytest.approx(len(chosen), rel=1e-3)
+    assert label_weights([row for row in chosen if row["label"]]) is None
+
+
+@pytest.mark.parametrize("kind", c.PERTURBATIONS)
+def test_perturbed_rows_keep_order_labels_and_structure(kind):
+    source = named(4)[::5]
+    changed = perturbed(source, kind, seed=0)
+    for old, new in zip(source, changed, strict=True):
+        kept = ("row", "label", "given_label", "exact", "structure_id", "num_variables")
+        assert {key: old[key] for key in kept} == {key: new[key] for key in kept}
+        assert new["input"] == c.write_input(new["premise"], new["hypothesis"])
+        assert new["premise_id"] == c.premise_id(new["premise"])
+        assert relation_of(new) == relation_of(old)
+        assert (new["premise"] == old["premise"]) or kind != "paraphrase"
+        if relation_of(old) == "indirect":
+            assert new["template"] == old["template"]
+    assert sum(old["input"] != new["input"] for old, new in zip(source, changed, strict=True)) > 0.6 * len(source)
+    assert len({row["premise_id"] for row in changed}) <= len({row["premise_id"] for row in source})
+
+
+def test_a_wrong_label_is_kept_by_perturbation():
+    wrong = [row | {"row": "x"} for row in c.generate_rows(4, labels="released") if row["label"] != row["exact"]]
+    for kind in c.PERTURBATIONS:
+        assert [row["label"] for row in perturbed(wrong, kind, 0)] == [row["label"] for row in wrong]
+
+
+def test_unknown_splits_of_a_file_are_named():
+    records = [row | {"split": "holdout"} for row in named(3)]
+    with pytest.raises(ValueError, match="unknown split holdout"):
+        split_rows(records, "auto", FRACTIONS, 0)

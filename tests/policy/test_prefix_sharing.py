@@ -1,0 +1,386 @@
+"""Packed log-probabilities and gradients against one padded row a sequence; the packed layout against brute force."""
+
+import random
+
+import pytest
+import torch
+from conftest import (
+    LORA_TARGETS,
+    SMALL,
+    VOCABULARY,
+    assert_same_gradients,
+    build_model,
+    gradients,
+    padded_logps,
+    random_groups,
+    randomize_lora_b,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Phi3Config, Phi3ForCausalLM
+
+from policy import prefix_sharing
+from policy.loading import load_policy, save_model
+from policy.prefix_sharing import ATTENTION, check_prefix_sharing, pack, plan_micro_batches, sequence_logps
+
+sequences = st.lists(st.integers(0, 2), min_size=1, max_size=6)
+token_groups = st.lists(st.lists(sequences, min_size=1, max_size=6), min_size=1, max_size=4)
+CPU = torch.device("cpu")
+
+
+def flat(groups: list[list]) -> list:
+    return [sequence for group in groups for sequence in group]
+
+
+@pytest.fixture(params=[3, 128])
+def tile(request, monkeypatch) -> int:
+    """Few queries a tile, so that short rows have many tiles; and the tile that is used."""
+    monkeypatch.setattr(prefix_sharing, "TILE", request.param)
+    return request.param
+
+
+# --- layout
+
+
+def visible_pairs(tree) -> torch.Tensor:
+    """The (L, L) mask that the tiles stand for."""
+    visible = torch.zeros((len(tree), len(tree)), dtype=torch.bool)
+    rows = []
+    for tile in tree.tiles(CPU):
+        rows += range(tile.rows.start, tile.rows.stop)
+        columns = [c for block in tile.blocks for c in range(block.start, block.stop)]
+        assert columns == sorted(set(columns)), "a key that is seen twice counts twice"
+        assert tile.mask.any(dim=-1).all(), "a query that sees nothing is NaN"
+        visible[tile.rows, columns] = tile.mask[0, 0]
+    assert rows == list(range(len(tree)))
+    return visible
+
+
+@pytest.mark.parametrize("tile", [1, 4, 128])
+@settings(max_examples=60, deadline=None)
+@given(groups=token_groups)
+def test_every_sequence_sees_itself_and_nothing_else(tile, groups):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix_sharing, "TILE", tile)
+        tree = pack(groups)
+        inputs, visible = tree.inputs(CPU), visible_pairs(tree)
+    for sequence, path in zip(flat(groups), tree.paths, strict=True):
+        assert inputs["input_ids"][0, path].tolist() == sequence
+        assert inputs["position_ids"][0, path].tolist() == list(range(len(sequence)))
+        for depth, node in enumerate(path):
+            assert visible[node].nonzero()[:, 0].tolist() == path[: depth + 1]
+            assert tree.parents[node] == (path[depth - 1] if depth else -1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(token_groups)
+def test_one_node_for_each_distinct_prefix_of_a_group(groups):
+    prefixes = {(g, tuple(s[:k])) for g, group in enumerate(groups) for s in group for k in range(1, len(s) + 1)}
+    assert len(pack(groups)) == len(prefixes)
+
+
+def test_the_mask_grows_with_the_tokens_not_with_their_square():
+    """A prompt of 300 tokens with 8 completions of 60, once, twice and four times in a row."""
+    rng = random.Random(0)
+    groups = []
+    for _ in range(4):
+        prompt = [rng.randrange(50) for _ in range(300)]
+        groups.append([prompt + [rng.randrange(50) for _ in range(60)] for _ in range(8)])
+    one, two, four = (
+        sum(tile.mask.numel() for tile in pack(taken).tiles(CPU)) for taken in (groups[:1], groups[:2], groups)
+    )
+    assert one < 0.6 * len(pack(groups[:1])) ** 2
+    assert four < 2.2 * two
+
+
+@settings(max_examples=100, deadline=None)
+@given(token_groups, st.integers(1, 30), st.booleans(), st.integers(0, 3))
+def test_plan_holds_every_group_once_within_the_budget(groups, budget, share, new_tokens):
+    plan = plan_micro_batches(groups, budget, share, new_tokens)
+    assert sorted(g for batch in plan for g in batch) == list(range(len(groups)))
+
+    def computed(batch: list[int]) -> int:
+        """Tokens of a forward pass (or of a cache that new tokens fill) over these groups."""
+        if share and new_tokens == 0:
+            return len(pack([groups[g] for g in batch]))
+        if share:
+            return len(batch) * max(len(pack([groups[g]])) + new_tokens * len(groups[g]) for g in batch)
+        rows = [sequence for g in batch for sequence in groups[g]]
+        return len(rows) * (max(map(len, rows)) + new_tokens)
+
+    for batch in plan:
+        assert len(batch) >= 1 and (computed(batch) <= budget or len(batch) == 1)
+    if share:
+        assert computed([plan[0][0]]) == max(computed([g]) for g in range(len(groups))), "the largest comes first"
+
+
+def test_plan_leaves_room_for_new_tokens():
+    groups = [[[1, 2], [1, 3]], [[4]], [[5, 6, 7]]]  # 3, 1 and 3 packed tokens, and 2, 1 and 1 sequences that grow
+    assert plan_micro_batches(groups, 14, new_tokens=2) == [[0, 2], [1]]  # each as wide as the widest, 7
+    assert plan_micro_batches(groups, 21, new_tokens=2) == [[0, 2, 1]]
+    assert plan_micro_batches(groups, 7) == [[0, 2, 1]]
+
+
+# --- numbers
+
+
+def assert_paths_agree(model, prompts, completions, seed: int = 0) -> None:
+    """Log-probabilities within 1e-5 and gradients within 1e-4, packed and plain, of those of ordinary padded rows."""
+    expected, expected_mask = padded_logps(model, flat(prompts), flat(completions))
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed))
+    (expected * weights).sum().backward()
+    expected_gradients = gradients(model)
+    for share in (True, False):
+        logps, _, mask = sequence_logps(model, prompts, completions, share=share)
+        assert torch.equal(mask, expected_mask)
+        torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
+        (logps * weights).sum().backward()
+        assert_same_gradients(gradients(model), expected_gradients)
+
+
+KINDS = ("full", "lora", "nf4")
+
+
+@pytest.fixture(scope="module")
+def model_of(tokenizer, tmp_path_factory):
+    """model_of(family, kind, checkpointing): a full model, LoRA on it, or LoRA on its nf4 weights."""
+
+    def build(family: str, kind: str, checkpointing: bool):
+        if kind != "nf4":
+            model = build_model(family, lora=kind == "lora")
+            if checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.enable_input_require_grads()
+            return model.train(checkpointing)  # checkpointing is only active in training
+        directory = tmp_path_factory.mktemp("base")
+        save_model(build_model(family), tokenizer, directory)
+        model = load_policy(
+            str(directory), adaptation="lora", quantization="nf4", dtype=torch.float32, device=CPU, lora_r=4,
+            lora_target_modules=",".join(LORA_TARGETS[family]), gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        randomize_lora_b(model)
+        return model
+
+    built = {}
+    return lambda *key: built[key] if key in built else built.setdefault(key, build(*key))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tile", [5, 128])
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10_000), num_groups=st.integers(1, 5))
+def test_packed_equals_padded(model_of, family, kind, checkpointing, tile, seed, num_groups):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix_sharing, "TILE", tile)
+        assert_paths_agree(model_of(family, kind, checkpointing), *random_groups(seed, num_groups), seed)
+
+
+def test_premise_claims_and_completions_share_in_one_tree(family, tile):
+    """Nested sharing: G completions of every claim of a premise."""
+    rng = random.Random(0)
+    premise, claims = [7] * 9, [[20, c] for c in range(3)]
+    prompts = [[premise + claim for claim in claims for _ in range(4)]]
+    completions = [[[30, rng.randrange(40, 44), 50 + k % 4] for k in range(12)]]
+    assert len(pack([[p + c for p, c in zip(prompts[0], completions[0], strict=True)]])) <= 9 + 1 + 3 + 12 * 3
+    assert_paths_agree(build_model(family), prompts, completions)
+
+
+def test_long_rope_stays_short_while_sequences_do(monkeypatch):
+    """The packed row is longer than LongRoPE's switch, no sequence is: the short factors hold, as for each alone."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.3, 1.5]}
+    rope |= {"long_factor": [9.0, 10.0, 11.0, 12.0], "original_max_position_embeddings": 16}
+    torch.manual_seed(0)
+    config = Phi3Config(**SMALL, vocab_size=VOCABULARY, original_max_position_embeddings=16, rope_parameters=rope)
+    model = Phi3ForCausalLM(config).eval()
+    prompts, completions = random_groups(5)
+    longest = max(len(p) + len(c) for p, c in zip(flat(prompts), flat(completions), strict=True))
+    assert (
+        longest
+        <= 16
+        < len(pack([[p + c for p, c in zip(*g, strict=True)] for g in zip(prompts, completions, strict=True)]))
+    )
+    assert_paths_agree(model, prompts, completions)
+    long = [[flat(prompts)[0] * 8]]
+    assert len(long[0][0]) > 16  # and the switch is real: with the long factors these tokens have other numbers
+    short_logps = sequence_logps(model, [[long[0][0][:4]]], [[long[0][0][4:12]]])[0]
+    all_logps = sequence_logps(model, [[long[0][0][:4]]], [[long[0][0][4:]]])[0]
+    assert (short_logps - all_logps[:, :8]).abs().max() > 1e-3
+
+
+def test_sharing_saves_tokens_of_these_groups():
+    prompts, completions = random_groups(0)
+    groups = [[p + c for p, c in zip(*group, strict=True)] for group in zip(prompts, completions, strict=True)]
+    assert len(pack(groups)) < 0.7 * sum(map(len, flat(groups)))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_divides_the_logits(family, temperature):
+    model = build_model(family)
+    prompt, completion = [5, 9, 2], [7, 3, 3, 1]
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + completion])).logits[0, 2:6] / temperature
+        logps, entropies, _ = sequence_logps(model, [[prompt]], [[completion]], temperature)
+    expected = torch.distributions.Categorical(logits=logits)
+    torch.testing.assert_close(logps[0], expected.log_prob(torch.tensor(completion)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies[0], expected.entropy(), atol=1e-5, rtol=1e-5)
+
+
+def test_values_are_zero_beyond_a_completion_and_entropies_without_gradient():
+    model = build_model("phi3")
+    logps, entropies, mask = sequence_logps(model, [[[4, 5], [4, 5]]], [[[1], [2, 3, 4]]])
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
+    assert (logps[~mask] == 0).all() and (entropies[~mask] == 0).all()
+    assert (logps[mask] < 0).all() and not entropies.requires_grad and logps.requires_grad
+
+
+def test_rows_come_in_the_order_of_the_groups():
+    model = build_model("qwen2")
+    prompts, completions = random_groups(7)
+    with torch.no_grad():
+        together, _, _ = sequence_logps(model, prompts, completions)
+        b = 0
+        for group_prompts, group_completions in zip(prompts, completions, strict=True):
+            for prompt, completion in zip(group_prompts, group_completions, strict=True):
+                alone, _, _ = sequence_logps(model, [[prompt]], [[completion]])
+                torch.testing.assert_close(together[b, : len(completion)], alone[0], atol=1e-5, rtol=1e-5)
+                b += 1
+
+
+def test_autocast_holds_in_the_backward_pass(family):
+    """As on one GPU without DeepSpeed: fp32 weights, products in bf16."""
+    model = build_model(family)
+    prompts, completions = random_groups(3)
+    found = []
+    for share in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            logps, _, _ = sequence_logps(model, prompts, completions, share=share)
+        logps.sum().backward()
+        found.append(gradients(model))
+    assert_same_gradients(*found, relative=0.1)
+
+
+def test_half_precision_logits_are_normalised_in_fp32():
+    model = build_model("qwen2").to(torch.bfloat16)
+    with torch.no_grad():
+        logps, entropies, _ = sequence_logps(model, [[[3, 4]] * VOCABULARY], [[[v] for v in range(VOCABULARY)]])
+    assert logps.dtype == entropies.dtype == torch.float32
+    assert abs(float(logps.exp().sum()) - 1) < 1e-5
+
+
+# --- memory
+
+
+class HeadCalls:
+    """Counts the rows that a model's head is given."""
+
+    def __init__(self, model, monkeypatch):
+        self.rows = []
+        head = model.get_output_embeddings()
+        forward = head.forward
+        monkeypatch.setattr(head, "forward", lambda hidden: (self.rows.append(hidden.shape[0]), forward(hidden))[1])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_head_runs_in_chunks_on_predicting_positions_only(family, share, monkeypatch):
+    prompts, completions = random_groups(4)
+    model = build_model(family)
+    whole = sequence_logps(model, prompts, completions, share=share)[0]
+    whole.sum().backward()
+    expected = gradients(model)
+    calls = HeadCalls(model, monkeypatch)
+    monkeypatch.setattr(prefix_sharing, "LOGITS_AT_ONCE", 3 * VOCABULARY)
+    logps = sequence_logps(model, prompts, completions, share=share)[0]
+    torch.testing.assert_close(logps, whole, atol=1e-6, rtol=1e-6)
+    assert max(calls.rows) == 3 and sum(calls.rows) <= sum(map(len, flat(completions)))
+    forward_calls = len(calls.rows)
+    logps.sum().backward()
+    assert len(calls.rows) == 2 * forward_calls, "the backward pass runs each chunk again"
+    assert_same_gradients(gradients(model), expected)
+
+
+def saved_bytes(function) -> int:
+    """Bytes of the distinct buffers that autograd keeps for the backward pass of `function`."""
+    buffers = {}
+
+    def keep(tensor):
+        buffers[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()
+    del result
+    return sum(buffers.values())
+
+
+@pytest.mark.parametrize("new_tokens", [4, 60])
+def test_activations_grow_with_packed_tokens_and_stay_below_the_plain_path(family, new_tokens):
+    model = build_model(family, lora=True)
+    rng = random.Random(0)
+
+    def group(size: int) -> tuple:
+        prompt = [rng.randrange(VOCABULARY) for _ in range(40)]
+        return [prompt] * size, [[rng.randrange(VOCABULARY) for _ in range(new_tokens)] for _ in range(size)]
+
+    def bytes_of(sizes: list[int], share: bool) -> int:
+        prompts, completions = zip(*map(group, sizes), strict=True)
+        return saved_bytes(lambda: sequence_logps(model, prompts, completions, share=share)[0])
+
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    shared, plain = (bytes_of([8, 8], share) - weights for share in (True, False))
+    ratio = 8 * (40 + new_tokens) / (40 + 8 * new_tokens)
+    assert shared < plain / ratio * 1.25
+    twice = bytes_of([8] * 4, True) - weights
+    assert 1.8 < twice / shared < 2.2
+
+
+# --- self-check
+
+
+def test_self_check_passes_for_a_model_that_works(family):
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build_model(family, lora=True).to(dtype).train()
+        gap = check_prefix_sharing(model, *random_groups(2), token_budget=200)
+        assert 0 <= gap <= prefix_sharing.TOLERANCE[dtype] and model.training
+
+
+@pytest.mark.parametrize("fault", ["sees other branches", "misses its prefix", "running positions", "attention"])
+def test_self_check_refuses_wrong_numbers(family, fault, monkeypatch):
+    model = build_model(family)
+    inputs = prefix_sharing.PackedTree.inputs
+
+    def faulty(tree, device):
+        good = inputs(tree, device)
+        for tile in good["tiles"]:
+            columns = torch.cat([torch.arange(block.start, block.stop) for block in tile.blocks])
+            rows = torch.arange(tile.rows.start, tile.rows.stop)[:, None]
+            if fault == "sees other branches":
+                tile.mask |= columns <= rows
+            if fault == "misses its prefix":
+                tile.mask &= (columns > 1) | (columns == rows)
+        if fault == "running positions":
+            good["position_ids"] = torch.arange(len(tree))[None]
+        return good
+
+    monkeypatch.setattr(prefix_sharing.PackedTree, "inputs", faulty)
+    if fault == "attention":
+        monkeypatch.undo()
+        model.config._attn_implementation = "sdpa"
+        with pytest.raises(AssertionError, match=ATTENTION):
+            check_prefix_sharing(model, *random_groups(2), token_budget=200)
+        return
+    with pytest.raises(ValueError, match=r"prefix_sharing: .* set prefix_sharing false"):
+        check_prefix_sharing(model, *random_groups(2), token_budget=200)
+
+
+def test_self_check_keeps_to_the_budget(monkeypatch):
+    prompts, completions = [[[1, 2, 3]] * 6, [[4]] * 6], [[[5]] * 6, [[6]] * 6]
+    taken = []
+    logps = sequence_logps
+    monkeypatch.setattr(
+        prefix_sharing, "sequence_logps", lambda m, p, c, share: taken.append(p) or logps(m, p, c, share=share)
+    )
+    for budget, sizes in ((32, [6, 2]), (16, [4]), (1, [2])):
+        taken.clear()
+        check_prefix_sharing(build_model("phi3"), prompts, completions, token_budget=budget)
+        assert [list(map(len, p)) for p in taken] == [sizes, sizes]

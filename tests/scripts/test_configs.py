@@ -1,0 +1,179 @@
+"""Every file of settings in the repository parses, names files that exist, and agrees with the others."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+
+import evaluate
+import preprocess
+import train_grpo
+import train_sft
+from runtime.settings import parse_config, read_yaml
+
+ROOT = Path(__file__).parents[2]
+CONFIG_OF = {
+    "data": preprocess.DataConfig,
+    "sft": train_sft.Config,
+    "grpo": train_grpo.Config,
+    "eval": evaluate.Config,
+}
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+LAUNCHES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+DEEPSPEED = sorted((ROOT / "ds_configs").glob("*.json"))
+
+
+def name_of(path: Path) -> str:
+    return path.name
+
+
+def parse(path: Path):
+    return parse_config(CONFIG_OF[path.name.split("_")[0]], ["--config", str(path)])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_parses(path):
+    config = parse(path)
+    if path.name.startswith("data_"):
+        preprocess.check_config(config)
+    given = {name: value for name, value in read_yaml(str(path)).items() if value is not None}
+    for name, value in given.items():
+        assert getattr(config, name) == (float(value) if isinstance(getattr(config, name), float) else value)
+
+
+def test_there_is_a_recipe_of_every_stage_for_every_model():
+    names = {path.stem for path in RECIPES}
+    for model in ("phi3", "qwen", "tiny"):
+        assert {f"{stage}_{model}" for stage in ("data", "sft", "grpo")} <= names
+
+
+def test_recipes_write_to_places_of_their_own():
+    for field in ("output_dir", "logging_dir"):
+        places = [getattr(config, field) for config in map(parse, RECIPES) if hasattr(config, field)]
+        assert len(places) == len(set(places)), field
+
+
+def test_every_training_recipe_reads_a_dataset_and_model_that_another_recipe_writes():
+    configs = {path.stem: parse(path) for path in RECIPES}
+    datasets = {c.output_dir for name, c in configs.items() if name.startswith("data_")}
+    models = {c.output_dir for name, c in configs.items() if name.startswith("sft_")}
+    for name, config in configs.items():
+        if name.startswith(("sft_", "grpo_")):
+            assert config.dataset in datasets, name
+        if name.startswith("grpo_"):
+            assert config.model in models, name
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=name_of)
+def test_launch_config_is_accelerates_and_thin(path):
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    deepspeed = config.deepspeed_config
+    assert config.distributed_type == "DEEPSPEED"
+    assert (ROOT / deepspeed["deepspeed_config_file"]).is_file()
+    beside = {"gradient_accumulation_steps", "gradient_clipping", "zero_stage", "offload_optimizer_device"}
+    assert not beside & deepspeed.keys(), "next to deepspeed_config_file accelerate refuses these"
+    assert "mixed_precision" not in yaml.safe_load(path.read_text())
+    assert config.use_cpu is False, "true would switch DeepSpeed off"
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=name_of)
+def test_launch_config_is_what_its_name_says(path):
+    config = load_config_from_file(str(path))
+    precision = {"l4": "bf16", "2080ti": "fp16", "cpu": "fp32", "single_gpu": "bf16", "multi_node": "bf16"}
+    expected = next(value for key, value in precision.items() if key in path.stem)
+    assert config.deepspeed_config["deepspeed_config_file"].endswith(f"_{expected}.json")
+    count = re.search(r"_(\d+)x", path.stem)
+    assert config.num_processes == (int(count[1]) if count else {"single_gpu": 1, "multi_node": 4}[path.stem])
+
+
+@pytest.mark.parametrize("path", DEEPSPEED, ids=name_of)
+def test_deepspeed_config(path):
+    config = json.loads(path.read_text())
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["gradient_accumulation_steps"] == 1, "the loops accumulate themselves"
+    assert isinstance(config["train_micro_batch_size_per_gpu"], int), "no dataloader could fill in auto"
+    assert config["zero_optimization"]["reduce_bucket_size"] <= 5e7, "the default of 5e8 is up to 2 GB"
+    enabled = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
+    assert enabled == ([] if "fp32" in path.stem else [path.stem.split("_")[-1]])
+    if enabled:
+        assert config["data_types"]["grad_accum_dtype"] == config["communication_data_type"] == "fp32"
+
+
+def test_every_config_that_the_documentation_names_exists():
+    texts = [ROOT / "README.md", *ROOT.glob("*.py"), *(ROOT / "configs").glob("*.yaml")]
+    for path in texts:
+        for name in re.findall(r"\b(?:configs|accelerate_configs|ds_configs)/\w+\.(?:yaml|json)", path.read_text()):
+            assert (ROOT / name).is_file(), f"{path.name} names {name}"
+
+
+# ---------------------------------------------------------------- README
+
+
+def readme_commands() -> list[list[str]]:
+    """Every command in the README's shell blocks, continued lines joined, split into words."""
+    blocks = re.findall(r"```bash\n(.+?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def script_commands() -> list[tuple[str, list[str]]]:
+    """(script, options) of those that run a script with a configuration."""
+    scripts = {"preprocess.py", "train_sft.py", "train_grpo.py", "evaluate.py"}
+    found = []
+    for words in readme_commands():
+        at = next((k for k, word in enumerate(words) if word in scripts), None)
+        if at is not None:
+            positional = not words[at + 1].startswith("--")  # slurm/train.slurm SCRIPT CONFIG
+            found.append((words[at], ["--config"] * positional + words[at + 1 :]))
+    return found
+
+
+@pytest.mark.parametrize("script, options", script_commands(), ids=lambda part: part if isinstance(part, str) else "")
+def test_readme_commands_have_settings_that_the_scripts_take(script, options, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    of = {"preprocess.py": "data", "train_sft.py": "sft", "train_grpo.py": "grpo", "evaluate.py": "eval"}
+    config = parse_config(CONFIG_OF[of[script]], options)
+    if script == "preprocess.py":
+        preprocess.check_config(config)
+
+
+STUBS = {
+    "sbatch": 'while [ "$1" != --wrap ]; do shift; done; sh -c "$2"',
+    "scontrol": "printf 'first\\nsecond\\n'",
+    "srun": 'for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+    "accelerate": 'echo "$@"',
+}
+
+
+def test_the_readmes_job_of_several_nodes_launches_on_each(tmp_path):
+    """Its sbatch command with Slurm's and accelerate's replaced: what each node would launch."""
+    for name, body in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    command = re.search(r"^sbatch --nodes=2.*?'$", (ROOT / "README.md").read_text(), re.S | re.M)[0]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command], env=environment, text=True, capture_output=True)
+    launches = [line.split() for line in done.stdout.splitlines()]
+    assert [words[words.index("--machine_rank") + 1] for words in launches] == ["0", "1"], done.stderr
+    for words in launches:
+        assert words[words.index("--main_process_ip") + 1] == "first"
+        script = words.index("train_sft.py")
+        launch_command_parser().parse_args(words[1 : script + 1])
+        parse_config(train_sft.Config, words[script + 1 :])
+
+
+def test_the_readme_shows_every_stage():
+    assert {script for script, _ in script_commands()} == {
+        "preprocess.py",
+        "train_sft.py",
+        "train_grpo.py",
+        "evaluate.py",
+    }
+    assert len(script_commands()) > 12

@@ -1,0 +1,521 @@
+"""evaluate.py as users run it: a model that always says Yes, the probabilities of the two answers against a plain
+forward pass, made-up predictions to compare, and what users mistype."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import build_model
+from datasets import Dataset
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from transformers import Phi3Config, Phi3ForCausalLM
+
+import evaluate
+from causal.tiny import tiny_model, tiny_tokenizer
+from dataset.batches import answer_candidates, load_split
+from dataset.chat import encode
+from policy.loading import stop_token_ids
+from policy.prefix_sharing import ATTENTION
+from preprocess import DataConfig, build, write_dataset
+from scoring import figures, metrics
+from scoring.predictions import majority, predict, score_answers
+
+
+def constant_model(tokenizer, prompt: str, answer: str) -> Phi3ForCausalLM:
+    """A model that says `answer` after `prompt`."""
+    tokens = encode(tokenizer, prompt)[-1:] + encode(tokenizer, answer)
+    assert len(set(tokens)) == len(tokens), "a repeated token would have two successors"
+    return successor_model(dict(zip(tokens, tokens[1:], strict=False)))
+
+
+def successor_model(successors: dict[int, int], confidence: float = 1.0) -> Phi3ForCausalLM:
+    """A model of which each token names the next: its layers add nothing, and its head reads the token's embedding."""
+    torch.manual_seed(0)
+    tiny = tiny_model(0, ATTENTION)
+    untied = tiny.config.to_dict() | {"tie_word_embeddings": False, "num_hidden_layers": 1, "layer_types": None}
+    model = Phi3ForCausalLM(Phi3Config(**untied))
+    model.generation_config.eos_token_id = tiny.generation_config.eos_token_id
+    layer, embeddings = model.model.layers[0], model.model.embed_tokens.weight
+    with torch.no_grad():
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        for token, following in successors.items():
+            model.lm_head.weight[following] += confidence * embeddings[token] / embeddings[token].norm()
+    return model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A directory with `data`, a dataset of 3 variables, `yes`, a model that answers Yes to all of it, and `traces`."""
+    directory = tmp_path_factory.mktemp("evaluate")
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(directory / "yes")
+    options = {"num_variables": [3], "tokenizer": str(directory / "yes"), "instruction": "", "test_fraction": 0.5}
+    options |= {"relabelings": 3, "seed": 1}
+    write_dataset(*build(DataConfig(**options, target="trace")), directory / "traces")
+    splits, columns, report = build(DataConfig(**options))
+    write_dataset(splits, columns, report, directory / "data")
+    write_dataset(*build(DataConfig(**options, perturbations=["paraphrase"])), directory / "worded")
+    row = splits["test"][0]
+    assert 0 < sum(r["label"] for r in splits["test"]) < len(splits["test"]), "the rows must hold both labels"
+    constant_model(tokenizer, row["prompt"], "Answer: Yes<|end|>").save_pretrained(directory / "yes")
+    return directory
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run evaluate.py with some arguments, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*arguments) -> None:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        evaluate.main()
+
+    return run
+
+
+def read_predictions(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "predictions.jsonl").read_text().split("\n") if line]
+
+
+def is_png(path: Path) -> bool:
+    """Whether the file is a PNG that shows more than one colour."""
+    from matplotlib.image import imread
+
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and imread(path).std() > 0.01
+
+
+# --- one model
+
+
+def test_a_constant_yes_scores_what_always_yes_scores(place, run, tmp_path, capsys):
+    run("--model", place / "yes", "--dataset", place / "data", "--num_resamples", 50, "--output_dir", "out")
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    rows, data = read_predictions(tmp_path / "out"), load_split(str(place / "data"), "test")
+    assert [row["input"] for row in rows] == data["input"] and [row["label"] for row in rows] == data["label"]
+    assert {row["completion"] for row in rows} == {"Answer: Yes"} and all(row["stopped"] for row in rows)
+    constant = results["baselines"]["always_yes"]
+    assert constant["f1"] > 0 and {key: results["overall"][key] for key in constant} == constant
+    assert results["truncated_rate"] == 0 and results["seconds"] > 0
+    assert (results["name"], results["split"], results["dtype"]) == ("yes", ["test"], "float32")
+    recomputed = metrics.report(rows, "premise_id", 50, 0)
+    assert {key: results[key] for key in recomputed} == json.loads(json.dumps(recomputed))
+    assert all(is_png(tmp_path / "out" / name) for name in ("confusion_matrix.png", "scores.png"))
+    assert f"Of {len(rows)} rows, {data['label'].count(0)} are wrong" in (tmp_path / "out" / "report.html").read_text()
+    lines = capsys.readouterr().out.split("\n")
+    table = [line.split("  ")[0] for line in lines[next(i for i, line in enumerate(lines) if "MCC" in line) :]]
+    assert table[1:4] == ["majority answer", "always Yes", "yes"]
+
+
+def test_the_test_set_in_other_words(place, run, tmp_path, capsys):
+    splits = ("--split", "test", "test_paraphrase")
+    run("--model", place / "yes", "--dataset", place / "worded", *splits, "--output_dir", "a")
+    results, rows = json.loads((tmp_path / "a" / "metrics.json").read_text()), read_predictions(tmp_path / "a")
+    test, worded = (load_split(str(place / "worded"), split) for split in ("test", "test_paraphrase"))
+    assert [row["input"] for row in rows] == [*test["input"], *worded["input"]]
+    assert [row["split"] for row in rows] == ["test"] * len(test) + ["test_paraphrase"] * len(worded)
+    assert results["num_rows"] == len(test) and set(results["by_split"]) == {"test", "test_paraphrase"}
+    assert results["by_split"]["test_paraphrase"]["difference"]["f1"] == 0, "this model says Yes to all words"
+    assert "test_paraphrase − test" in capsys.readouterr().out
+    run("--compare", "a", "a", "--num_resamples", 5, "--output_dir", "b")
+    models = json.loads((tmp_path / "b" / "comparison.json").read_text())["models"]
+    assert models[0]["n"] == len(test) and models[0]["by_split"].keys() == results["by_split"].keys()
+    text = (tmp_path / "b" / "report.html").read_text()
+    assert f"Of {len(test)} rows" in text and text.endswith("</body></html>\n")
+
+
+def test_some_rows_and_cut_completions(place, run, tmp_path, capsys):
+    arguments = ("--model", place / "yes", "--dataset", place / "data", "--max_rows", 20, "--max_new_tokens", 1)
+    run(*arguments, "--name", "cut", "--cluster", "structure_id", "--num_resamples", 5)
+    directory = tmp_path / "evaluation_results" / "cut"
+    rows = read_predictions(directory)
+    results = json.loads((directory / "metrics.json").read_text())
+    inputs = load_split(str(place / "data"), "test")["input"]
+    positions = [inputs.index(row["input"]) for row in rows]
+    assert len(set(positions)) == 20 and positions == sorted(positions) and positions != list(range(20))
+    # the answer is one token: cut before the end of the turn, it is an answer all the same
+    assert all(row["prediction"] == 1 and not row["stopped"] for row in rows)
+    assert results["truncated_rate"] == 1 and results["overall"]["unanswered_rate"] == 0
+    assert results["num_clusters"] == len({row["structure_id"] for row in rows})
+    assert "100.0% of rows have a completion cut at max_new_tokens" in capsys.readouterr().out
+
+
+def test_a_majority_as_users_run_it(place, run, tmp_path, capsys):
+    """A model that says Yes to all, but among other things where it is sampled at a high temperature."""
+    output = tmp_path / "evaluation_results"
+    arguments = ("--model", place / "yes", "--dataset", place / "data", "--num_resamples", 20)
+    run(*arguments)
+    run(*arguments, "--num_samples", 2, "--temperature", 0.02)
+    several = (*arguments, "--num_samples", 5, "--temperature", 1.5)
+    run(*several, "--output_dir", output / "five", "--cache_tokens", 1000)
+    run(*several, "--output_dir", output / "other", "--seed", 1)
+    names = ("yes", "yes-majority-2", "five", "other")
+    greedy, sharp, five, other = (read_predictions(output / name) for name in names)
+    assert [{**row, "votes": [0, 2, 0], "completions": ["Answer: Yes"] * 2} for row in greedy] == sharp
+    assert {row["prediction"] for row in five} == {1, None}
+    assert [row["completions"] for row in five] != [row["completions"] for row in other]
+    for row in five:
+        told = majority([(text, True) for text in row["completions"]])
+        assert len(row["completions"]) == 5 and {**row, "stopped": True} == row | told
+    of_greedy, of_sharp, of_five = (json.loads((output / name / "metrics.json").read_text()) for name in names[:3])
+    assert (of_greedy["num_samples"], of_greedy["temperature"]) == (1, 0) and "agreement" not in of_greedy
+    assert (of_sharp["num_samples"], of_sharp["temperature"], of_sharp["agreement"]) == (2, 0.02, 1)
+    agreement = np.mean([max(no, yes) / 5 for no, yes, _ in (row["votes"] for row in five)])
+    assert (of_five["num_samples"], of_five["temperature"]) == (5, 1.5) and of_five["agreement"] == agreement < 1
+    assert of_five["truncated_rate"] == np.mean([not row["stopped"] for row in five])
+    printed = capsys.readouterr().out
+    assert f"5 samples a row at temperature 1.5: {agreement:.1%} of them give their row's more" in printed
+    run("--compare", output / "yes", output / "five", "--num_resamples", 20)
+    assert json.loads((output / "comparison" / "comparison.json").read_text())["num_rows"] == len(five)
+
+
+def test_several_samples_have_a_temperature_and_one_is_greedy():
+    assert evaluate.Config(model="tiny", num_samples=2).temperature == 1
+    assert evaluate.Config(model="tiny").temperature == evaluate.Config(model="tiny", temperature=0.0).temperature == 0
+
+
+def test_names_of_models():
+    names = {"models/sft": "sft", "models/sft/checkpoint-20": "sft-checkpoint-20", "org/Phi-3.5": "Phi-3.5"}
+    assert {model: evaluate.default_name(model) for model in names} == names
+
+
+def test_dtype_follows_the_gpu():
+    dtypes = {None: torch.float32, (7, 5): torch.float16, (8, 0): torch.bfloat16, (8, 9): torch.bfloat16}
+    assert {capability: evaluate.inference_dtype("auto", capability) for capability in dtypes} == dtypes
+    assert evaluate.inference_dtype("float16", (8, 9)) == torch.float16
+    with pytest.raises(ValueError, match="use float16"):
+        evaluate.inference_dtype("bfloat16", (7, 5))
+
+
+# --- the probabilities of the two answers
+
+
+@pytest.fixture(scope="module")
+def rows(place) -> Dataset:
+    """Rows of several premises, mixed so that grouping by premise reorders them."""
+    data = load_split(str(place / "data"), "test")
+    return data.select(random.Random(0).sample(range(len(data)), 24))
+
+
+@pytest.fixture(scope="module")
+def candidates(place, rows) -> list[tuple[str, str]]:
+    return answer_candidates(str(place / "data"), rows, "mode score", "use --mode generate")
+
+
+@torch.no_grad()
+def plain_logp(model, tokenizer, prompt: str, answer: str) -> float:
+    """Log-probability of an answer after its prompt, from one sequence and the model's own mask."""
+    before, tokens = encode(tokenizer, prompt), encode(tokenizer, answer)
+    logps = model(torch.tensor([before + tokens])).logits[0].double().log_softmax(-1)
+    return sum(float(logps[len(before) + k - 1, token]) for k, token in enumerate(tokens))
+
+
+def test_scores_equal_a_plain_forward_pass_at_any_budget(family, candidates, rows, tokenizer):
+    model = build_model(family, vocab_size=len(tokenizer)).train()
+    model.config.max_position_embeddings = 512
+    first, *others = (
+        score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, micro_batch_tokens=budget)
+        for budget in (10_000, 400, 1)
+    )
+    assert model.training, "training goes on in the mode it was in"
+    model.eval()
+    for row, result, (no, yes) in zip(rows, first, candidates, strict=True):
+        kept = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
+        assert {key: row[key] for key in kept} == {key: result[key] for key in kept}
+        logps = [plain_logp(model, tokenizer, row["prompt"], answer) for answer in (no, yes)]
+        assert [result["logp_no"], result["logp_yes"]] == pytest.approx(logps, abs=1e-4)
+        assert result["probability"] == pytest.approx(1 / (1 + np.exp(logps[0] - logps[1])), abs=1e-4)
+        assert result["prediction"] == (result["probability"] > 0.5)
+    assert np.std([result["probability"] for result in first]) > 0.01, "the model must not be constant"
+    for other in others:
+        for key in ("logp_no", "logp_yes", "probability"):
+            assert [r[key] for r in other] == pytest.approx([r[key] for r in first], abs=1e-5)
+
+
+def test_scores_do_not_depend_on_the_other_rows(candidates, rows, tokenizer):
+    model = build_model("phi3", vocab_size=len(tokenizer))
+    model.config.max_position_embeddings = 512
+    options = {"micro_batch_tokens": 1000, "threshold": 0.3}
+    together = score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, **options)
+    for k in (3, 17):
+        (alone,) = score_answers(Accelerator(cpu=True), model, tokenizer, rows.select([k]), candidates[:1], **options)
+        assert alone["logp_yes"] == pytest.approx(together[k]["logp_yes"], abs=1e-5)
+        assert alone["input"] == together[k]["input"]
+    assert all(result["prediction"] == (result["probability"] > 0.3) for result in together)
+
+
+def test_greedy_answers_are_the_more_probable_ones(candidates, rows, tokenizer):
+    """A model that says what the prompt's last token names, and gives the two answers nearly all of its probability."""
+    no, yes = (encode(tokenizer, text) for text in candidates[0])
+    markers = [encode(tokenizer, text)[-1] for text in ("#", "?")]
+    assert len({*markers, *no, *yes}) == 5, "a repeated token would have two successors"
+    model = successor_model({markers[0]: no[0], markers[1]: yes[0], no[0]: no[1], yes[0]: yes[1]}, 2.0).eval()
+    model.set_attn_implementation(ATTENTION)
+    says = [k % 3 == 0 for k in range(len(rows))]
+    prompts = [prompt + "#?"[yes] for prompt, yes in zip(rows["prompt"], says, strict=True)]
+    rows = rows.remove_columns("prompt").add_column("prompt", prompts)
+    stop_ids = stop_token_ids(tokenizer, model)
+    greedy = predict(
+        Accelerator(cpu=True), model, tokenizer, rows, stop_ids=stop_ids, max_new_tokens=4, cache_tokens=4000
+    )
+    scored = score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, micro_batch_tokens=4000)
+    assert [row["prediction"] for row in greedy] == [row["prediction"] for row in scored] == says
+    assert 0 < sum(says) < len(says)
+    assert evaluate.whole_answers(scored)["answer_mass"] > 0.95
+
+
+def test_scoring_as_users_run_it(place, run, tmp_path, capsys):
+    arguments = ("--model", place / "yes", "--dataset", place / "data", "--num_resamples", 50)
+    run(*arguments, "--mode", "score", "--threshold", 0.6, "--micro_batch_tokens", 700)
+    run(*arguments)
+    directory = tmp_path / "evaluation_results" / "yes-score"
+    results, rows = json.loads((directory / "metrics.json").read_text()), read_predictions(directory)
+    assert [row["input"] for row in rows] == load_split(str(place / "data"), "test")["input"]
+    assert all(row["prediction"] == 1 and row["probability"] > 0.6 for row in rows)
+    assert (results["mode"], results["threshold"]) == ("score", 0.6) and "max_new_tokens" not in results
+    recomputed = metrics.report(rows, "premise_id", 50, 0)
+    assert {key: results[key] for key in recomputed} == json.loads(json.dumps(recomputed))
+    assert results["answer_mass"] == pytest.approx(
+        np.mean([np.exp(r["logp_yes"]) + np.exp(r["logp_no"]) for r in rows])
+    )
+    assert results["overall"]["auroc"] == pytest.approx(0.5, abs=0.2), "every prompt ends in the same token"
+    assert all(is_png(directory / name) for name in ("confusion_matrix.png", "scores.png", "calibration.png"))
+    printed = capsys.readouterr().out
+    assert "AUROC" in printed and f"calibration: mean probability of Yes {rows[0]['probability']:.1%}" in printed
+    run("--compare", tmp_path / "evaluation_results" / "yes", directory, "--num_resamples", 20)
+    pair = json.loads((tmp_path / "evaluation_results" / "comparison" / "comparison.json").read_text())["pairs"][0]
+    assert pair["difference"]["accuracy"] == 0 and "auroc" not in pair["difference"]
+
+
+def test_the_reliability_diagram():
+    bins = [
+        {"low": 0.0, "high": 0.1, "n": 90, "mean_probability": 0.04, "frequency": 0.1, "interval": [0.05, 0.2]},
+        {"low": 0.9, "high": 1.0, "n": 10, "mean_probability": 0.95, "frequency": 0.5, "interval": [0.2, 0.7]},
+    ]
+    top, bottom = figures.calibration_figure({"calibration": bins, "confidence": 0.95}, "sft").axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in top.lines}
+    assert lines["calibrated"] == [[0, 0], [1, 1]]
+    assert lines["model, 95% intervals"] == [[0.04, 0.1], [0.95, 0.5]]
+    assert [bar.get_height() for bar in bottom.patches] == [90, 10]
+    assert [text.get_text() for text in bottom.texts] == ["90", "10"]
+
+
+# --- errors, all of them before a model is loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "model: name a directory"),
+        (("--model", "models/nothing"), "model models/nothing: no such directory"),
+        (("--model", "{place}/data"), "no safetensors weights in it"),
+        (("--model", "{place}/yes", "--dataset", "nowhere"), "dataset nowhere: not a dataset"),
+        (("--model", "{place}/yes", "--split", "dev"), "split dev: dataset .* has train, validation, test"),
+        (("--model", "{place}/yes", "--output_dir", "{place}/yes"), "output_dir .*: not empty"),
+        (("--model", "{place}/yes", "--dtype", "int8"), "dtype: 'int8' is not one of"),
+        (("--model", "{place}/yes", "--cluster", "row"), "cluster: 'row' is not one of premise_id, structure_id"),
+        (("--model", "{place}/yes", "--max_rows", "-1"), "max_rows: must be 0 or more"),
+        (("--model", "{place}/yes", "--mode", "guess"), "mode: 'guess' is not one of generate, score"),
+        (("--model", "{place}/yes", "--threshold", "0.4"), "threshold: mode generate reads answers, .* --mode score"),
+        (("--model", "{place}/yes", "--mode", "score", "--threshold", "1"), "threshold: a probability between 0 and 1"),
+        (("--model", "{place}/yes", "--mode", "score", "--micro_batch_tokens", "0"), "micro_batch_tokens: must be at"),
+        (("--model", "{place}/yes", "--num_samples", "0"), "num_samples: must be at least 1, got 0"),
+        (
+            ("--model", "{place}/yes", "--mode", "score", "--num_samples", "3"),
+            "num_samples: mode score samples nothing; use --mode generate",
+        ),
+        (("--model", "{place}/yes", "--temperature", "0.7"), "temperature: a single answer is greedy; add --num_sam"),
+        (
+            ("--model", "{place}/yes", "--num_samples", "3", "--temperature", "0"),
+            "temperature: no sampling at 0.0; give more, or leave num_samples out",
+        ),
+        (
+            ("--model", "{place}/yes", "--mode", "score", "--dataset", "{place}/traces"),
+            "mode score: dataset .* has target trace, not answers alone; use --mode generate",
+        ),
+        (("--model", "{place}/yes", "--compare", "a", "b"), "compare and curves run no model"),
+        (("--compare", "a"), "compare: name at least two"),
+        (("--compare", "a", "b"), "compare: a has no metrics.json; write it with python evaluate.py .* --output_dir a"),
+        (("--curves", "logs"), "curves: logs has no TensorBoard events"),
+    ],
+)
+def test_mistakes_are_named_before_a_model_is_loaded(place, run, monkeypatch, arguments, message):
+    monkeypatch.setattr(evaluate, "load_for_inference", lambda *_: pytest.fail("a model was loaded"))
+    arguments = [argument.format(place=place) for argument in arguments]
+    if "--model" in arguments and "--dataset" not in arguments:
+        arguments += ["--dataset", str(place / "data")]
+    with pytest.raises(ValueError, match=message):
+        run(*arguments)
+
+
+def test_an_unfinished_run_names_its_checkpoint(place, run, tmp_path):
+    (tmp_path / "models" / "sft" / "checkpoint-20").mkdir(parents=True)
+    with pytest.raises(ValueError, match="name its checkpoint models/sft/checkpoint-20"):
+        run("--model", "models/sft", "--dataset", place / "data")
+
+
+def test_an_adapter_without_its_base(place, run, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "models/gone"}')
+    with pytest.raises(ValueError, match="model models/gone: no such directory"):
+        run("--model", "adapter", "--dataset", place / "data")
+
+
+def test_overwriting_spares_a_models_checkpoints(place, run, tmp_path):
+    (tmp_path / "sft" / "checkpoint-20").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds a model's checkpoints"):
+        run("--model", place / "yes", "--dataset", place / "data", "--output_dir", "sft", "--overwrite", "true")
+    assert (tmp_path / "sft" / "checkpoint-20").is_dir()
+
+
+# --- comparison
+
+
+def make_predictions(name: str, accuracy: float, labels_seed: int = 0) -> list[dict]:
+    """Rows of a model that is right on about `accuracy` of 120 rows with 12 premises, and sometimes says nothing."""
+    labels, answers = random.Random(labels_seed), random.Random(name)
+    rows = []
+    for i in range(120):
+        label = int(labels.random() < 0.3)
+        prediction = None if answers.random() < 0.05 else label if answers.random() < accuracy else 1 - label
+        row = {"input": f"row {i}", "label": label, "prediction": prediction, "completion": "", "stopped": True}
+        places = {"premise_id": f"p{i % 12}", "structure_id": f"s{i % 6}", "num_variables": 3 + i % 2}
+        rows.append({**row, **places, "template": ("parent", "has_collider")[i % 2]})
+    return rows
+
+
+def write_predictions(directory: Path, accuracy: float, labels_seed: int = 0, name: str = "") -> Path:
+    """What --compare reads of a run."""
+    directory.mkdir()
+    rows = make_predictions(directory.name, accuracy, labels_seed)
+    (directory / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "metrics.json").write_text(json.dumps({"name": name or directory.name}))
+    return directory
+
+
+def test_written_predictions_are_read_back_whatever_the_model_said(tmp_path):
+    rows = make_predictions("sft", 0.7)
+    rows[0]["completion"] = 'No\n\r\u2028\x85\x00"é\ufffd'
+    results = {"name": "sft $x_1$", "truncated_rate": 0.0, **metrics.report(rows, num_resamples=5)}
+    evaluate.write_results(rows, results, tmp_path)
+    assert evaluate.read_results(str(tmp_path)) == (results["name"], rows)
+
+
+def test_comparison_pairs_models_with_the_first_and_the_previous(run, tmp_path, capsys):
+    directories = [write_predictions(tmp_path / n, a) for n, a in (("base", 0.5), ("sft", 0.7), ("grpo", 0.9))]
+    run("--compare", *directories, "--num_resamples", 40, "--seed", 3)
+    output = tmp_path / "evaluation_results" / "comparison"
+    comparison = json.loads((output / "comparison.json").read_text())
+    assert [pair["names"] for pair in comparison["pairs"]] == [["base", "sft"], ["base", "grpo"], ["sft", "grpo"]]
+    rows = {directory.name: read_predictions(directory) for directory in directories}
+    for pair in comparison["pairs"]:
+        a, b = (rows[name] for name in pair["names"])
+        expected = metrics.compare(a, b, "premise_id", 40, 3)
+        assert {key: pair[key] for key in expected} == json.loads(json.dumps(expected))
+    assert [model["n"] for model in comparison["models"]] == [120] * 3
+    assert comparison["models"][2]["intervals"] == metrics.clustered_bootstrap(rows["grpo"], "premise_id", 40, 3)
+    assert is_png(output / "comparison.png")
+    printed = capsys.readouterr().out
+    assert "majority answer" in printed and "always Yes" in printed
+    shown = next(line for line in printed.split("\n") if line.startswith("grpo − base"))
+    assert f"{comparison['pairs'][1]['difference']['f1']:+.3f} [" in shown
+    assert shown.endswith(f"{comparison['pairs'][1]['mcnemar']['p_value']:.2g}")
+
+
+def test_scored_models_are_compared_by_their_probabilities(run, tmp_path, capsys):
+    answers = random.Random(0)
+    directories = [tmp_path / "sft", tmp_path / "grpo"]
+    for directory, accuracy in zip(directories, (0.6, 0.9), strict=True):
+        write_predictions(directory, accuracy)
+        rows = [row | {"prediction": row["prediction"] or 0} for row in read_predictions(directory)]
+        rows = [row | {"probability": (row["prediction"] + answers.random()) / 2} for row in rows]
+        (directory / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("--compare", *directories, "--num_resamples", 40)
+    comparison = json.loads((tmp_path / "evaluation_results" / "comparison" / "comparison.json").read_text())
+    a, b = (model["auroc"] for model in comparison["models"])
+    (pair,) = comparison["pairs"]
+    low, high = pair["intervals"]["auroc"]
+    assert low < pair["difference"]["auroc"] == b - a < high
+    table = capsys.readouterr().out.split("AUROC")[1]
+    assert f"{b - a:+.3f} [{low:+.3f}, {high:+.3f}]" in table and "Brier" in table
+
+
+def test_a_model_does_not_differ_from_itself(tmp_path):
+    directory = write_predictions(tmp_path / "sft", 0.7)
+    comparison, _ = evaluate.compare_results([str(directory)] * 2, cluster="premise_id", num_resamples=30, seed=0)
+    pair = comparison["pairs"][0]
+    assert set(pair["difference"].values()) == {0.0} and pair["mcnemar"]["p_value"] == 1
+    assert all(interval == [0, 0] for interval in pair["intervals"].values())
+
+
+def test_models_of_one_name_are_told_apart(tmp_path):
+    directories = [str(write_predictions(tmp_path / n, 0.7, name="sft")) for n in ("a", "b")]
+    comparison, _ = evaluate.compare_results(directories, cluster="premise_id", num_resamples=5, seed=0)
+    assert [model["name"] for model in comparison["models"]] == [f"sft ({directory})" for directory in directories]
+
+
+def test_comparing_other_rows_names_the_directories(tmp_path):
+    a, b = write_predictions(tmp_path / "a", 0.7), write_predictions(tmp_path / "b", 0.7, labels_seed=1)
+    with pytest.raises(ValueError, match=f"compare: {a} and {b}: the labels differ"):
+        evaluate.compare_results([str(a), str(b)], cluster="premise_id", num_resamples=5, seed=0)
+
+
+@pytest.mark.parametrize("text", ['{"input": "a", "label": 1}', '{"input": "a", "lab', "[1, 2]", "", '{"label": 2}'])
+def test_damaged_predictions(tmp_path, text):
+    directory = write_predictions(tmp_path / "a", 0.7)
+    (directory / "predictions.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=f"compare: {directory} .*; write it with .* --overwrite true"):
+        evaluate.read_results(str(directory))
+
+
+# --- learning curves
+
+
+def write_events(directory: Path, scalars: dict[str, list[tuple[int, float]]]) -> Path:
+    writer = EventFileWriter(str(directory))
+    for tag, points in scalars.items():
+        for step, value in points:
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            writer.add_event(Event(wall_time=0.0, step=step, summary=summary))
+    writer.close()
+    return directory
+
+
+def test_learning_curves(run, tmp_path):
+    losses = {"train/loss": [(10, 2.0), (20, 1.0)], "eval/f1": [(20, 0.5)], "perf/rows_per_second": [(10, 1.0)]}
+    sft = write_events(tmp_path / "sft", losses)
+    grpo = write_events(tmp_path / "grpo", {"policy/kl": [(5, 0.25)], "eval/f1": [(5, 0.5), (10, 0.75)]})
+    assert evaluate.read_curves(str(sft)) == {"eval/f1": {20: 0.5}, "train/loss": {10: 2.0, 20: 1.0}}
+    run("--curves", sft, grpo)
+    assert is_png(tmp_path / "evaluation_results" / "curves" / "learning_curves.png")
+
+
+def test_learning_curves_have_a_panel_a_tag_and_a_line_a_run():
+    runs = {"sft": {"eval/f1": {1: 0.2}, "train/loss": {1: 3.0, 2: 2.0}}, "grpo": {"eval/f1": {1: 0.5, 3: 0.6}}}
+    figure = figures.curves_figure(runs)
+    assert {ax.get_title(): len(ax.lines) for ax in figure.axes} == {"eval/f1": 2, "train/loss": 1}
+    assert list(figure.axes[0].lines[1].get_ydata()) == [0.5, 0.6]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "grpo"]
+    looks = [(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines]
+    assert looks[0] != looks[1], "the lines must differ without colour"
+
+
+def test_a_repeated_step_keeps_its_last_value(tmp_path):
+    write_events(tmp_path, {"train/loss": [(10, 1.0), (20, 3.0), (20, 2.0)]})
+    assert evaluate.read_curves(str(tmp_path)) == {"train/loss": {10: 1.0, 20: 2.0}}
+
+
+def test_events_without_curves(tmp_path):
+    write_events(tmp_path, {"perf/rows_per_second": [(1, 1.0)]})
+    with pytest.raises(ValueError, match="has none of eval/f1"):
+        evaluate.read_curves(str(tmp_path))

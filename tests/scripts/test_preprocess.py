@@ -1,0 +1,682 @@
+"""preprocess.py: bad input with its message, splits, labels, chat text, teacher completions, report, output folder."""
+
+import csv
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_from_disk
+
+import preprocess
+from causal import graphs, reasoning, wording
+from dataset.chat import encode
+from policy import loading
+from policy.loading import load_tokenizer
+from preprocess import DataConfig, build
+
+ROOT = Path(preprocess.__file__).parent
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_tokenizer(monkeypatch, tokenizer):
+    """`load_tokenizer` returns the tests' shared tiny tokenizer, which takes a second to make."""
+    monkeypatch.setattr(loading, "load_tokenizer", lambda name, revision: tokenizer)
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """The 198 rows of all 11 premises over A, B and C, labels exact."""
+    return list(wording.generate_rows(3, relabel_seed=5, relabelings=6))
+
+
+@pytest.fixture
+def source(tmp_path, rows):
+    return write_csv(tmp_path / "rows.csv", rows)
+
+
+def write_csv(path: Path, rows: list[dict], columns=("input", "label", "num_variables", "template")) -> str:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def write_jsonl(path: Path, records: list[dict]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def all_rows(splits: dict) -> list[dict]:
+    return [row for part in splits.values() for row in part]
+
+
+def run_main(monkeypatch, *argv: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["preprocess.py", *map(str, argv)])
+    preprocess.main()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_missing_file_names_setting_and_path(tmp_path):
+    with pytest.raises(ValueError, match=r"source: .*nowhere\.csv: no such file"):
+        build(DataConfig(source=str(tmp_path / "nowhere.csv")))
+
+
+def test_unknown_kind_of_file(tmp_path):
+    with pytest.raises(ValueError, match=r"rows\.parquet is no \.csv, \.json or \.jsonl file"):
+        build(DataConfig(source=str(tmp_path / "rows.parquet")))
+
+
+def test_missing_column_names_it_and_those_found(tmp_path, rows):
+    path = write_csv(tmp_path / "rows.csv", rows, ("input", "template"))
+    with pytest.raises(ValueError, match="row 0: no column label; the columns are input, template"):
+        build(DataConfig(source=path))
+
+
+@pytest.mark.parametrize("label", [2, "yes", True, None, 1.0, "", [1]])
+def test_label_other_than_0_and_1_names_row_and_value(tmp_path, rows, label):
+    records = [{"input": row["input"], "label": row["label"]} for row in rows[:5]]
+    records[3]["label"] = label
+    with pytest.raises(ValueError) as error:
+        build(DataConfig(source=write_jsonl(tmp_path / "rows.jsonl", records)))
+    assert f"row 3: label is {label!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: text.replace("Premise: ", ""), "expected 'Premise: "),
+        (
+            lambda text: text.split("Hypothesis")[0] + "Hypothesis: A loves B.",
+            "cannot read the hypothesis 'A loves B.'",
+        ),
+        (lambda text: text.replace("3 variables", "4 variables"), "says 4 and 4 variables but lists 3"),
+        (lambda text: None, "the input is NoneType"),
+    ],
+)
+def test_unparsable_input_is_an_error_or_counted(tmp_path, rows, change, reason):
+    records = [{"input": row["input"], "label": row["label"]} for row in rows]
+    records[7]["input"] = change(records[7]["input"])
+    path = write_jsonl(tmp_path / "rows.jsonl", records)
+    with pytest.raises(ValueError, match="--skip_unparsable true") as error:
+        build(DataConfig(source=path))
+    assert str(error.value).startswith("row 7: ") and reason in str(error.value)
+    splits, _, report = build(DataConfig(source=path, skip_unparsable=True))
+    assert len(all_rows(splits)) == len(rows) - 1
+    assert [entry["row"] for entry in report["unparsable"]] == ["row 7"] and reason in report["unparsable"][0]["reason"]
+    assert "1 rows without a label" in preprocess.summary(report)
+
+
+def test_premise_that_no_graph_satisfies_is_unparsable(tmp_path):
+    premise = (
+        "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
+        "variables are as follows: A correlates with B. B correlates with C. However, A is independent of C."
+    )
+    both = "A is independent of C. A and C are independent given B."
+    record = {"input": f"Premise: {premise}\nHypothesis: A directly causes B.", "label": 1}
+    splits, _, _ = build(DataConfig(source=write_jsonl(tmp_path / "ok.jsonl", [record]), test_fraction=1.0,
+                                    validation_fraction=0.0))  # fmt: skip
+    assert splits["test"][0]["label"] == 1  # A -> B <- C alone fits
+    path = write_jsonl(
+        tmp_path / "bad.jsonl", [record | {"input": record["input"].replace("A is independent of C.", both)}]
+    )
+    with pytest.raises(ValueError, match="row 0: no graph satisfies the premise"):
+        build(DataConfig(source=path))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("num_variables", 4, "num_variables is 4, but the premise has 3"),
+        ("template", "uncle", "template 'uncle' is not"),
+    ],
+)
+def test_columns_that_contradict_the_text(tmp_path, rows, column, value, reason):
+    changed = [*rows[:2], rows[2] | {column: value}]
+    with pytest.raises(ValueError, match=f"row 2: {reason}"):
+        build(DataConfig(source=write_csv(tmp_path / "rows.csv", changed)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", "no rows in it"),
+        ("a.csv", "input,label\n", "no rows in it"),
+        ("a.jsonl", "\n", "no rows in it"),
+        ("a.json", "[]", "no rows in it"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", '{"input": 1}', "expected a list of objects"),
+        ("a.jsonl", '{"input": ""}\nnonsense\n', "after 1 rows: not valid JSONL"),
+        ("a.jsonl", "[1]\n", "row 0 is no object"),
+        ("a.csv", 'input,label\n"open', "not valid CSV"),
+    ],
+)
+def test_empty_or_broken_file(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        build(DataConfig(source=str(tmp_path / name)))
+    assert name in str(error.value)
+
+
+def test_file_that_is_not_utf8(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"input,label\n\xff\xfe,1\n")
+    with pytest.raises(ValueError, match=r"a\.csv: not valid CSV in UTF-8"):
+        build(DataConfig(source=str(tmp_path / "a.csv")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "poem"}, "target: 'poem' is not one of answer, trace, teacher"),
+        ({"labels": "given"}, r"labels \(source generate\): 'given' is not one of exact, released"),
+        ({"labels": "released", "source": "a.csv"}, r"labels \(source a.csv\): 'released' is not one of exact, given"),
+        ({"labels": "released", "relabelings": 2}, "no relabelings, all structures"),
+        ({"num_variables": [3, 7]}, "num_variables: 7 has too many classes to list; set structures"),
+        ({"structures": 0}, "structures: 0 is too small; use 1"),
+        ({"split": "size"}, "test_sizes: split size needs them, no other split does"),
+        ({"test_sizes": [3]}, "test_sizes: split size needs them, no other split does"),
+        ({"split": "size", "test_sizes": [4]}, r"test_sizes: \[4\]: name some but not all of the sizes \[3\]"),
+        ({"perturbations": ["noise"]}, "perturbations: 'noise' is not one of paraphrase, refactorization"),
+        ({"perturbations": ["paraphrase"], "test_fraction": 0.0}, "perturbations: they need a test split"),
+        ({"trace_style": "long"}, "trace_style: 'long' is not one of compact, full"),
+        ({"split": "rows"}, "split: 'rows' is not one of"),
+        ({"balance": ["label", "size"]}, "balance: 'size' is not one of label, relation, num_variables"),
+        ({"hub_config": "v1"}, "hub_config: 'v1' is not one of"),
+        ({"validation_fraction": 0.7, "test_fraction": 0.5}, "validation_fraction, test_fraction"),
+        ({"test_fraction": -0.1}, "validation_fraction, test_fraction"),
+        ({"max_length": 0}, "max_length: 0 is too small; use 1 or more"),
+        ({"max_train_samples": 0}, "max_train_samples: 0 is too small"),
+        ({"max_grpo_samples": 0}, "max_grpo_samples: 0 is too small"),
+        ({"relabelings": -1}, "relabelings: -1 is too small; use 0"),
+        ({"num_variables": []}, "num_variables: name at least one"),
+        ({"num_variables": [9]}, "num_variables: 9: use 2 to 8"),
+        ({"target": "teacher"}, "needs teacher_file"),
+        ({"teacher_file": "a.jsonl"}, "no other target has it"),
+        ({"target": "trace", "labels": "released"}, "labels exact"),
+        ({"raw": True, "target": "trace"}, "raw writes no response"),
+        ({"split": "given"}, "split given: row 0 has no column split"),
+        ({"instruction": "Say <|end|>"}, "instruction: holds the special token <|end|>"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(DataConfig(**{"num_variables": [3], "validation_fraction": 0.2, "test_fraction": 0.2} | settings))
+
+
+def test_no_chat_template(monkeypatch, tokenizer):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(ValueError, match="tokenizer: tiny has no chat template; use an instruction-tuned"):
+        build(DataConfig())
+
+
+def test_hub_without_a_network_names_the_other_sources(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(ValueError) as error:
+        build(DataConfig(source="hub"))
+    message = str(error.value)
+    assert message.startswith("source hub: cannot load causal-nlp/corr2cause (default): ") and "\n" not in message
+    assert "--source FILE.csv" in message and "--source generate" in message
+
+
+# ---------------------------------------------------------------- sources
+
+
+def test_csv_json_and_jsonl_are_read_alike(tmp_path, rows):
+    records = [{key: row[key] for key in ("input", "label", "num_variables", "template")} for row in rows]
+    (tmp_path / "rows.json").write_text(json.dumps(records))
+    paths = [write_csv(tmp_path / "rows.csv", rows), str(tmp_path / "rows.json"),
+             write_jsonl(tmp_path / "rows.jsonl", records)]  # fmt: skip
+    hashes = {build(DataConfig(source=path))[2]["dataset_hash"] for path in paths}
+    assert len(hashes) == 1
+
+
+def test_input_and_label_are_enough(tmp_path, rows, source):
+    """num_variables and template are read off the text."""
+    bare = build(DataConfig(source=write_csv(tmp_path / "bare.csv", rows, ("input", "label"))))
+    assert bare[2]["dataset_hash"] == build(DataConfig(source=source))[2]["dataset_hash"]
+
+
+def test_columns_of_the_file_never_reach_the_response(tmp_path, rows):
+    records = [{key: row[key] for key in ("input", "label")} | {"completion": "Answer: Maybe", "prompt": "?"}
+               for row in rows]  # fmt: skip
+    splits, _, _ = build(DataConfig(source=write_jsonl(tmp_path / "rows.jsonl", records)))
+    assert {row["response"] for row in all_rows(splits)} == {"Answer: Yes<|end|>", "Answer: No<|end|>"}
+
+
+def test_hub_rows_keep_their_splits(monkeypatch, rows):
+    parts = {"train": rows[:60], "dev": rows[60:120], "test": rows[120:]}
+    hub = {name: [{key: row[key] for key in ("input", "label")} for row in part] for name, part in parts.items()}
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config: hub)
+    splits, _, report = build(DataConfig(source="hub"))
+    for (_, part), kept in zip(parts.items(), splits.values(), strict=True):
+        assert [row["input"] for row in part] == [row["input"] for row in kept]
+    assert list(splits) == ["train", "validation", "test"]
+    ids = [{wording.premise_id(row["premise"]) for row in part} for part in parts.values()]
+    assert report["overlap"]["train/validation"]["premises"] == len(ids[0] & ids[1]) > 0
+    splits, _, report = build(DataConfig(source="hub", split="premise"))
+    assert all(both["premises"] == 0 for both in report["overlap"].values())
+
+
+def test_split_column_of_a_file(tmp_path, rows):
+    named = [row | {"split": ("train", "test")[i % 2]} for i, row in enumerate(rows)]
+    path = write_csv(tmp_path / "rows.csv", named, ("input", "label", "split"))
+    splits, _, _ = build(DataConfig(source=path))
+    assert {name: len(part) for name, part in splits.items()} == {"train": 99, "test": 99}
+    with pytest.raises(ValueError, match="split given: unknown split holdout; known: train"):
+        odd = [*named[:3], named[3] | {"split": "holdout"}]
+        build(DataConfig(source=write_csv(tmp_path / "odd.csv", odd, ("input", "label", "split"))))
+    with pytest.raises(ValueError, match="row 1 has no column split"):
+        odd = [named[0], named[1] | {"split": ""}]
+        build(DataConfig(source=write_csv(tmp_path / "odd.csv", odd, ("input", "label", "split"))))
+
+
+def test_relabelings_make_later_causes_earlier_possible():
+    released = all_rows(build(DataConfig(num_variables=[4], raw=True))[0])
+    shuffled = all_rows(build(DataConfig(num_variables=[4], relabelings=3, raw=True))[0])
+    assert len(released) == 720 and sum(row["label"] for row in released) == 57
+    assert not any(row["label"] for row in released if row["template"] == "child")
+    assert any(row["label"] for row in shuffled if row["template"] == "child")
+    assert {row["structure_id"] for row in shuffled} == {row["structure_id"] for row in released}
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_wrong_given_labels_are_replaced_and_counted(tmp_path, rows):
+    flipped = {2, 50, 197}
+    given = [row | {"label": 1 - row["label"] if i in flipped else row["label"]} for i, row in enumerate(rows)]
+    path = write_csv(tmp_path / "rows.csv", given)
+    exact = {row["input"]: row["label"] for row in rows}
+    splits, _, report = build(DataConfig(source=path))
+    assert all(row["label"] == exact[row["input"]] for row in all_rows(splits))
+    wrong = [row for row in all_rows(splits) if row["given_label"] != row["label"]]
+    assert {row["input"] for row in wrong} == {rows[i]["input"] for i in flipped}
+    assert report["given_label_not_exact"]["rows"] == 3
+    assert report["given_label_not_exact"]["first"][0] == {
+        "row": "row 2", "given_label": 1 - rows[2]["label"], "exact": rows[2]["label"]
+    }  # fmt: skip
+    splits, _, report = build(DataConfig(source=path, labels="given"))
+    assert {row["input"] for row in all_rows(splits) if row["label"] != exact[row["input"]]} == {
+        rows[i]["input"] for i in flipped
+    }
+    assert report["given_label_not_exact"]["rows"] == 3
+
+
+# ---------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("split", ["premise", "structure"])
+def test_splits_share_no_premise_or_structure(split, seed):
+    config = DataConfig(num_variables=[3, 4], relabelings=2, split=split, seed=seed, raw=True)
+    splits, _, report = build(config)
+    rows, count = all_rows(splits), Counter()
+    for part in splits.values():
+        count.update({row[f"{split}_id"] for row in part})
+    assert set(count.values()) == {1}
+    assert len(rows) == len({(row["input"]) for row in rows}) == report["source_rows"]
+    assert all(both[f"{split}s"] == 0 for both in report["overlap"].values())
+    sizes = {name: report["splits"][name][f"{split}s"] for name in splits}
+    assert sizes["validation"] == sizes["test"] and sizes["train"] > 0.7 * sum(sizes.values())
+
+
+def test_same_seed_same_dataset_other_seed_other_dataset():
+    settings = {"num_variables": [3], "relabelings": 3, "max_train_samples": 50, "split": "premise"}
+    digest = [build(DataConfig(seed=seed, **settings))[2]["dataset_hash"] for seed in (0, 0, 1)]
+    assert digest[0] == digest[1] != digest[2]
+
+
+def test_empty_split_is_an_error_and_share_0_leaves_it_out():
+    with pytest.raises(ValueError, match="split: no rows for validation; change validation_fraction"):
+        build(DataConfig(num_variables=[3], split="structure", validation_fraction=0.05, test_fraction=0.4))
+    assert list(build(DataConfig(num_variables=[3], validation_fraction=0.0, test_fraction=1.0))[0]) == ["test"]
+
+
+def test_balance_is_exact_in_train_alone(source):
+    splits, _, _ = build(DataConfig(source=source, balance=["label"]))
+    plain, _, _ = build(DataConfig(source=source))
+    count = Counter(row["label"] for row in splits["train"])
+    assert count[0] == count[1] == sum(row["label"] for row in plain["train"]) > 0
+    assert splits["test"] == plain["test"] and splits["validation"] == plain["validation"]
+    order = [row["input"] for row in plain["train"]]
+    assert [order.index(row["input"]) for row in splits["train"]] == sorted(
+        order.index(row["input"]) for row in splits["train"]
+    )
+
+
+def test_caps_choose_a_random_part(source):
+    caps = {"max_train_samples": 9, "max_validation_samples": 4, "max_test_samples": 5}
+    splits, _, _ = build(DataConfig(source=source, balance=["label"], **caps))
+    assert {name: len(part) for name, part in splits.items()} == {"train": 8, "validation": 4, "test": 5}
+    assert Counter(row["label"] for row in splits["train"]) == {0: 4, 1: 4}
+    chosen = {s: preprocess.subsample(list(range(100)), 10, [], s) for s in ("0", "1")}
+    assert all(rows == sorted(set(rows)) and rows[-1] > 20 for rows in chosen.values()) and chosen["0"] != chosen["1"]
+    with pytest.raises(ValueError, match="max_train_samples: balance label needs 2 or more"):
+        build(DataConfig(source=source, balance=["label"], max_train_samples=1))
+
+
+def test_the_split_for_grpo_has_rows_that_train_has_not(source):
+    settings = {"source": source, "max_train_samples": 9, "balance": ["label"]}
+    splits, _, report = build(DataConfig(**settings, max_grpo_samples=7))
+    rows = {name: {row["row"] for row in part} for name, part in splits.items()}
+    assert len(rows["grpo"]) == 7 and not rows["grpo"] & rows["train"]
+    whole = {row["row"] for row in build(DataConfig(source=source))[0]["train"]}
+    assert rows["grpo"] < whole and report["splits"]["grpo"]["rows"] == 7
+    labels = [row["label"] for row in splits["train"]]
+    assert sum(labels) * 2 == len(labels)
+    plain = build(DataConfig(**settings))[0]
+    assert "grpo" not in plain and plain["test"] == splits["test"]
+    with pytest.raises(ValueError, match=f"max_grpo_samples: leaves nothing of the {len(whole)} rows for train"):
+        build(DataConfig(source=source, max_grpo_samples=len(whole)))
+
+
+def test_balance_leaves_the_prompts_of_grpo_as_they_come():
+    settings = {"num_variables": [3, 4], "split": "structure", "balance": ["label"], "max_grpo_samples": 200}
+    splits, _, _ = build(DataConfig(source="generate", relabelings=3, **settings))
+    shares = {name: sum(row["label"] for row in part) / len(part) for name, part in splits.items()}
+    assert shares["train"] == 0.5 and 0.03 < shares["grpo"] < 0.3
+
+
+def test_balance_needs_both_classes(tmp_path, rows):
+    no = [row for row in rows if row["label"] == 0]
+    with pytest.raises(ValueError, match="balance label: train has one class only"):
+        build(DataConfig(source=write_csv(tmp_path / "no.csv", no), balance=["label"]))
+
+
+def test_perturbed_test_sets_are_row_by_row_the_test_set():
+    kinds = list(wording.PERTURBATIONS)
+    splits, _, report = build(DataConfig(num_variables=[4], perturbations=kinds, max_test_samples=40, raw=True))
+    assert list(splits) == ["train", "validation", "test", *(f"test_{kind}" for kind in kinds)]
+    for kind in kinds:
+        changed = splits[f"test_{kind}"]
+        assert [row["label"] for row in changed] == [row["label"] for row in splits["test"]]
+        assert [row["row"] for row in changed] == [row["row"] for row in splits["test"]]
+        both = report["overlap"][f"test/test_{kind}"]
+        assert both["structures"] == report["splits"]["test"]["structures"]
+        if kind in ("paraphrase", "refactorization"):
+            assert both["premises"] == (both["structures"] if kind == "paraphrase" else 0)
+        assert kind == "paraphrase" or both["premises"] < both["structures"]  # a symmetric class looks the same
+        assert report["overlap"][f"train/test_{kind}"]["structures"] == 0
+    shown = preprocess.summary(report)
+    assert "test_refactorization " in shown and "test/test_" not in shown
+
+
+def test_a_row_too_long_in_one_test_set_leaves_them_all(tokenizer):
+    settings = {"num_variables": [3, 4], "perturbations": ["paraphrase"], "seed": 1}
+    splits, _, _ = build(DataConfig(**settings))
+    lengths = {name: [sum(row["tokens"]) for row in splits[name]] for name in ("test", "test_paraphrase")}
+    limit = sorted(lengths["test"])[len(lengths["test"]) // 2]
+    assert any((a > limit) != (b > limit) for a, b in zip(*lengths.values(), strict=True))
+    kept, _, report = build(DataConfig(**settings, max_length=limit))
+    assert [row["row"] for row in kept["test"]] == [row["row"] for row in kept["test_paraphrase"]]
+    both = [max(pair) <= limit for pair in zip(*lengths.values(), strict=True)]
+    assert [row["row"] for row, fits in zip(splits["test"], both, strict=True) if fits] == [
+        row["row"] for row in kept["test"]
+    ]
+    assert {entry["split"] for entry in report["over_long"]} >= {"test", "test_paraphrase"}
+
+
+# ---------------------------------------------------------------- released labels, premises that no graph satisfies
+
+
+def test_released_labels_of_the_generator():
+    splits, _, report = build(DataConfig(num_variables=[3, 4, 5], labels="released", split="released", raw=True))
+    everything = all_rows(splits)
+    assert sum(row["label"] for row in everything) == 3 + 54 + 1104
+    assert preprocess.expected_rows(DataConfig(num_variables=[3, 4, 5], labels="released")) == len(everything) == 9330
+    assert preprocess.expected_rows(DataConfig(relabelings=2)) is None
+    assert report["given_label_not_exact"]["rows"] == 207 and report["without_exact_label"] == 0
+    assert {name: len(part) for name, part in splits.items()} == {"train": 7392, "validation": 969, "test": 969}
+    assert report["overlap"]["train/test"]["premises"] <= 2  # the public recipe cuts through a class
+
+
+def test_rows_whose_premise_no_graph_satisfies_keep_a_given_label(tmp_path, rows):
+    every = graphs.Premise(graphs.LETTERS[:3], frozenset({(0, 1, 4), (1, 2, 1)}))
+    text = wording.write_input(wording.write_premise(every), "A directly causes B.")
+    records = [{"input": row["input"], "label": row["label"]} for row in rows] + [{"input": text, "label": 1}]
+    path = write_jsonl(tmp_path / "rows.jsonl", records)
+    with pytest.raises(ValueError, match=r"row 198: no graph satisfies the premise.*--skip_unparsable true"):
+        build(DataConfig(source=path, raw=True))
+    splits, _, report = build(DataConfig(source=path, raw=True, skip_unparsable=True))
+    assert len(all_rows(splits)) == 198 and [entry["row"] for entry in report["unparsable"]] == ["row 198"]
+    splits, columns, report = build(DataConfig(source=path, raw=True, labels="given", perturbations=["reordering"]))
+    odd = [row for row in all_rows(splits) if row["row"] == "row 198"]
+    assert odd[0]["label"] == 1 and odd[0]["edges"] is None and odd[0]["structure_id"].startswith("3-unsatisfiable-")
+    assert report["without_exact_label"] == 1 and "1 rows have no exact label" in preprocess.summary(report)
+    preprocess.write_dataset(splits, columns, report, tmp_path / "out")
+    written = [row for part in load_from_disk(tmp_path / "out").values() for row in part]
+    assert [row["edges"] for row in written if row["input"] == text] == [None] * len(odd)
+
+
+def test_written_rows_are_the_built_ones_in_any_batch(monkeypatch, tmp_path):
+    splits, columns, report = build(DataConfig(num_variables=[3, 4], raw=True))
+    monkeypatch.setattr(preprocess, "WRITE_BATCH", 7)
+    preprocess.write_dataset(splits, columns, report, tmp_path / "out")
+    written = load_from_disk(tmp_path / "out")
+    for name, part in splits.items():
+        assert [{column: row[column] for column in columns} for row in part] == list(written[name])
+
+
+def test_seven_variables_are_sampled():
+    config = DataConfig(
+        num_variables=[3, 7], structures=4, raw=True, test_sizes=[7], split="size", validation_fraction=0.25
+    )
+    splits, _, report = build(config)
+    assert report["splits"]["test"]["structures"] == 4 and len(splits["test"]) == 4 * 3 * 7 * 6
+    assert preprocess.expected_rows(config) == len(all_rows(splits)) == report["source_rows"]
+    again = build(config)[2]["dataset_hash"]
+    assert report["dataset_hash"] == again != build(DataConfig(**{**vars(config), "seed": 1}))[2]["dataset_hash"]
+
+
+def test_full_traces_are_right(rows):
+    splits, _, _ = build(DataConfig(num_variables=[4], target="trace", trace_style="full", max_length=4000))
+    for row in splits["test"]:
+        premise = wording.parse_premise(row["premise"])
+        claim = wording.parse_hypothesis(row["hypothesis"], premise.variables)
+        assert reasoning.check_trace(row["response"].removesuffix("<|end|>"), premise, claim).complete
+        assert row["response"].startswith(("No set of variables", "The pair A and B"))
+
+
+# ---------------------------------------------------------------- prompt and response
+
+
+@pytest.mark.parametrize(("template", "end"), [(None, "<|end|>"), (CHATML, "<|im_end|>")])
+@pytest.mark.parametrize("target", ["answer", "trace"])
+def test_response_is_the_templates_text_up_to_the_end_of_turn(monkeypatch, template, end, target):
+    tokenizer = load_tokenizer("tiny")
+    if template:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+        tokenizer.chat_template = template
+    monkeypatch.setattr(loading, "load_tokenizer", lambda name, revision: tokenizer)
+    splits, _, _ = build(DataConfig(num_variables=[3], target=target, split="premise", test_fraction=0.2,
+                                    validation_fraction=0.2, instruction="Decide."))  # fmt: skip
+    for row in all_rows(splits):
+        answer = row["response"].removesuffix(end)
+        messages = [{"role": "user", "content": f"Decide.\n\n{row['input']}"}, {"role": "assistant", "content": answer}]
+        whole = tokenizer.apply_chat_template(messages, return_dict=False)
+        ids, response_ids = encode(tokenizer, row["prompt"]), encode(tokenizer, row["response"])
+        assert ids + response_ids == whole[: len(ids) + len(response_ids)]
+        assert response_ids[-1] == tokenizer.convert_tokens_to_ids(end) not in response_ids[:-1]
+        assert answer.endswith(("Answer: No", "Answer: Yes")[row["label"]])
+        assert (answer.count("\n") > 0) == (target == "trace")
+
+
+def test_claims_of_one_premise_share_the_prompt_up_to_the_hypothesis(source):
+    splits, _, _ = build(DataConfig(source=source))
+    for row in all_rows(splits):
+        before, _, after = row["prompt"].partition(row["premise"])
+        assert after.startswith(f"\nHypothesis: {row['hypothesis']}<|end|>")
+        assert before == all_rows(splits)[0]["prompt"].partition("Premise: ")[0] + "Premise: "
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", "ends no turn with a special token"),
+        ("{% for m in messages %}{{ m['content'] | upper }}<|end|>{% endfor %}", "rewrites a turn's text"),
+    ],
+)
+def test_chat_templates_that_could_not_be_trained_on(monkeypatch, tokenizer, template, message):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(ValueError, match=message):
+        build(DataConfig(num_variables=[4]))
+
+
+def test_over_long_rows_are_left_out_counted_and_named(source, tokenizer):
+    whole, _, report = build(DataConfig(source=source))
+    lengths = {row["row"]: len(encode(tokenizer, row["prompt"] + row["response"])) for row in all_rows(whole)}
+    assert report["over_long"] == []
+    limit = sorted(lengths.values())[len(lengths) // 2]
+    splits, _, report = build(DataConfig(source=source, max_length=limit))
+    over = {name: tokens for name, tokens in lengths.items() if tokens > limit}
+    assert {entry["row"]: entry["tokens"] for entry in report["over_long"]} == over and over
+    assert {row["row"] for row in all_rows(splits)} == lengths.keys() - over.keys()
+    text = preprocess.summary(report)
+    assert f"left out: {len(over)} rows over max_length {limit}" in text
+    assert f"--max_length {max(over.values())} would keep them all" in text
+    with pytest.raises(ValueError, match=f"max_length: no row of .*train.* {max(lengths.values())} keeps all rows"):
+        build(DataConfig(source=source, max_length=10))
+
+
+def test_a_few_over_long_rows_give_no_warning(source, tokenizer):
+    longest = build(DataConfig(source=source))[2]["tokens"]["train"]["total"]["p99"]
+    report = build(DataConfig(source=source, max_length=longest))[2]
+    assert len(report["over_long"]) < 0.05 * 198 and "warning" not in preprocess.summary(report)
+
+
+# ---------------------------------------------------------------- teacher
+
+
+def test_teacher_keeps_only_right_and_finished_completions(tmp_path, source):
+    train = build(DataConfig(source=source))[0]["train"]
+    other = build(DataConfig(source=source))[0]["test"][0]
+    say = {0: "So it fails.\n\nAnswer: No", 1: "So it holds.\n\nAnswer: Yes"}
+
+    def record(row, text, finish_reason="stop"):
+        return {"input": row["input"], "completion": text, "finish_reason": finish_reason}
+
+    a, b, c, d, e, f = train[:6]
+    completions = [
+        record(a, say[a["label"]] + "\n"),
+        record(a, say[a["label"]] + " again: " + say[a["label"]]),
+        record(b, say[1 - b["label"]]),
+        record(c, say[c["label"]], "length"),
+        record(d, "I cannot tell from this"),
+        record(e, "<|end|>" + say[e["label"]]),
+        record(other, say[other["label"]]),
+        record(f, say[1 - f["label"]]),
+        record(f, say[f["label"]]),
+    ]
+    path = write_jsonl(tmp_path / "teacher.jsonl", completions)
+    splits, _, report = build(DataConfig(source=source, target="teacher", teacher_file=path))
+    assert {row["input"]: row["response"] for row in splits["train"]} == {
+        row["input"]: say[row["label"]] + "<|end|>" for row in (a, f)
+    }
+    counts = {"kept": 2, "repeated": 1, "wrong": 2, "unfinished": 1, "no_answer": 1, "special_token": 1}
+    assert report["teacher"] == counts | {"not_in_train": 1}
+    assert {row["response"] for row in splits["test"]} <= {"Answer: Yes<|end|>", "Answer: No<|end|>"}
+    assert "kept 2" in preprocess.summary(report)
+
+
+def test_teacher_file_without_use(tmp_path, source):
+    def attempt(records):
+        path = write_jsonl(tmp_path / "teacher.jsonl", records)
+        build(DataConfig(source=source, target="teacher", teacher_file=path))
+
+    with pytest.raises(ValueError, match="no finished, right completion of a row of train: .'not_in_train': 1"):
+        attempt([{"input": "?", "completion": "Answer: No", "finish_reason": "stop"}])
+    with pytest.raises(ValueError, match="completion 0 has no text in finish_reason"):
+        attempt([{"input": "?", "completion": "Answer: No"}])
+    with pytest.raises(ValueError, match="teacher_file: .*teacher.txt is no"):
+        build(DataConfig(source=source, target="teacher", teacher_file="teacher.txt"))
+
+
+# ---------------------------------------------------------------- report and output
+
+
+def test_report_figures_recomputed_from_the_written_dataset(monkeypatch, tmp_path, source, tokenizer, capsys):
+    out = tmp_path / "out"
+    run_main(monkeypatch, "--source", source, "--target", "trace", "--output_dir", out)
+    dataset, report = load_from_disk(out), json.loads((out / "report.json").read_text())
+    assert list(dataset) == ["train", "validation", "test"]
+    assert dataset["train"].column_names == [*preprocess.COLUMNS, "prompt", "response"]
+    for name, part in dataset.items():
+        figures, frame = report["splits"][name], part.to_pandas()
+        assert figures["rows"] == len(frame) and figures["label_1"] == frame.label.sum()
+        assert figures["premises"] == frame.premise.nunique() and figures["structures"] == frame.structure_id.nunique()
+        assert figures["template"] == frame.template.value_counts().to_dict()
+        for column, key in (("prompt", "prompt"), ("response", "response")):
+            lengths = sorted(len(encode(tokenizer, text)) for text in part[column])
+            points = report["tokens"][name][key]
+            assert points["max"] == lengths[-1]
+            below = np.mean([length < points["p90"] for length in lengths])
+            assert below <= 0.9 <= np.mean([length <= points["p90"] for length in lengths])
+        totals = [len(encode(tokenizer, p + r)) for p, r in zip(part["prompt"], part["response"], strict=True)]
+        assert report["tokens"][name]["total"]["max"] == max(totals)
+    first = dataset["train"][0]
+    assert (
+        report["first_example"]["prompt"] == first["prompt"]
+        and report["first_example"]["response"] == first["response"]
+    )
+    shown = capsys.readouterr().out
+    assert first["prompt"] in shown and first["response"] in shown and f"wrote {out}" in shown
+    assert report["config"]["target"] == "trace" and report["seed"] == 0
+
+
+def test_edges_are_those_of_the_class(monkeypatch, tmp_path):
+    out = tmp_path / "raw"
+    run_main(monkeypatch, "--source", "generate", "--num_variables", "4", "--raw", "true", "--output_dir", out)
+    dataset = load_from_disk(out)
+    assert dataset["train"].column_names == list(preprocess.COLUMNS)
+    for row in (row for part in dataset.values() for row in part):
+        members = graphs.markov_equivalence_class(wording.parse_premise(row["premise"]))
+        arrows = [{(u, v) for v, mask in enumerate(dag) for u in graphs.bits(mask)} for dag in members]
+        always, ever = set.intersection(*arrows), set.union(*arrows)
+        assert {tuple(edge) for edge in row["edges"]["directed"]} == always
+        assert {tuple(edge) for edge in row["edges"]["undirected"]} == {tuple(sorted(edge)) for edge in ever - always}
+
+
+def test_nothing_of_the_users_is_lost(monkeypatch, tmp_path):
+    out = tmp_path / "out"
+    options = ["--num_variables", "4", "--raw", "true", "--output_dir", out]
+    out.mkdir()
+    run_main(monkeypatch, *options)  # an empty folder is fine
+    before = (out / "report.json").read_text()
+    with pytest.raises(ValueError, match="is not empty; name another, or replace what this script wrote"):
+        run_main(monkeypatch, *options, "--seed", "1")
+    assert (out / "report.json").read_text() == before
+    run_main(monkeypatch, *options, "--seed", "1", "--overwrite", "true")
+    assert (out / "report.json").read_text() != before and len(load_from_disk(out)) == 3
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="has files that are not of this script, so it is not overwritten"):
+        run_main(monkeypatch, *options, "--overwrite", "true")
+    assert (out / "notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="output_dir: .* is a file"):
+        run_main(monkeypatch, "--output_dir", out / "notes.txt")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_run_that_dies_while_writing_leaves_the_old_dataset(monkeypatch, tmp_path):
+    options = ["--num_variables", "4", "--raw", "true", "--output_dir", tmp_path / "out"]
+    run_main(monkeypatch, *options)
+    before = (tmp_path / "out" / "report.json").read_text()
+
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(preprocess.DatasetDict, "save_to_disk", full)
+    with pytest.raises(OSError, match="no space"):
+        run_main(monkeypatch, *options, "--overwrite", "true", "--seed", "1")
+    assert (tmp_path / "out" / "report.json").read_text() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

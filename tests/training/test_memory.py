@@ -1,0 +1,251 @@
+"""The memory plan: what it counts without data is what the same code allocates with data."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LORA_TARGETS, ROOT, build_model, run
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Phi3Config
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+import train_grpo
+import train_sft
+from policy.loading import SHAPES, TINY, model_shape, recompute_activations, with_layers
+from policy.prefix_sharing import ATTENTION
+from runtime.settings import parse_config
+from training import memory
+from training.memory import (
+    Counted,
+    Demand,
+    Phase,
+    counted,
+    demand_of,
+    free_gradients,
+    held,
+    lines,
+    plan,
+    policy_without_data,
+)
+
+LAYERS = 5
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("sft", "grpo")))
+
+
+def small_demand(family: str, **changes) -> Demand:
+    shape = build_model(family).config
+    shape.num_hidden_layers, shape.max_position_embeddings = LAYERS, 4096
+    given = {"shape": shape, "dtype": torch.float32, "quantization": "none", "reference": False}
+    given |= {"lora_r": 4, "lora_dropout": 0.1, "lora_targets": tuple(LORA_TARGETS[family])}
+    sizes = {
+        "gradient_checkpointing": False,
+        "update_tokens": 500,
+        "cache_tokens": 500,
+        "sequences": 6,
+        "prompt_share": 0.9,
+    }
+    return Demand(**(given | sizes | changes))
+
+
+def real_policy(demand: Demand) -> torch.nn.Module:
+    """As memory.policy_without_data, of all layers and with data."""
+    shape = with_layers(demand.shape, demand.shape.num_hidden_layers)
+    model = AutoModelForCausalLM.from_config(shape, dtype=demand.dtype, attn_implementation=ATTENTION)
+    if demand.lora_r:
+        lora = {"r": demand.lora_r, "lora_dropout": demand.lora_dropout, "target_modules": list(demand.lora_targets)}
+        model = get_peft_model(model.requires_grad_(False), LoraConfig(**lora, task_type="CAUSAL_LM"))
+    if demand.gradient_checkpointing:
+        recompute_activations(model)
+    free_gradients(model)
+    return model
+
+
+def of(counting, demand: Demand, *work: str):
+    """What `counting` finds on the model with one layer and with two."""
+    return counting(demand, policy_without_data(demand, 1), policy_without_data(demand, 2), *work)
+
+
+def peak(found: Counted) -> float:
+    return max(total for total, _ in found.peaks.values())
+
+
+def planned_peak(demand: Demand, work: str, tokens: int) -> float:
+    """`tokens` as in perform: what is cached in the end, of which prefill sees the prompt."""
+    prompt = tokens - 2 * demand.sequences
+    found = of(lines, demand, work).peaks.items()
+    return max(line.at(prompt if part == "prefill" else tokens) for (part, _), (line, _) in found)
+
+
+def real_peak(demand: Demand, work: str, tokens: int) -> float:
+    return peak(counted(real_policy(demand), work, tokens, demand.sequences))
+
+
+@pytest.mark.parametrize(
+    "work, checkpointing", [("update", True), ("update", False), ("score", True), ("sample", True)]
+)
+def test_lines_reach_what_the_whole_model_allocates(family, work, checkpointing, monkeypatch):
+    demand = small_demand(family, gradient_checkpointing=checkpointing)
+    monkeypatch.setattr(memory, "LENGTHS", (256, 512))
+    for tokens in (384, 1024):  # the masks, a byte for each token and one before it, show in a model of width 32
+        assert planned_peak(demand, work, tokens) == pytest.approx(real_peak(demand, work, tokens), rel=0.1)
+
+
+def test_a_model_without_data_allocates_what_one_with_data_does(family):
+    demand = small_demand(family)
+    found = counted(policy_without_data(demand, LAYERS), "update", 300, demand.sequences)
+    assert peak(found) == pytest.approx(real_peak(demand, "update", 300), rel=0.01)
+    assert 0 < found.kept < peak(found) and all(0 <= logits < total for total, logits in found.peaks.values())
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_held_counts_every_weight(family, lora):
+    demand = small_demand(family, **({} if lora else {"lora_r": 0, "lora_targets": ()}))
+    model = real_policy(demand)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    every = {id(x): x for x in (*model.parameters(), *model.buffers())}.values()
+    assert of(held, demand) == {
+        "frozen": sum(x.nbytes for x in every) - sum(p.nbytes for p in trained),
+        "trained": sum(p.nbytes for p in trained),
+        "count": sum(p.numel() for p in trained),
+    }
+
+
+def test_a_reference_is_a_second_adapter(family):
+    without, with_reference = (of(held, small_demand(family, reference=reference)) for reference in (False, True))
+    assert with_reference["count"] == without["count"]
+    assert with_reference["frozen"] - without["frozen"] == without["trained"]
+
+
+def test_nf4_takes_what_bitsandbytes_does():
+    demand = small_demand("qwen2", quantization="nf4")
+    demand.shape.hidden_size, demand.shape.intermediate_size = 256, 1024  # scales of small layers do not fill a block
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    shape = with_layers(demand.shape, demand.shape.num_hidden_layers)
+    source = AutoModelForCausalLM.from_config(shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape)
+    model = replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=config)
+    size = 0
+    for name, module in source.named_modules():
+        if type(model.get_submodule(name)).__name__ == "Linear4bit":
+            kind = type(model.get_submodule(name).weight)
+            weight = kind(module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True).to("cpu")
+            state = weight.quant_state
+            size += weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+            size += 0 if module.bias is None else module.bias.nbytes
+        else:
+            size += sum(x.nbytes for x in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+    assert of(held, demand)["frozen"] == pytest.approx(size, rel=0.02)
+
+
+# ---------------------------------------------------------------- against the resident set of a process
+
+WORKS = {"update": 2048, "score": 3072, "sample": 8192}  # tokens
+MEASURE = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r} + folder for folder in ("", "/tests", "/tests/training", "/benchmarks")]
+import torch
+from test_memory import cpu_sized, real_policy
+from training.memory import perform
+from update_memory import peak_memory
+torch.set_num_threads(1)
+demand = cpu_sized()
+model = real_policy(demand)
+for work, tokens in {WORKS}.items():
+    act = lambda: perform(model, work, tokens, demand.sequences)
+    act()
+    print(work, peak_memory(act))
+"""
+
+
+def cpu_sized() -> Demand:
+    """A model whose activations are some hundred MB, which shows in a process's resident set."""
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8}
+    shape = Phi3Config(**sizes, vocab_size=32064, num_hidden_layers=4)
+    return small_demand("phi3", shape=shape, gradient_checkpointing=True, sequences=32)
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, int]:
+    """Bytes that each work takes of a process beyond the weights."""
+    # With this glibc gives back what is freed at once, from 64 KiB on, and the resident set is what is in use.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {line[0]: int(line[1]) for line in lines if line and line[0] in WORKS}
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_peaks_are_those_of_a_process(work, measured):
+    """The target is 15 %."""
+    assert measured[work] > 50e6
+    assert planned_peak(cpu_sized(), work, WORKS[work]) == pytest.approx(measured[work], rel=0.15)
+
+
+# ---------------------------------------------------------------- the plan
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_plans(path):
+    script = train_sft if path.name.startswith("sft") else train_grpo
+    config = parse_config(script.Config, ["--config", str(path)])
+    base, demand = demand_of(config)
+    assert base == TINY or (SHAPES / f"{Path(base).name}.json").is_file(), "an adapter's base is a full model"
+    stage, name = path.stem.split("_", 1)
+    if line := re.search(rf"^\| .*`{name}`.* GB \|$", (ROOT / "README.md").read_text(), re.M):
+        *told, smallest = re.findall(r"[\d.]+(?=,| GB)", line[0])
+        peaks = [max(phase.total for phase in plan(demand)(cards)) for cards in (2, 1)]
+        assert told[stage == "grpo" :: 2] == [f"{peak / 1e9:.1f}" for peak in peaks]
+        assert peaks[1] < float(smallest) * 1e9
+    assert demand.update_tokens >= config.micro_batch_tokens and demand.cache_tokens >= config.cache_tokens
+    assert (demand.lora_r > 0) == (getattr(config, "adaptation", "lora") == "lora")
+
+
+def test_the_shapes_in_the_project_are_their_models():
+    """Parameters as the models' makers count them (Qwen's 1.54 B), and as they were counted on the weights."""
+    counts = {"Phi-3.5-mini-instruct": 3_821_079_552, "Qwen2.5-1.5B-Instruct": 1_543_714_304}
+    counts["SmolLM2-135M-Instruct"] = 134_515_008
+    for name, count in counts.items():
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model_shape(f"someone/{name}"))
+        assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_the_plan_needs_neither_weights_nor_a_gpu():
+    options = ("--config", "configs/grpo_phi3.yaml", "--plan", "true", "--card_gb", "11", "--output_dir", "/nowhere")
+    text = run(sys.executable, "train_grpo.py", *options)
+    assert "microsoft/Phi-3.5-mini-instruct" in text and "fits" in text
+    for row in ("weights", "optimizer", "key-value cache", "logits", "total"):
+        assert row in text
+
+
+def test_a_card_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="card_gb: no GPU here"):
+        memory.card_bytes(0.0)
+    with pytest.raises(ValueError, match="card_gb: must be above 0"):
+        memory.card_bytes(-1.0)
+    assert memory.card_bytes(11.0) == 11e9
+
+
+def test_the_largest_that_fits_fits_exactly():
+    phase = Phase("update", "micro_batch_tokens", 100, {"a": 1000.0, "b": 500.0}, slope=10.0)
+    assert phase.largest(2000.0) == 150
+    assert phase.largest(0.0) == 0
+
+
+def test_an_adapter_that_is_not_trained_yet_is_known_by_its_recipe(tmp_path):
+    config = parse_config(train_grpo.Config, ["--config", str(ROOT / "configs/grpo_qwen.yaml")])
+    base, demand = demand_of(config)
+    assert base == "Qwen/Qwen2.5-1.5B-Instruct" and demand.lora_r == 32
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": base, "r": 8, "target_modules": ["q_proj"], "peft_type": "LORA"})
+    )
+    config.model = str(tmp_path)
+    assert demand_of(config)[1].lora_r == 8

@@ -1,0 +1,435 @@
+"""Interrupted runs: resumed, they end bit for bit as undisturbed ones; what is not the same run is refused.
+
+An interruption is made of an undisturbed run by taking its later checkpoints away, or by damaging them; its logs stay.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import ROOT, launch
+from safetensors.torch import load_file
+from test_launch import GRPO, OFTEN, SFT, curves
+from torch.utils.tensorboard import SummaryWriter
+
+from causal.tiny import tiny_model, tiny_tokenizer
+from policy.loading import save_model
+from policy.prefix_sharing import ATTENTION
+from runtime.checkpoints import damage, list_checkpoints, write_manifest
+from runtime.files import lock
+from train_sft import Config
+from training import runs
+from training.health import Monitor
+from training.optimization import load_optimizer, optimizer_tensors, prepare, scaler_state
+from training.rollouts import PromptQueue
+from training.runs import INTERRUPTED, Run, Stop
+
+OFTEN = OFTEN | {"save_total_limit": 0, "logging_steps": 2}
+STAGES = {
+    "sft": SFT | OFTEN | {"max_steps": 6, "adaptation": "lora", "lora_dropout": 0.3},
+    "grpo": GRPO | OFTEN | {"max_steps": 4, "resample_rounds": 1},
+}
+
+
+def bits(directory: Path) -> dict[str, torch.Tensor]:
+    """All tensors below a directory: weights, and every rank's optimizer and random numbers."""
+    files = sorted(directory.rglob("*.safetensors"))
+    return {f"{f.relative_to(directory)}:{name}": t for f in files for name, t in load_file(f).items()}
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    first, second = bits(a / "model"), bits(b / "model")
+    assert first.keys() == second.keys() and any("exp_avg" in name for name in first)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    one, other = curves(a / "logs"), curves(b / "logs")
+    assert one.keys() == other.keys()
+    assert [name for name in one if not name.startswith("perf/") and str(one[name]) != str(other[name])] == []
+    assert (a / "model" / "best.json").read_text() == (b / "model" / "best.json").read_text()
+
+
+def train(stage: str, folder: Path, processes: int = 2, **options) -> str:
+    places = {"output_dir": folder / "model", "logging_dir": folder / "logs"}
+    return launch(processes, f"train_{stage}.py", **places, **STAGES[stage], **options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, dataset, start_adapter):
+    """Copies of an undisturbed run, and the options that it had."""
+    folders: dict[tuple, Path] = {}
+    options = {"dataset": dataset, "model": start_adapter}
+
+    def copy(stage: str, setup: str, to: Path) -> tuple[Path, dict]:
+        if (stage, setup) not in folders:
+            folders[stage, setup] = tmp_path_factory.mktemp("undisturbed")
+            train(stage, folders[stage, setup], setup=setup, **options)
+        shutil.copytree(folders[stage, setup], to)
+        return folders[stage, setup], options | {"setup": setup}
+
+    return copy
+
+
+def take_away(model: Path, first: int) -> None:
+    """The checkpoints from this step on, and the note that the run has ended; the best model stays, as after a kill."""
+    for checkpoint in list_checkpoints(model):
+        if int(checkpoint.name.split("-")[1]) >= first:
+            shutil.rmtree(checkpoint)
+    (model / "finished.json").unlink()
+
+
+@pytest.mark.parametrize("stage, setup", [("sft", "zero2_2xcpu"), ("sft", "zero2_2xl4"), ("grpo", "zero2_2xcpu")])
+def test_a_resumed_run_is_an_undisturbed_one(tmp_path, undisturbed, stage, setup):
+    """Across a change of epoch; the newest checkpoint is damaged, so that the one before it is used."""
+    broken = tmp_path / "broken"
+    whole, options = undisturbed(stage, setup, broken)
+    take_away(broken / "model", 4)
+    with (broken / "model" / "checkpoint-3" / "rank-1.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    (broken / "model" / ".checkpoint-4.tmp").mkdir()  # of a write that was killed
+    text = train(stage, broken, resume_from="latest", **options)
+    assert "checkpoint-3 is damaged, rank-1.safetensors is not as it was written" in text
+    assert f"continues from {broken / 'model' / 'checkpoint-2'}" in text
+    assert_same_run(whole, broken)
+    assert not (broken / "model" / ".checkpoint-4.tmp").exists()
+
+
+def test_on_another_number_of_processes_weights_alone_resume(tmp_path, undisturbed):
+    folder = tmp_path / "run"
+    _, options = undisturbed("sft", "zero2_2xcpu", folder)
+    assert "already finished" in train("sft", folder, 1, resume_from="latest", **options)
+    take_away(folder / "model", 5)
+    with pytest.raises(AssertionError, match="num_processes was 2 and is 1"):
+        train("sft", folder, 1, resume_from="latest", **options)
+    train("sft", folder, 1, resume_from="latest", resume_weights_only=True, **options)
+    assert [step for step, _ in curves(folder / "logs")["train/loss"]] == [2, 4, 6]
+    assert json.loads((folder / "model" / "finished.json").read_text())["step"] in (4, 5, 6)
+
+
+@pytest.fixture
+def long_run(tmp_path, dataset):
+    """Starts the launcher on a run that would take very long."""
+    started = []
+
+    def start(*options: str) -> subprocess.Popen:
+        places = ["--output_dir", tmp_path / "model", "--logging_dir", tmp_path / "logs", "--dataset", dataset]
+        settings = ["--max_steps", 100_000, "--batch_size", 4, "--save_steps", 5, "--eval_steps", 0, *options]
+        accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+        command = [*accelerate, "accelerate_configs/zero2_2xcpu.yaml", "train_sft.py", *places, *settings]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "REQUEUE_MARKER": str(tmp_path / "marker")}
+        with (tmp_path / "log").open("a") as log:
+            started.append(subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=log, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ranks_of(launcher: subprocess.Popen) -> list[int]:
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+    return sorted(map(int, children.split()))
+
+
+def test_a_dead_rank_ends_the_run_and_a_signal_saves_it(tmp_path, long_run):
+    launcher = long_run()
+    wait_for(lambda: list_checkpoints(tmp_path / "model"))
+    ranks = ranks_of(launcher)
+    os.kill(ranks[1], signal.SIGKILL)
+    assert launcher.wait(60) != 0
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), 60)
+    assert not (tmp_path / "marker").exists(), "a run that died is not one that saved"
+
+    before = list_checkpoints(tmp_path / "model")[-1]
+    launcher = long_run("--resume_from", "latest")
+    wait_for(lambda: list_checkpoints(tmp_path / "model")[-1] != before)
+    launcher.terminate()
+    assert launcher.wait(60) != 0
+    last = list_checkpoints(tmp_path / "model")[-1]
+    assert damage(last) is None
+    assert (tmp_path / "marker").read_text() == f"{tmp_path / 'model'} step {last.name.split('-')[1]}\n"
+    assert "stopped by SIGTERM at step" in (tmp_path / "log").read_text(errors="replace")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+def test_ranks_end_with_their_launcher(long_run, seconds):
+    """However early it dies."""
+    launcher = long_run()
+    wait_for(lambda: len(ranks_of(launcher)) == 2)
+    ranks = ranks_of(launcher)
+    time.sleep(seconds)
+    launcher.kill()
+    launcher.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), 60)
+
+
+# --- one process: what is refused, and why
+
+
+def config_of(folder: Path, **options) -> Config:
+    return Config(output_dir=str(folder / "model"), dataset="data", **options)
+
+
+def make_run(folder: Path, **options) -> Run:
+    return Run(Accelerator(), config_of(folder, **options), "hash")
+
+
+def saved_run(folder: Path, *steps: int, **options) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A run of the tiny model with checkpoints of these steps, which has then let go of its directory."""
+    run = make_run(folder, **options)
+    model = tiny_model(0, ATTENTION)
+    model, optimizer = prepare(run.accelerator, model, 1e-3, 0.0, 1.0)
+    run.restore(model, optimizer, runs.Motion(model))
+    for step in steps:
+        sum(p.square().sum() for p in model.parameters()).backward()
+        optimizer.step()
+        save(run, step, model, optimizer)
+    run.lock.close()
+    return model, optimizer
+
+
+def save(run: Run, step: int, model, optimizer) -> None:
+    run.save(step, model, tiny_tokenizer(), optimizer, None, {"best": {"loss": 1.5, "step": step}})
+
+
+def refusal(folder: Path, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        make_run(folder, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_changed_setting_is_refused_by_name(tmp_path):
+    saved_run(tmp_path, 1, batch_size=8)
+    message = refusal(tmp_path, resume_from="latest", batch_size=16, learning_rate=0.5)
+    assert "batch_size 8 there, 16 here" in message and "learning_rate 0.0002 there, 0.5 here" in message
+    assert "resume_weights_only" in message
+    run = make_run(tmp_path, resume_from="latest", batch_size=16, resume_weights_only=True)
+    assert run.checkpoint == tmp_path / "model" / "checkpoint-1"
+
+
+def test_settings_that_change_nothing_may_change(tmp_path, capsys):
+    saved_run(tmp_path, 1)
+    run = make_run(tmp_path, resume_from="latest", save_steps=3, time_limit=5.0, micro_batch_tokens=99)
+    assert run.checkpoint is not None and "micro_batch_tokens 2048 there, 99 here: sums are" in capsys.readouterr().out
+
+
+def rewrite(checkpoint: Path, **fields) -> None:
+    record = json.loads((checkpoint / "run.json").read_text()) | fields
+    (checkpoint / "run.json").write_text(json.dumps(record))
+    write_manifest(checkpoint)
+
+
+def test_another_world_another_dataset_and_another_start_are_refused(tmp_path):
+    model, optimizer = saved_run(tmp_path, 1)
+    checkpoint = tmp_path / "model" / "checkpoint-1"
+    rewrite(checkpoint, launch={"num_processes": 2, "dtype": "torch.float32"})
+    assert "num_processes was 2 and is 1: launch it as before" in refusal(tmp_path, resume_from="latest")
+    rewrite(checkpoint, launch={"num_processes": 1, "dtype": "torch.bfloat16"})
+    assert "dtype was torch.bfloat16 and is torch.float32: launch it as before" in refusal(
+        tmp_path, resume_from="latest"
+    )
+    rewrite(checkpoint, launch={"num_processes": 1, "dtype": "torch.float32"}, dataset_hash="other")
+    assert "dataset data is not what it was" in refusal(tmp_path, resume_from="latest")
+    rewrite(checkpoint, dataset_hash="hash", start="other")
+    run = make_run(tmp_path, resume_from="latest")
+    with pytest.raises(ValueError, match="model tiny: is not what the run .* began with"):
+        run.restore(model, optimizer, runs.Motion(model))
+
+
+def test_a_path_must_be_a_whole_checkpoint_of_this_output_dir(tmp_path):
+    saved_run(tmp_path, 1, 2)
+    saved_run(tmp_path / "other", 1)
+    first = tmp_path / "model" / "checkpoint-1"
+    assert make_run(tmp_path, resume_from=str(first)).checkpoint == first
+    assert "no checkpoint of a run" in refusal(tmp_path, resume_from=str(tmp_path / "nowhere"))
+    foreign = tmp_path / "other" / "model" / "checkpoint-1"
+    assert f"set output_dir {foreign.parent}" in refusal(tmp_path, resume_from=str(foreign))
+    (first / "model.safetensors").write_bytes(b"")
+    assert "model.safetensors is not as it was written" in refusal(tmp_path, resume_from=str(first))
+    (tmp_path / "model" / "checkpoint-2" / "manifest.json").unlink()
+    assert "no checkpoint is whole" in refusal(tmp_path, resume_from="latest")
+
+
+def test_a_directory_of_another_run_is_left_alone(tmp_path):
+    saved_run(tmp_path)  # killed before its first checkpoint
+    assert make_run(tmp_path, resume_from="latest").checkpoint is None
+    assert "seed 0 there, 1 here" in refusal(tmp_path, resume_from="latest", seed=1)
+    assert "set resume_from latest" in refusal(tmp_path)
+    (tmp_path / "model" / "training_config.json").unlink()
+    (tmp_path / "model" / "thesis.pdf").write_text("")
+    assert "holds other files" in refusal(tmp_path, resume_from="latest")
+    assert "not empty" in refusal(tmp_path)
+    assert "needs resume_from" in refusal(tmp_path, resume_weights_only=True)
+
+
+def test_two_runs_on_one_directory(tmp_path):
+    (tmp_path / "model").mkdir()
+    held = lock(tmp_path / "model")
+    for options in ({}, {"overwrite": True}, {"resume_from": "latest"}):
+        assert "another run is using it" in refusal(tmp_path, **options)
+    held.close()
+    make_run(tmp_path)
+
+
+def test_a_requeued_job_resumes_whatever_its_settings_say(tmp_path, monkeypatch):
+    saved_run(tmp_path, 3, overwrite=True)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert make_run(tmp_path, overwrite=True).checkpoint.name == "checkpoint-3"
+
+
+@pytest.mark.parametrize("part", ["save_model", "save_file", "write_manifest", "put_in_place"])
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path, monkeypatch, part):
+    model, optimizer = saved_run(tmp_path, 1)
+    run = make_run(tmp_path, resume_from="latest")
+    run.restore(model, optimizer, runs.Motion(tiny_model(0, ATTENTION)))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runs, part, full)
+    with pytest.raises(ValueError, match=r"checkpoint-2: cannot be written \(.*No space left.*checkpoint-1: make room"):
+        save(run, 2, model, optimizer)
+    assert [path.name for path in list_checkpoints(tmp_path / "model")] == ["checkpoint-1"]
+    assert damage(tmp_path / "model" / "checkpoint-1") is None
+    assert not list((tmp_path / "model").glob(".checkpoint-*")), "nothing is left aside"
+    with pytest.raises(ValueError, match="model cannot be written"):
+        monkeypatch.setattr(runs, "save_model", full)
+        run.keep_model(model, tiny_tokenizer(), "", {"step": 2})
+
+
+def test_weights_alone_leave_the_optimizer_new(tmp_path):
+    trained, _ = saved_run(tmp_path, 1, 2)
+    run = make_run(tmp_path, resume_from="latest", resume_weights_only=True)
+    model = tiny_model(0, ATTENTION)
+    model, optimizer = prepare(run.accelerator, model, 1e-3, 0.0, 1.0)
+    state = run.restore(model, optimizer, runs.Motion(model))
+    assert state["step"] == 2 and state["best"] == {"loss": 1.5, "step": 2}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
+    assert not optimizer_tensors(model, optimizer)
+    run.lock.close()
+    (tmp_path / "model" / "best.json").write_text(json.dumps({"step": 7}))  # of steps that will now be others
+    run = make_run(tmp_path, resume_from="latest", resume_weights_only=True)
+    assert "best" not in run.restore(model, optimizer, runs.Motion(tiny_model(0, ATTENTION)))
+
+
+# --- parts
+
+
+def test_signals_and_the_time_limit_are_notes(monkeypatch):
+    stop = Stop(0.0)
+    stop.listen()
+    assert stop.asked() == 0
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.asked() == signal.SIGUSR1
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.asked() == signal.SIGTERM
+    limited = Stop(2.0)
+    assert limited.asked() == 0
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 121)
+    limited.reason = limited.asked()
+    assert limited.name() == "time_limit"
+
+
+@pytest.mark.parametrize("progress, marked", [(0, False), (1, True)])
+def test_a_run_is_only_requeued_if_it_has_done_a_step(tmp_path, monkeypatch, capsys, progress, marked):
+    saved_run(tmp_path, 3)
+    monkeypatch.setenv("REQUEUE_MARKER", str(tmp_path / "marker"))
+    run = make_run(tmp_path, resume_from="latest")
+    model = tiny_model(0, ATTENTION)
+    model, optimizer = prepare(run.accelerator, model, 1e-3, 0.0, 1.0)
+    run.restore(model, optimizer, runs.Motion(model))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert run.must_stop()
+    with pytest.raises(SystemExit) as left:
+        run.leave(3 + progress)
+    assert left.value.code == INTERRUPTED and (tmp_path / "marker").exists() == marked
+    assert f"stopped by SIGUSR1 at step {3 + progress}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("taken", [[3], [3, 4], [7, 5, 4], [10, 10]])
+def test_the_queue_of_prompts_goes_on_where_it_was(taken):
+    premises = [str(k // 4) for k in range(14)]
+    made = []
+
+    def prompts_of_epoch(epoch: int) -> list:
+        made.append(epoch)
+        return [f"{epoch}-{row}" for row in range(14)]
+
+    one = PromptQueue(premises, 0, 3, prompts_of_epoch)
+    for count in taken:
+        one.take(count)
+    other = PromptQueue(premises, 0, 3, prompts_of_epoch)
+    other.restore(json.loads(json.dumps(one.state())))
+    assert [one.take(count) for count in (2, 6, 9)] == [other.take(count) for count in (2, 6, 9)]
+    fresh = PromptQueue(premises, 0, 3, prompts_of_epoch)
+    fresh.restore({})
+    assert fresh.take(3) == PromptQueue(premises, 0, 3, prompts_of_epoch).take(3)
+
+
+def test_the_monitor_remembers(capsys):
+    values = {"train/grad_norm": 0.5, "health/weights_moved": 0.0, "health/step_skipped": 0.0, "health/signal": 1.0}
+    values |= {"health/loss_finite": 1.0, "eval/loss": float("nan")}
+    one, other = Monitor({}, 9), Monitor({}, 9)
+    for step in range(1, 5):
+        one.update(step, values)
+    other.restore(json.loads(json.dumps(one.state())))
+    assert [one.update(step, values) for step in (5, 6)] == [other.update(step, values) for step in (5, 6)]
+    assert one.flags() == other.flags() and str(one.state()) == str(other.state())
+
+
+def test_the_loss_scale_is_kept(monkeypatch):
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    monkeypatch.setattr("deepspeed.runtime.fp16.loss_scaler.dist.get_rank", lambda: 1)
+
+    class Optimizer:
+        def __init__(self):
+            self.loss_scaler = DynamicLossScaler(2.0**12, 2.0, 1000, 1.0, 2, False, dtype=torch.float16)
+
+    one, other = Optimizer(), Optimizer()
+    for overflow in (True, True, True, False):
+        one.loss_scaler.update_scale(overflow)
+    load_optimizer(other, None, json.loads(json.dumps(scaler_state(one))))
+    assert vars(other.loss_scaler) == vars(one.loss_scaler) and one.loss_scaler.cur_scale < 2.0**12
+    assert scaler_state(torch.optim.AdamW([torch.zeros(1)])) == {}
+
+
+def test_a_resumed_curve_replaces_what_was_logged_after_the_checkpoint(tmp_path):
+    def log(purge_step: int | None, steps: range, offset: float) -> None:
+        with SummaryWriter(tmp_path, purge_step=purge_step) as writer:
+            for step in steps:
+                writer.add_scalar("loss", step + offset, step)
+
+    log(None, range(1, 8), 0.0)
+    time.sleep(1.1)  # TensorBoard orders its files by the second
+    log(4, range(4, 10), 0.5)
+    assert curves(tmp_path)["loss"] == [(step, step + 0.5 * (step > 3)) for step in range(1, 10)]
+
+
+def test_what_is_saved_is_what_a_user_loads(tmp_path, tokenizer):
+    """A checkpoint is a model's directory as well."""
+    model, _ = saved_run(tmp_path, 2)
+    save_model(model, tokenizer, tmp_path / "plain")
+    saved = load_file(tmp_path / "model" / "checkpoint-2" / "model.safetensors")
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    assert saved.keys() == plain.keys() and all(torch.equal(saved[name], plain[name]) for name in saved)

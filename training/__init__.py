@@ -1,0 +1,1 @@
+"""What a run has besides its algorithm: optimizer, checkpoints, health, monitoring, memory."""

@@ -1,0 +1,264 @@
+"""What a person sees of a training run: TensorBoard's pages and the console. Rank 0 alone shows either.
+
+`LAYOUTS` sorts the curves of TensorBoard's CUSTOM SCALARS page by the question that they answer. A finished run is also
+a row of the HPARAMS page, with its settings and the scores of the model that it has kept.
+"""
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from causal.rewards import COMPONENTS
+from runtime.checkpoints import list_checkpoints
+from scoring.metrics import baselines
+from training.runs import OUTWARD, Run
+
+EVAL_SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "unanswered_rate", "predicted_yes_rate")
+CONSOLE_LINES = 20  # of a run whose output is no terminal, besides those of its evaluations
+SCORE_NAMES = {"loss": "loss", "f1": "F1", "balanced_accuracy": "balanced accuracy"}  # as the last lines call them
+# The scores on the HPARAMS page, the same for both stages, as TensorBoard takes its columns from one of the runs.
+COMPARED = ("kept/step", "kept/f1", "kept/balanced_accuracy", "kept/mcc", "kept/loss", "eval/f1")
+COMPARED += ("eval/balanced_accuracy", "eval/loss", "train/loss", "reward/mean")
+
+# The tags of each chart are regular expressions. A chart that both stages have must be the same in both: TensorBoard
+# shows the layouts of all runs as one.
+Charts = dict[str, list[str]]
+VALIDATION_SCORES: Charts = {"validation scores": ["eval/f1", "eval/balanced_accuracy", "eval/mcc"]}
+HEALTH: Charts = {
+    "signs of trouble": [r"health/sign(s|_.+)"],
+    "validation answers": ["eval/unanswered_rate", "eval/predicted_yes_rate"],
+    "gradient norm": ["train/grad_norm"],
+    "distance from the start": ["health/weight_change"],
+    "skipped steps": ["health/step_skipped"],
+}
+LAYOUTS: dict[str, dict[str, Charts]] = {
+    "SFT": {
+        "is it learning": {"loss of SFT": ["train/loss", "eval/loss"]} | VALIDATION_SCORES,
+        "is it healthy": HEALTH,
+        "is it fast": {
+            "SFT tokens per second": ["perf/tokens_per_second"],
+            "SFT rows per second": ["perf/rows_per_second"],
+        },
+    },
+    "GRPO": {
+        "is it learning": {
+            "reward": ["reward/mean", f"reward/({'|'.join(COMPONENTS)})"],
+            "accuracy of the samples": ["reward/accuracy", "reward/accuracy_of_yes", "reward/accuracy_of_no"],
+        }
+        | VALIDATION_SCORES,
+        "is it healthy": {
+            "KL to the reference": ["policy/kl"],
+            "entropy": ["policy/entropy"],
+            "answers of the samples": [
+                "rollout/truncated_rate",
+                "rollout/unanswered_rate",
+                "rollout/predicted_yes_rate",
+                "rollout/label_yes_rate",
+            ],
+            "groups whose rewards agree": ["reward/frac_zero_std", "reward/frac_all_right", "reward/frac_all_wrong"],
+            "clipped tokens": ["policy/clip_fraction"],
+            "length of the samples": ["rollout/completion_length"],
+        }
+        | HEALTH,
+        "is it fast": {
+            "seconds of a GRPO step": [r"perf/.+_seconds"],
+            "tokens saved by shared prefixes": ["perf/tokens_saved"],
+        },
+    },
+}
+
+
+# --- TensorBoard
+
+
+def open_writer(stage: str, logging_dir: str, purge_step: int | None) -> SummaryWriter:
+    """The writer of a run's curves, with the layout of its stage.
+
+    A run that continues writes the layout again, at step 0 as before: TensorBoard shows one.
+    """
+    writer = SummaryWriter(logging_dir, purge_step=purge_step)
+    # TensorBoard matches the beginning of a tag alone: "reward/accuracy" would be "reward/accuracy_of_yes" too.
+    layout = {
+        question: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
+        for question, charts in LAYOUTS[stage].items()
+    }
+    writer.add_custom_scalars(layout)
+    return writer
+
+
+def report_scores(
+    writer: SummaryWriter,
+    scores: dict,
+    labels: list[int],
+    predictions: list[int | None],
+    step: int,
+    loss: float | None = None,
+) -> None:
+    """Write an evaluation to TensorBoard, with its confusion matrix, and in one line to the console."""
+    from scoring.figures import confusion_figure  # matplotlib takes a second, and only this rank draws
+
+    if loss is not None:
+        writer.add_scalar("eval/loss", loss, step)
+    for name in EVAL_SCORES:
+        writer.add_scalar(f"eval/{name}", scores[name], step)
+    rows = [{"label": label, "prediction": answer} for label, answer in zip(labels, predictions, strict=True)]
+    writer.add_figure("eval/confusion_matrix", confusion_figure(rows, f"step {step}"), step, close=False)
+    tqdm.write(
+        f"step {step}: {'' if loss is None else f'eval loss {loss:.4f}, '}F1 {scores['f1']:.3f} "
+        f"(always Yes {baselines(labels)['always_yes']['f1']:.3f}), "
+        f"balanced accuracy {scores['balanced_accuracy']:.3f}, {scores['n']} rows"
+    )
+
+
+def write_scalars(writer: SummaryWriter, values: dict[str, float], step: int) -> None:
+    """A step's values by tag; on a GPU, with the most memory that this rank has had in use so far."""
+    if torch.cuda.is_available():
+        values = values | {"perf/peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+    for name, value in values.items():
+        writer.add_scalar(name, value, step)
+
+
+def write_hparams(writer: SummaryWriter, settings: dict[str, Any], kept: dict, step: int) -> None:
+    """A row of the HPARAMS page: the settings that make a run what it is, and its scores.
+
+    Those are of the model that is kept, as `kept/<score>`, and of the run's end. They go into the run's own event file:
+    SummaryWriter.add_hparams would make a run of its own beside it.
+    """
+    for name, value in kept.items():
+        writer.add_scalar(f"kept/{name}", value, step)
+    shown = {name: value for name, value in settings.items() if name not in OUTWARD or name == "dataset"}
+    shown = {x: str(value) if isinstance(value, bool | list) else value for x, value in shown.items()}
+    for summary in hparams(shown, dict.fromkeys(COMPARED)):
+        writer.file_writer.add_summary(summary)
+
+
+# --- the console
+
+
+class Progress:
+    """A bar with the time left; where the output is no terminal, a line now and then. Silent unless `shown`."""
+
+    def __init__(self, stage: str, total: int, first: int, shown: bool):
+        self.shown, self.stage, self.total, self.first = shown, stage, total, first
+        self.start = time.monotonic()
+        self.bar = tqdm(
+            total=total, initial=first, desc=stage, disable=None if shown else True, mininterval=2, dynamic_ncols=True
+        )
+
+    def update(self, step: int, **figures: float) -> None:
+        """`step` steps are done; `figures` are shown beside them."""
+        shown = {name: f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" for name, x in figures.items()}
+        text = ", ".join(f"{name} {value}" for name, value in shown.items())
+        if not self.bar.disable:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update()
+        # The first step's line says early that the run is on its way, and how long it will take.
+        elif self.shown and (step == self.first + 1 or self._part(step) > self._part(step - 1)):
+            left = (time.monotonic() - self.start) / (step - self.first) * (self.total - step)
+            tqdm.write(f"{self.stage} step {step} of {self.total}: {text}, {tqdm.format_interval(left)} left")
+            sys.stdout.flush()
+
+    def _part(self, step: int) -> int:
+        return step * CONSOLE_LINES // self.total
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def finish(run: Run, writer: SummaryWriter | None, stage: str, kept: dict, step: int) -> None:
+    """End a run on all ranks: its last entries in TensorBoard, its note that it is complete, and where everything is.
+
+    `kept` has the step and the scores of the model in output_dir.
+    """
+    if writer is not None:
+        write_hparams(writer, asdict(run.config), kept, step)
+        writer.close()
+    run.finish(kept)
+    if writer is not None:
+        print("\n".join(closing_lines(run.config, stage, kept)), flush=True)
+
+
+def closing_lines(config: Any, stage: str, kept: dict) -> list[str]:
+    """Where a run's results are, and the commands that come next."""
+    scores = ", ".join(f"{name} {kept[key]:.3f}" for key, name in SCORE_NAMES.items() if key in kept)
+    rule = {"SFT": "the lowest validation loss", "GRPO": "the best validation F1"}[stage]
+    chosen = f"{rule}: {scores}" if config.keep_best else f"the last: {scores}"
+    checkpoints = ", ".join(path.name for path in list_checkpoints(Path(config.output_dir))) or "none"
+    lines = [
+        f"{'model' if stage == 'SFT' else 'adapter'}: {config.output_dir} (step {kept['step']}, {chosen})",
+        f"beside it: training_config.json, every setting as used; checkpoints: {checkpoints}",
+        f"curves: tensorboard --logdir {config.logging_dir}",
+    ]
+    test = evaluate_command(config, config.output_dir)
+    if stage == "SFT":
+        return [*lines, f"next, GRPO: {grpo_command(config)}", f"or scores on the test split: {test}"]
+    # evaluate.py runs on its results alone here: no model, no launcher
+    results = [results_dir(config.model), results_dir(config.output_dir)]
+    return [
+        *lines,
+        f"next, scores on the test split: {test}",
+        f"and of what it began with: {evaluate_command(config, config.model)}",
+        f"then: {shlex.join(['python', 'evaluate.py', '--compare', *results])}",
+    ]
+
+
+def grpo_command(config: Any) -> str:
+    """GRPO from an SFT model: by the recipe of the same name or else with the settings that carry over."""
+    given = sys.argv[sys.argv.index("--config") + 1] if "--config" in sys.argv[:-1] else ""
+    recipe = Path(given).with_name(Path(given).name.replace("sft", "grpo")) if given else None
+    options = ["--model", config.output_dir, "--dataset", config.dataset]
+    options += ["--output_dir", grpo_name(config.output_dir), "--logging_dir", grpo_name(config.logging_dir)]
+    if recipe is not None and recipe.is_file() and str(recipe) != given:
+        options = ["--config", str(recipe), *options]
+    else:
+        options += shared_options(config)
+    return shlex.join([*launcher(), "train_grpo.py", *options])
+
+
+def grpo_name(directory: str) -> str:
+    """Where GRPO puts what SFT has put into `directory`: models/phi3_sft_model -> models/phi3_grpo_model."""
+    path = Path(directory)
+    name = path.name.replace("sft", "grpo").replace("SFT", "GRPO")
+    return str(path.with_name(name if name != path.name else f"{name}_grpo"))
+
+
+def evaluate_command(config: Any, model: str) -> str:
+    """Scores on the test split; a model that was trained here knows its dataset, precision and length of answers."""
+    options = ["--model", model]
+    if not (Path(model) / "training_config.json").is_file():
+        options += ["--dataset", config.dataset, *shared_options(config)]
+    return shlex.join([*launcher(), "evaluate.py", *options])
+
+
+def shared_options(config: Any) -> list[str]:
+    """The settings of a run that another stage has to repeat where nothing else says them."""
+    precision = [] if config.quantization == "none" else ["--quantization", config.quantization]
+    return ["--max_new_tokens", str(config.max_new_tokens), *precision]
+
+
+def results_dir(model: str) -> str:
+    """Where evaluate.py puts a model's results if not told otherwise."""
+    path = Path(model).resolve()
+    checkpoint = path.name.startswith("checkpoint-")
+    return f"evaluation_results/{path.parent.name}-{path.name}" if checkpoint else f"evaluation_results/{path.name}"
+
+
+def launcher() -> list[str]:
+    """The words before the script's name in the command that has started it: `accelerate launch …`, or python."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    except OSError:
+        words = []
+    starts = [k + 1 for k, word in enumerate(words) if word in ("launch", "accelerate.commands.launch")]
+    if not starts or sys.argv[0] not in words:
+        return ["python"]
+    return ["accelerate", "launch", *words[starts[0] : words.index(sys.argv[0])]]
