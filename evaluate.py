@@ -40,6 +40,7 @@ from policy.loading import (
     stop_token_ids,
 )
 from policy.prefix_sharing import check_prefix_sharing
+from policy.sampling import Sampler
 from runtime.checkpoints import claim_output_dir, list_checkpoints
 from runtime.ending import run_script
 from runtime.processes import start
@@ -186,15 +187,16 @@ def evaluate(config: Config) -> None:
     start_time = time.perf_counter()
     if scored:
         rows = score_answers(
-            accelerator, model, tokenizer, data, candidates,
+            accelerator, model, tokenizer, data, prompts, candidates,
             micro_batch_tokens=config.micro_batch_tokens, threshold=config.threshold, share=config.prefix_sharing,
         )  # fmt: skip
     else:
-        rows = predict(
-            accelerator, model, tokenizer, data, stop_ids=stop_token_ids(tokenizer, model),
-            max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens, share=config.prefix_sharing,
-            num_samples=config.num_samples, temperature=config.temperature, seed=config.seed,
-        )  # fmt: skip
+        stop_ids = stop_token_ids(tokenizer, model)
+        sampler = Sampler(
+            model, tokenizer, stop_ids, config.max_new_tokens, config.cache_tokens, config.prefix_sharing
+        )
+        sampling = {"num_samples": config.num_samples, "temperature": config.temperature, "seed": config.seed}
+        rows = predict(accelerator, sampler, data, prompts, **sampling)
     seconds = time.perf_counter() - start_time
     splits = [split for split, part in zip(config.split, parts, strict=True) for _ in range(len(part))]
     rows = [{**row, "split": split} for row, split in zip(rows, splits, strict=True)]

@@ -12,41 +12,21 @@ Dimensions: B rows of a micro-batch, T completion length.
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
-from dataset.batches import (
-    choose_rows,
-    dataset_hash,
-    encode_rows,
-    epoch_batches,
-    load_split,
-    premise_groups,
-    relabel_rows,
-    share_of_rank,
-    trace_style,
-)
-from policy.loading import (
-    check_context,
-    check_model,
-    load_policy,
-    load_tokenizer,
-    model_card,
-    stop_token_ids,
-    training_dtype,
-)
-from policy.prefix_sharing import check_prefix_sharing, pack, plan_micro_batches, sequence_logps
+from dataset.batches import encode_rows, epoch_batches, premise_groups, relabel_rows, share_of_rank, trace_style
+from policy.prefix_sharing import pack, plan_micro_batches, sequence_logps
 from runtime.ending import run_script
-from runtime.processes import reduce, start
+from runtime.processes import reduce
 from runtime.settings import arg, check, check_ranges, parse_config
-from scoring.metrics import classification_metrics
-from scoring.predictions import predict
-from training.health import Monitor, Motion, check_gradient_flow, check_graph, check_optimizer, check_stop_tokens
-from training.memory import print_plan
-from training.monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
-from training.optimization import backward, prepare, set_learning_rate, step
-from training.runs import Run
+from training.health import check_graph
+from training.optimization import backward, set_learning_rate, step_optimizer
+from training.setup import Setup, open_run
+from training.validation import Validation
 
 
 @dataclass
@@ -100,9 +80,6 @@ class Config:
     )
     resume_weights_only: bool = arg(False, "resume with a new optimizer, on any number of processes or other settings")
     time_limit: float = arg(0.0, "minutes after which the run saves and stops, to be resumed; 0: none")
-    # before a run
-    plan: bool = arg(False, "print where a card's memory will go, and whether it is enough, and run nothing")
-    card_gb: float = arg(0.0, "memory of the plan's card in GB; 0: of the GPU present")
 
     def __post_init__(self):
         check_ranges(self, {
@@ -110,7 +87,7 @@ class Config:
             "lora_alpha logging_steps eval_rows stop_after",
             "above 0": "learning_rate max_grad_norm",
             "0 or more": "num_train_epochs max_steps prompt_loss_weight weight_decay eval_steps save_steps "
-            "save_total_limit time_limit card_gb",
+            "save_total_limit time_limit",
             "between 0 and 1": "warmup_ratio min_lr_ratio",
             "0 or more and less than 1": "lora_dropout",
         })  # fmt: skip
@@ -191,6 +168,16 @@ def micro_batches(groups: list[list[int]], rows: Rows, config: Config) -> list[l
     return [[groups[g] for g in batch] for batch in plan]
 
 
+def window_means(window: list[dict[str, float]], seconds: float) -> dict[str, float]:
+    """Of the steps in the window, which took `seconds`: the mean loss of a target token, rows and tokens a second."""
+    sums = {name: sum(done[name] for done in window) for name in window[0]}
+    return {
+        "train/loss": sums["loss"] / sums["weight"],
+        "perf/rows_per_second": sums["rows"] / seconds,
+        "perf/tokens_per_second": sums["tokens"] / seconds,
+    }
+
+
 @torch.no_grad()
 def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], config: Config) -> float:
     """Mean negative log-likelihood over all completion tokens of the rows, weighted as in training, on all ranks."""
@@ -206,170 +193,103 @@ def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], conf
     return sums["loss"] / sums["weight"]
 
 
-def main() -> None:
-    config = parse_config(Config)
-    if config.plan:
-        return print_plan(config)
-    accelerator = start(config.seed)
-    main_process = accelerator.is_main_process
-    device, world_size = accelerator.device, accelerator.num_processes
-    check_model(config.model)
-    data_hash = dataset_hash(config.dataset)
-    run = Run(accelerator, config, data_hash)
-    if run.finished:
-        return run.end_at_once()
+def share(accelerator, groups: list[list[int]], rows: Rows) -> list[list[int]]:
+    """This rank's groups of a step."""
+    return share_of_rank(groups, accelerator.process_index, accelerator.num_processes, rows.packed_tokens)
 
-    # --- data
-    train = load_split(config.dataset, config.train_split, both_answers=True)
-    validation = choose_rows(load_split(config.dataset, "validation"), config.eval_rows, config.seed)
-    tokenizer = load_tokenizer(config.model, config.revision)
+
+def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | None:
+    """What the loop needs: the rows of an epoch, those of validation, the steps; None for a run that has finished."""
+    opened = open_run(config, "SFT")
+    if opened is None:
+        return None
+    train, tokenizer = opened.train, opened.tokenizer
     style = trace_style(config.dataset) if config.relabel_each_epoch else None
 
-    def rows_of_epoch(epoch: int) -> Rows:
+    @lru_cache(maxsize=1)
+    def rows_of(epoch: int) -> Rows:
         texts = relabel_rows(train, style, config.seed, epoch) if config.relabel_each_epoch else train
         encoded = encode_rows(tokenizer, texts)
         return make_rows(*encoded, train["label"], config.class_weights, config.prompt_loss_weight)
 
-    rows, rows_epoch = rows_of_epoch(0), 0
-    eval_rows = make_rows(*encode_rows(tokenizer, validation), validation["label"], config.class_weights)
+    rows, held_out = rows_of(0), opened.validation
+    validation_rows = make_rows(*encode_rows(tokenizer, held_out), held_out["label"], config.class_weights)
     steps = plan_steps(train["premise_id"], config)
+    longest = max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True))
+    model = opened.load(longest, adaptation=config.adaptation, lora_dropout=config.lora_dropout)
+    first = share(opened.accelerator, steps[0][1], rows)
 
-    # --- model
-    dtype = training_dtype(accelerator)
-    model = load_policy(
-        config.model,
-        adaptation=config.adaptation,
-        quantization=config.quantization,
-        dtype=dtype,
-        device=device,
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        lora_target_modules=config.lora_target_modules,
-        gradient_checkpointing=config.gradient_checkpointing,
-        revision=config.revision,
-        seed=config.seed,
+    def probe(responses: list[list[int]]) -> torch.Tensor:
+        return loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1])
+
+    return opened.ready(model, len(steps), probe, rows.of(first)), rows_of, validation_rows, steps
+
+
+def main() -> None:
+    config = parse_config(Config)
+    found = set_up(config)
+    if found is None:
+        return
+    s, rows_of, validation_rows, steps = found
+    accelerator, engine, policy = s.accelerator, s.engine, s.policy
+    world_size, premise_ids = accelerator.num_processes, s.validation["premise_id"]
+    validation = Validation(s)
+    saved = s.saved.get("window", [])
+    window: list[dict[str, float]] = [saved] if isinstance(saved, dict) else saved  # sums of the steps not yet logged
+    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    s.announce(
+        f"{len(s.train)} rows, {len(steps)} steps of {config.batch_size} rows, {trainable:,} trainable parameters"
     )
-    check_context(model, max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True)))
-    stop_ids = stop_token_ids(tokenizer, model)
-    check_stop_tokens(rows.targets, stop_ids)
-    first = share_of_rank(steps[0][1], accelerator.process_index, world_size, rows.packed_tokens)
-    check_gradient_flow(model, loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1]))
-    if config.prefix_sharing:
-        check_prefix_sharing(model, *rows.of(first), config.micro_batch_tokens)
-    engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
-    policy = accelerator.unwrap_model(engine)
-    check_optimizer(policy, optimizer)
-    motion = Motion(policy)
-
-    saved = run.restore(policy, optimizer, motion)
-    first_step: int = saved.get("step", 0)
-    best = saved.get("best", {"loss": math.inf, "step": 0})
-    writer = open_writer("SFT", config.logging_dir, run.purge_step(first_step)) if main_process else None
-    monitor = Monitor(asdict(config), config.stop_after, writer)
-    monitor.restore(saved.get("monitor", {}))
-    if main_process:
-        trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-        print(
-            f"SFT: {len(train)} rows, {len(steps)} steps of {config.batch_size} rows on {world_size} processes, "
-            f"{trainable:,} trainable parameters, {dtype}, {accelerator.distributed_type.value}",
-            flush=True,
-        )
-
-    def evaluate(step_number: int) -> None:
-        loss = evaluation_loss(accelerator, policy, eval_rows, validation["premise_id"], config)
-        answers = predict(
-            accelerator, policy, tokenizer, validation,
-            stop_ids=stop_ids, max_new_tokens=config.max_new_tokens, cache_tokens=config.cache_tokens,
-            share=config.prefix_sharing,
-        )  # fmt: skip
-        predictions = [answer["prediction"] for answer in answers]
-        scores = classification_metrics(validation["label"], predictions)
-        values = {"loss": loss} | {name: scores[name] for name in EVAL_SCORES}
-        if not config.keep_best or loss <= best["loss"]:
-            best.update(values, step=step_number)
-            run.keep_model(policy, tokenizer, model_card("SFT", asdict(config), data_hash, step_number, values), best)
-        if main_process:
-            report_scores(writer, scores, validation["label"], predictions, step_number, loss)
-        monitor.update(step_number, {f"eval/{name}": value for name, value in values.items()})
-
-    def save(step_number: int) -> None:
-        state = {"best": best, "monitor": monitor.state(), "window": window}
-        run.save(step_number, policy, tokenizer, optimizer, writer, state)
-
-    # --- train
     engine.train()
-    progress = Progress("SFT", len(steps), first_step, main_process)
-    window = saved.get("window", dict.fromkeys(("loss", "weight", "rows", "tokens"), 0.0))
+    progress = s.start_progress()
     window_start = time.perf_counter()
-    for number in range(first_step, len(steps)):
-        if run.must_stop():
-            save(number)
-            run.leave(number)
-        epoch, groups = steps[number]
-        if config.relabel_each_epoch and epoch != rows_epoch:
-            rows, rows_epoch = rows_of_epoch(epoch), epoch
+    for step in range(s.first_step, len(steps)):
+        if s.run.must_stop():
+            s.save(step, best=validation.best, window=window)
+            s.run.leave(step)
+        epoch, groups = steps[step]
+        rows = rows_of(epoch if config.relabel_each_epoch else 0)
         step_weight = rows.total_weight(groups)
-        set_learning_rate(optimizer, learning_rate(number, len(steps), config))
+        rate = learning_rate(step, len(steps), config)
+        set_learning_rate(s.optimizer, rate)
 
-        # forward and backward: every rank equally often, since ZeRO-2 reduces gradients in each backward
-        mine = share_of_rank(groups, accelerator.process_index, world_size, rows.packed_tokens)
+        # --- forward and backward: every rank equally often, since ZeRO-2 reduces gradients in each backward
+        mine = share(accelerator, groups, rows)
         batches = micro_batches(mine, rows, config)
         count = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
         loss_of_step = 0.0
         for k in range(count):
-            batch, weight = (batches[k], 1.0) if k < len(batches) else (groups[:1], 0.0)
+            batch, scale = (batches[k], 1.0) if k < len(batches) else (groups[:1], 0.0)
             loss = loss_sum(engine, rows, batch, config.prefix_sharing)
             check_graph(policy, loss)
             # DeepSpeed averages over ranks: times world_size, it is the weighted mean over the whole step's tokens.
-            backward(accelerator, weight * loss * world_size / step_weight, last=k == count - 1)
-            loss_of_step += weight * loss.item()
-        grad_norm, stepped = step(accelerator, engine, optimizer, config.max_grad_norm)
+            backward(accelerator, scale * loss * world_size / step_weight, last=k == count - 1)
+            loss_of_step += scale * loss.item()
+        grad_norm, stepped = step_optimizer(accelerator, engine, s.optimizer, config.max_grad_norm)
 
-        # health
-        done = {
-            "loss": loss_of_step,
-            "weight": rows.total_weight(mine),
-            "rows": sum(map(len, mine)),
-            "tokens": sum(len(rows.contexts[i]) + len(rows.targets[i]) for group in mine for i in group),
-        }
-        done = reduce(accelerator, done)
-        window = {name: value + done[name] for name, value in window.items()}
-        health = {
-            "health/loss_finite": float(math.isfinite(done["loss"])),
-            "health/step_skipped": float(not stepped),
-            "health/weights_moved": float(motion.moved(policy)),
-            "health/signal": 1.0,  # every row has a label
-            "train/grad_norm": grad_norm,
-        }
-        monitor.update(number + 1, health)
-
-        # log
-        seconds = time.perf_counter() - window_start
-        progress.update(number + 1, loss=done["loss"] / done["weight"], tokens_per_second=window["tokens"] / seconds)
-        if (number + 1) % config.logging_steps == 0 or number + 1 == len(steps):
-            if main_process:
-                values = health | monitor.flags()
-                values |= {
-                    "train/loss": window["loss"] / window["weight"],
-                    "train/learning_rate": learning_rate(number, len(steps), config),
-                    "health/weight_change": motion.change(policy),
-                    "perf/rows_per_second": window["rows"] / seconds,
-                    "perf/tokens_per_second": window["tokens"] / seconds,
-                }
-                write_scalars(writer, values, number + 1)
-            window = dict.fromkeys(window, 0.0)
-            window_start = time.perf_counter()
-
-        # evaluate, save
-        last = number + 1 == len(steps)
-        if last or (config.eval_steps > 0 and (number + 1) % config.eval_steps == 0):
-            evaluate(number + 1)
-        if config.save_steps > 0 and (number + 1) % config.save_steps == 0 and not last:
-            save(number + 1)
+        # --- watch, evaluate, save
+        done = {"loss": loss_of_step, "weight": rows.total_weight(mine), "rows": sum(map(len, mine))}
+        done["tokens"] = sum(len(rows.contexts[i]) + len(rows.targets[i]) for group in mine for i in group)
+        window.append(reduce(accelerator, done))
+        values = {
+            "health/loss_finite": float(math.isfinite(window[-1]["loss"])),
+            "health/signal": 1.0,
+        }  # all have labels
+        values |= s.motion.values(policy, grad_norm, stepped) | {"train/learning_rate": rate}
+        s.monitor.update(step + 1, values)
+        means = window_means(window, time.perf_counter() - window_start)
+        speed = means["perf/tokens_per_second"]
+        progress.update(step + 1, loss=window[-1]["loss"] / window[-1]["weight"], tokens_per_second=speed)
+        if s.is_time(step + 1, config.logging_steps):
+            s.log(values | means, step + 1)
+            window, window_start = [], time.perf_counter()
+        if s.is_time(step + 1, config.eval_steps):
+            loss = evaluation_loss(accelerator, policy, validation_rows, premise_ids, config)
+            validation(step + 1, loss)
+        if config.save_steps > 0 and s.is_time(step + 1, config.save_steps):
+            s.save(step + 1, best=validation.best, window=window)
     progress.close()
-    finish(run, writer, "SFT", best, len(steps))
-    accelerator.end_training()
+    s.finish(validation.best)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,21 @@
-"""Read a Yes/No answer out of generated text."""
+"""Read a Yes/No answer out of generated text.
+
+    extract_answer("... no directed path.\\n\\n**Answer: No**")   -> False
+
+Training and evaluation read answers with the same function; two readings would make the reward and the score disagree.
+A text has at most one answer, so no text is right under both labels and hedging never pays.
+
+What counts as its answer, the first that is found:
+1. the last answer line: "Answer: No", "the final answer is **Yes**", "\\boxed{Yes}", "<answer>no</answer>";
+2. the last conclusion line: "Therefore: No";
+3. the final line, where it begins with a clear yes or no, or its final sentence begins or ends with one;
+4. the opening words of the text: "No. The premise ...".
+If what is found holds both a yes and a no, the text has no answer. Questions ("... ?") and instructions ("Answer Yes
+or No.") are not answers, and the "no" of "no edge" is not a verdict.
+"""
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 # A "no" is a verdict when nothing it could negate follows: the end, punctuation, or the start of a new clause.
 _CLAUSE = r"because|since|as|it|this|that|the|there|we|given|for|and|or|but|yes|not|no"
@@ -72,7 +82,7 @@ def _is_question(sentence: str) -> bool:
     return sentence.endswith("?") or bool(_CHOICE.search(sentence) and not _STATED.match(sentence))
 
 
-def _gives_answer(text: str) -> bool:
+def gives_answer(text: str) -> bool:
     """Is any line a marked answer (or a hedge so marked), or a bare yes or no? "Is C a collider? Yes." is neither."""
     marked = (_marked_verdicts(marker, line) for line in _plain_lines(text) for marker in (_ANSWER, _CONCLUSION))
     return any(map(_BARE.fullmatch, text.splitlines())) or any(marked)

@@ -387,11 +387,28 @@ def _read_sentence(sentence: str, variables: tuple[str, ...]) -> Step | None:
     return None
 
 
+def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
+    """(first character, one past the last) of every sentence of a text.
+
+    Sentences end with a line, or with a full stop before white space. A list marker before one ('- ', '2. ') and the
+    white space around it are no part of it.
+    """
+    offset = 0
+    for line in text.splitlines(keepends=True):
+        (content,) = line.splitlines()
+        marker = re.match(r"\s*(?:[-*•]|\d+[.)])\s+", content)
+        first = marker.end() if marker else 0
+        body = content[first:].lstrip()
+        start = offset + len(content) - len(body)
+        for sentence in re.finditer(r".+?(?:(?<=\.)(?=\s)|$)\s*", body.rstrip()):
+            yield start + sentence.start(), start + sentence.start() + len(sentence[0].rstrip())
+        offset += len(line)
+
+
 def read_trace(text: str, variables: Sequence[str]) -> Iterator[tuple[str, Step | None]]:
-    """(sentence, step) of every sentence of a text; a list marker before it ('- ', '2. ') does not count."""
-    for line in text.splitlines():
-        line = re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", line)
-        yield from ((s, read_step(s, variables)) for s in re.split(r"(?<=\.)\s+", line.strip()) if s)
+    """(sentence, step) of every sentence of a text."""
+    for start, end in sentence_spans(text):
+        yield text[start:end], read_step(text[start:end], variables)
 
 
 # ---------------------------------------------------------------- checking

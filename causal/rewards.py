@@ -1,46 +1,29 @@
-"""Read a Yes/No answer out of generated text, and score the text: the rewards of GRPO.
+"""What a completion is worth: its answer, and the reasoning before it.
 
-    extract_answer("... no directed path.\\n\\n**Answer: No**")   -> False
-    outcome_reward("Answer: Yes", label=1)                       -> 1.0   the answer, in [-1, 1]
-    process_reward(trace, premise, claim)                        -> 1.0   the reasoning before it, in [-1, 1]
-    format_reward("Answer: Yes", reasoning=False)                -> 1.0   the form, 0 or 1
-    length_reward(150, free_tokens=100, max_new_tokens=200)      -> -0.5  the length, in [-1, 0]
+    outcome_reward("Answer: Yes", label=1)    -> 1.0   the answer, in [-1, 1]
+    process_reward(trace, premise, claim)     -> 1.0   the reasoning, in [-1, 1]
+    corr2cause_reward(process=True)           -> the function (completion, row) that train_grpo.py asks
 
-Each looks at one thing: an exact trace that ends in the wrong answer has a full process reward. No text earns more,
-by any of them, than the exact trace, and tests/test_rewards.py tries.
-
-Training and evaluation read answers with the same function; two readings would make the reward and the score disagree.
-A text has at most one answer, so no text is right under both labels and hedging never pays.
-
-What counts as its answer, the first that is found:
-1. the last answer line: "Answer: No", "the final answer is **Yes**", "\\boxed{Yes}", "<answer>no</answer>";
-2. the last conclusion line: "Therefore: No";
-3. the final line, where it begins with a clear yes or no, or its final sentence begins or ends with one;
-4. the opening words of the text: "No. The premise ...".
-If what is found holds both a yes and a no, the text has no answer. Questions ("... ?") and instructions ("Answer Yes
-or No.") are not answers, and the "no" of "no edge" is not a verdict.
+Each looks at one thing: an exact trace that ends in the wrong answer has a full process reward. No text earns more, by
+either, than the exact trace, and tests/causal/test_rewards.py tries.
 """
 
-import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
-from causal.answers import _gives_answer, extract_answer
+from causal.answers import extract_answer, gives_answer
 from causal.graphs import Claim, Premise
-from causal.reasoning import is_right, read_trace, required_steps, subject
+from causal.reasoning import is_right, read_step, required_steps, sentence_spans, subject
+from causal.wording import parse_hypothesis, parse_premise
 
-if TYPE_CHECKING:
-    from training.rollouts import Sample
-
-COMPONENTS = ("outcome", "process", "format", "length")
 RIGHT_REWARD = 1.0
 WRONG_REWARD = -1.0
 NO_ANSWER_REWARD = -0.5
 NOISE_CHARACTERS = 40  # about two compact steps; without it an unreadable sentence could go on for the price of one
 
-
-# The line that a target ends in; case, markdown and a final full stop are let pass.
-_FORM = re.compile(r"[\s>*_`#-]*answer[\s*_`]*:[\s*_`]*(?:yes|no)[\s*_`.!]*", re.IGNORECASE)
+Span = tuple[int, int, float]  # first character of a step, one past its last, and what the step adds to the reward
 
 
 def outcome_reward(text: str, label: int, class_weights: Sequence[float] | None = None) -> float:
@@ -83,89 +66,71 @@ def process_reward(text: str, premise: Premise, claim: Claim) -> float:
     1, in any order of its steps; an empty text 0; unreadable, wrong or repeated sentences without end -1.
     Raises Corr2CauseError if no graph satisfies the premise: nothing is right or wrong there.
     """
+    return process_of(step_points(text, premise, claim), premise, claim)[0]
+
+
+def process_of(points: Iterator[tuple[int, int, int]], premise: Premise, claim: Claim) -> tuple[float, list[Span]]:
+    """The process reward, and what each sentence adds to it: their sum, if that is at least -1."""
+    required = len(required_steps(premise, claim)) - 1  # without the answer
+    points = list(points)
+    reward = max(-1.0, sum(point for _, _, point in points) / required)
+    return reward, [(start, end, point / required) for start, end, point in points]
+
+
+def step_points(text: str, premise: Premise, claim: Claim) -> Iterator[tuple[int, int, int]]:
+    """(start, end, points) of every sentence: 1, 0 or a cost, as `process_reward` has it."""
     required = required_steps(premise, claim)
-    score, spoken_of, answered = 0, set(), False
-    for sentence, step in read_trace(text, premise.variables):
-        noise = 1 if step else max(1, len(sentence) // NOISE_CHARACTERS)
+    spoken_of, answered = set(), False
+    for start, end in sentence_spans(text):
+        sentence = text[start:end]
+        step = read_step(sentence, premise.variables)
+        noise, points = 1 if step else max(1, len(sentence) // NOISE_CHARACTERS), 0
         if answered:
-            score -= noise
-        elif step.kind == "answer" if step else _gives_answer(sentence):
+            points = -noise
+        elif step.kind == "answer" if step else gives_answer(sentence):
             answered = True
         elif step is None or (what := subject(step)) in spoken_of:
-            score -= noise
+            points = -noise
         else:
             spoken_of.add(what)
             if required.get(what) != step and not is_right(step, premise, claim):
-                score -= 1
+                points = -1
             elif what in required:
-                score += 1
-    return max(-1.0, score / (len(required) - 1))  # without the answer
+                points = 1
+        yield start, end, points
 
 
-def format_reward(text: str, reasoning: bool) -> float:
-    """1.0 for the form that the target asks for, 0.0 for any other; what is said does not matter.
+# --- the reward of a run
 
-    The form is a line "Answer: Yes" or "Answer: No" (case, markdown and a final full stop are let pass): alone, or
-    with `reasoning` the last line, after at least one line of words and none that gives an answer.
+
+def corr2cause_reward(
+    process: bool = False, class_weights: Sequence[float] | None = None
+) -> Callable[[str, Mapping[str, Any]], dict[str, Any]]:
+    """The function of a completion and its row that scores it, as training/rewards.py asks for it.
+
+    Components: `outcome`, and with `process` that of the reasoning, with the spans of its steps. What has a slash in
+    its name is a metric: of the answers, and of those to rows of one label (NaN for the others).
     """
-    written = text.strip().splitlines()
-    if not written or not _FORM.fullmatch(written[-1]):
-        return 0.0
-    if not reasoning:
-        return float(len(written) == 1)
-    reasons = "\n".join(written[:-1])
-    return float(bool(re.search(r"\w", reasons)) and not _gives_answer(reasons))
 
+    @lru_cache(maxsize=4096)
+    def parsed(premise: str) -> Premise:
+        return parse_premise(premise)
 
-def length_reward(num_tokens: int, free_tokens: int, max_new_tokens: int) -> float:
-    """0 up to `free_tokens`, then falling on a line to -1 at `max_new_tokens`, and -1 beyond.
+    def judge(completion: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        label, answer = int(row["label"]), extract_answer(completion)
+        right = float(answer is bool(label))
+        judgement: dict[str, Any] = {"outcome": outcome_reward(completion, label, class_weights)}
+        if process:
+            premise = parsed(row["premise"])
+            claim = parse_hypothesis(row["hypothesis"], premise.variables)
+            judgement["process"] = process_of(step_points(completion, premise, claim), premise, claim)
+        return judgement | {
+            "reward/accuracy": right,
+            "reward/accuracy_of_yes": right if label else math.nan,
+            "reward/accuracy_of_no": math.nan if label else right,
+            "rollout/unanswered_rate": float(answer is None),
+            "rollout/predicted_yes_rate": float(answer is True),
+            "rollout/label_yes_rate": float(label),
+        }
 
-    The soft overlong punishment of DAPO (Yu et al., 2025, arXiv 2503.14476, equation 13), with L_max = max_new_tokens
-    and L_cache = max_new_tokens - free_tokens. Raises ValueError unless 0 <= free_tokens < max_new_tokens (equality
-    leaves the line no room) and num_tokens >= 0.
-    """
-    if not 0 <= free_tokens < max_new_tokens:
-        raise ValueError(f"free_tokens must be in 0..{max_new_tokens - 1}, below max_new_tokens, not {free_tokens}")
-    if num_tokens < 0:
-        raise ValueError(f"num_tokens must be >= 0, not {num_tokens}")
-    return max(-1.0, min(0.0, (free_tokens - num_tokens) / (max_new_tokens - free_tokens)))
-
-
-# --- the reward of a run, a weighted sum of those; `config` is train_grpo.py's
-
-
-def reward_weights(config: Any) -> dict[str, float]:
-    """The components of the reward that have a weight, and what it is."""
-    weights = {name: getattr(config, f"{name}_weight") for name in COMPONENTS}
-    return {name: weight for name, weight in weights.items() if weight > 0}
-
-
-def largest_reward(config: Any) -> float:
-    weights = reward_weights(config)
-    return sum(weight * (max(config.class_weights) if name == "outcome" else 1) for name, weight in weights.items())
-
-
-def give_rewards(samples: Iterable["Sample"], reasoning: bool, config: Any) -> None:
-    """Each component of the reward that has a weight, and their weighted sum; `reasoning`: the target has some."""
-    weights = reward_weights(config)
-    for s in samples:
-        s.rewards = {name: component(name, s, reasoning, config) for name in weights}
-        s.reward = sum(weight * s.rewards[name] for name, weight in weights.items())
-
-
-def component(name: str, sample: "Sample", reasoning: bool, config: Any) -> float:
-    """One component of a completion's reward."""
-    prompt, text = sample.prompt, sample.text
-    match name:
-        case "outcome":
-            return outcome_reward(text, prompt.label, config.class_weights)
-        case "process":
-            return process_reward(text, prompt.premise, prompt.claim)
-        case "format":
-            return format_reward(text, reasoning)
-        case "length":
-            return length_reward(len(sample.completion.tokens), config.free_tokens, config.max_new_tokens)
-    raise AssertionError(f"no component {name} of the reward")
-
-
-# --- reading an answer
+    return judge

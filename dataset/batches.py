@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def load_split(directory: str, split: str, both_answers: bool = False, texts: bool = True) -> "Dataset":
+def load_split(
+    directory: str, split: str, both_answers: bool = False, texts: bool = True, labels: bool = True
+) -> "Dataset":
     """A split of a dataset that preprocess.py wrote, of which every row has a prompt, a response and a label.
 
-    Without `texts` a label is enough. Raises ValueError if that is not so, and with `both_answers` if all labels agree.
+    Without `texts` a label is enough, without `labels` the texts are. Raises ValueError if that is not so, and with
+    `both_answers` if all labels agree.
     """
     check((Path(directory) / "dataset_dict.json").is_file(), f"dataset {directory}: not a dataset of preprocess.py")
     from datasets import load_from_disk  # seconds to import, which wrong settings need not wait for
@@ -37,18 +40,25 @@ def load_split(directory: str, split: str, both_answers: bool = False, texts: bo
     has_texts = "prompt" in rows.column_names
     check(has_texts or not texts, f"dataset {directory} was written with raw true: run preprocess.py with a tokenizer")
     check(len(rows) > 0, f"{place} has no rows in it; write it again by preprocess.py")
-    labels = set(rows["label"])
-    check(labels <= {0, 1}, f"{place} has labels {sorted(map(str, labels))[:4]}, not 0 or 1")
+    if labels:
+        found = set(rows["label"]) if "label" in rows.column_names else {None}
+        check(found <= {0, 1}, f"{place} has labels {sorted(map(str, found))[:4]}, not 0 or 1")
+        one = f"{place}: every label is {min(found, default=0)}; nothing to learn"
+        check(not both_answers or len(found) == 2, one)
     columns = ("prompt", "response") if texts else ()
     empty = [k for column in columns for k, text in enumerate(rows[column]) if not text]
     check(not empty, f"{place}: row {empty[:1]} has no prompt or no response; write it again by preprocess.py")
-    check(not both_answers or len(labels) == 2, f"{place}: every label is {min(labels, default=0)}; nothing to learn")
     return rows
 
 
 def choose_rows(rows: "Dataset", count: int, seed: int) -> "Dataset":
     """At most `count` rows, in their order: a random choice, since the first ones are the claims of a few premises."""
     return rows.select(sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows)))))
+
+
+def premise_ids_of(rows: "Dataset") -> list[str]:
+    """What names the premise that rows share; in rows of another task the prompt, which they then share in full."""
+    return rows["premise_id"] if "premise_id" in rows.column_names else rows["prompt"]
 
 
 def read_report(directory: str) -> dict:
@@ -101,12 +111,12 @@ def answer_candidates(directory: str, rows: "Dataset | dict", setting: str, reme
 
 
 def relabel_rows(rows: "Dataset", style: str | None, seed: int, epoch: int) -> dict[str, list[str]]:
-    """Columns prompt, response, premise and hypothesis with the letters of every premise exchanged at random.
+    """Columns prompt, response, premise, hypothesis and input with the letters of every premise exchanged at random.
 
     A function of (seed, epoch, premise): rows of one premise stay together, and an epoch repeats itself. Labels stay;
     a trace of `style` is written anew. Raises ValueError for a row whose prompt or response has other text in it.
     """
-    columns: dict[str, list[str]] = {"prompt": [], "response": [], "premise": [], "hypothesis": []}
+    columns: dict[str, list[str]] = {name: [] for name in ("prompt", "response", "premise", "hypothesis", "input")}
     parse = cache(wording.parse_premise)
     for row in rows:
         check(row["input"] in row["prompt"], f"relabel_each_epoch: the prompt does not hold its input {row['input']!r}")
@@ -120,7 +130,8 @@ def relabel_rows(rows: "Dataset", style: str | None, seed: int, epoch: int) -> d
             check(old in response, f"relabel_each_epoch: the response to {row['input']!r} is not its trace")
             new = trace(parse(text), wording.parse_hypothesis(hypothesis, premise.variables), style)
             response = response.replace(old, new)
-        columns["prompt"].append(row["prompt"].replace(row["input"], wording.write_input(text, hypothesis)))
+        columns["input"].append(wording.write_input(text, hypothesis))
+        columns["prompt"].append(row["prompt"].replace(row["input"], columns["input"][-1]))
         columns["response"].append(response)
         columns["premise"].append(text)
         columns["hypothesis"].append(hypothesis)

@@ -7,8 +7,9 @@ not stopped, which sees its own prompt and its own tokens. Sequences that have s
 Dimensions: B sequences, R groups, S live sequences of a group at most, C cached tokens of a group, V vocabulary.
 """
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +18,15 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, pack, plan_micro_batches
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass
 class Completion:
-    """One sampled completion: its tokens (the stop token included), their log-probabilities, and whether it stopped."""
+    """A sampled completion: tokens (the stop token included), their log-probabilities, whether it stopped, its text."""
 
     tokens: Tokens = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     stopped: bool = False
+    text: str = ""
 
 
 class RoomyLayer(DynamicLayer):
@@ -176,31 +175,47 @@ def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | Non
     return torch.cat(chosen).tolist(), torch.cat(taken).tolist()
 
 
-def generate_groups(
-    model: torch.nn.Module,
-    groups: list[list[Tokens]],
-    *,
-    cache_tokens: int,
-    max_new_tokens: int,
-    seeds: list[list[tuple]] | None = None,
-    share: bool = True,
-    **options,
-) -> list[list[Completion]]:
-    """`generate` for groups that share a prefix, with at most `cache_tokens` tokens in the key-value cache.
+@dataclass
+class Sampler:
+    """A policy as it is sampled: the model, the tokens that stop it, and how much it may write and hold at once.
 
-    `share` false computes and caches every prompt by itself.
+    At most `cache_tokens` tokens are in the key-value cache, prompts and longest completions together. `share` false
+    computes and caches every prompt by itself.
     """
-    if not share:
-        alone = [[prompt] for group in groups for prompt in group]
-        seeds = None if seeds is None else [[seed] for group_seeds in seeds for seed in group_seeds]
-        options |= {"cache_tokens": cache_tokens, "max_new_tokens": max_new_tokens}
-        done = iter(generate_groups(model, alone, seeds=seeds, **options))
-        return [[next(done)[0] for _ in group] for group in groups]
-    results: list[list[Completion]] = [[] for _ in groups]
-    for batch in plan_micro_batches(groups, cache_tokens, new_tokens=max_new_tokens):
-        batch_seeds = None if seeds is None else [seeds[g] for g in batch]
-        taken = [groups[g] for g in batch]
-        done = generate(model, taken, seeds=batch_seeds, max_new_tokens=max_new_tokens, **options)
-        for g, completions in zip(batch, done, strict=True):
-            results[g] = completions
-    return results
+
+    model: torch.nn.Module
+    tokenizer: Any
+    stop_ids: set[int]
+    max_new_tokens: int
+    cache_tokens: int
+    share: bool = True
+
+    def sample(
+        self,
+        groups: list[list[Tokens]],
+        temperature: float = 0.0,
+        seeds: list[list[tuple[int, ...]]] | None = None,
+    ) -> list[list[Completion]]:
+        """A completion, with its text, for each prompt of each group of prompts with a common prefix; see `generate`.
+
+        The model samples in eval mode, where dropout and gradient checkpointing are off, and is left as it was.
+        """
+        if not self.share:
+            alone = [[prompt] for group in groups for prompt in group]
+            seeds = None if seeds is None else [[seed] for group_seeds in seeds for seed in group_seeds]
+            done = iter(replace(self, share=True).sample(alone, temperature, seeds))
+            return [[next(done)[0] for _ in group] for group in groups]
+        was_training = self.model.training
+        self.model.eval()
+        results: list[list[Completion]] = [[] for _ in groups]
+        for batch in plan_micro_batches(groups, self.cache_tokens, new_tokens=self.max_new_tokens):
+            done = generate(
+                self.model, [groups[g] for g in batch], stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
+                temperature=temperature, seeds=None if seeds is None else [seeds[g] for g in batch],
+            )  # fmt: skip
+            for g, completions in zip(batch, done, strict=True):
+                results[g] = completions
+        self.model.train(was_training)
+        for completion in chain.from_iterable(results):
+            completion.text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        return results

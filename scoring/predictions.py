@@ -1,6 +1,6 @@
 """A model's answers to the rows of a dataset, on all processes: sampled ones, or how probable each is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +10,7 @@ from causal.answers import extract_answer
 from dataset.batches import premise_groups, share_of_rank
 from dataset.chat import encode
 from policy.prefix_sharing import Tokens, pack, plan_micro_batches, sequence_logps
-from policy.sampling import generate_groups
+from policy.sampling import Sampler
 from runtime.processes import gather
 
 if TYPE_CHECKING:
@@ -20,60 +20,56 @@ ROWS_PER_GROUP = 64  # claims of a premise, or their samples, that share its tok
 RESULT_COLUMNS = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
 
 
-def predict(
+def complete(
     accelerator: Accelerator,
-    model: torch.nn.Module,
-    tokenizer,
-    rows: "Dataset",
-    *,
-    stop_ids: set[int],
-    max_new_tokens: int,
-    cache_tokens: int,
-    share: bool = True,
+    sampler: Sampler,
+    prompts: list[Tokens],
+    premise_ids: Sequence[str],
     num_samples: int = 1,
     temperature: float = 0.0,
     seed: int = 0,
-) -> list[dict]:
-    """Answers to every row: each rank computes its share, every rank gets all, in the order of `rows`.
+) -> list[list[tuple[str, bool]]]:
+    """`num_samples` completions of every prompt, (text, stopped) each: each rank writes its share, every rank gets all.
 
-    The prediction is the `majority` of `num_samples` completions, of one greedy one if not told otherwise. The random
-    stream of each is named by (seed, row, sample), so neither grouping nor the number of ranks changes a prediction.
-    Each result has what metrics.py reads (`input`, `label`, `prediction` 0|1|None, `premise_id`, `structure_id`,
-    `num_variables`, `template`) and what `majority` tells of the completions.
+    Prompts of one premise share its tokens. The random stream of a sample is named by (seed, row, sample), so neither
+    grouping nor the number of ranks changes what is sampled.
     """
-    prompts = [encode(tokenizer, text) for text in rows["prompt"]]
     # Sequence s is sample s % num_samples of row s // num_samples: neighbours in a group, which share a prefill.
-    premises = [premise for premise in rows["premise_id"] for _ in range(num_samples)]
+    premises = [premise for premise in premise_ids for _ in range(num_samples)]
     # A premise's prompts and completions should fit the cache together.
-    groups = premise_groups(premises, max(1, min(ROWS_PER_GROUP, cache_tokens // (2 * max_new_tokens))))
+    fitting = sampler.cache_tokens // (2 * sampler.max_new_tokens)
+    groups = premise_groups(premises, max(1, min(ROWS_PER_GROUP, fitting)))
 
     def cost(group: list[int]) -> int:
         held = {s // num_samples for s in group}
-        return len(pack([[prompts[index] for index in held]])) + len(group) * max_new_tokens
+        return len(pack([[prompts[index] for index in held]])) + len(group) * sampler.max_new_tokens
 
     mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes, cost)
-    was_training = model.training
-    model.eval()
-    completions = generate_groups(
-        model,
+    completions = sampler.sample(
         [[prompts[s // num_samples] for s in group] for group in mine],
-        cache_tokens=cache_tokens,
-        stop_ids=stop_ids,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seeds=[[(seed, *divmod(s, num_samples)) for s in group] for group in mine],
-        share=share,
+        temperature,
+        [[(seed, *divmod(s, num_samples)) for s in group] for group in mine],
     )
-    model.train(was_training)
     texts = [
-        (s, tokenizer.decode(completion.tokens, skip_special_tokens=True), completion.stopped)
+        (s, completion.text, completion.stopped)
         for group, group_completions in zip(mine, completions, strict=True)
         for s, completion in zip(group, group_completions, strict=True)
     ]
     samples = [(text, stopped) for _, text, stopped in sorted(gather(accelerator, texts))]
-    of_rows = (samples[s : s + num_samples] for s in range(0, len(samples), num_samples))
+    return [samples[s : s + num_samples] for s in range(0, len(samples), num_samples)]
+
+
+def predict(
+    accelerator: Accelerator, sampler: Sampler, rows: "Dataset", prompts: list[Tokens], **sampling
+) -> list[dict]:
+    """Answers to every row, whose prompts are `prompts`; the options of `sampling` are those of `complete`.
+
+    The prediction is the `majority` of the row's completions. Each result has what metrics.py reads (`input`, `label`,
+    `prediction` 0|1|None, `premise_id`, `structure_id`, `num_variables`, `template`) and what `majority` tells.
+    """
+    samples = complete(accelerator, sampler, prompts, rows["premise_id"], **sampling)
     columns = rows.select_columns(list(RESULT_COLUMNS))
-    return [row | majority(of_row) for row, of_row in zip(columns, of_rows, strict=True)]
+    return [row | majority(of_row) for row, of_row in zip(columns, samples, strict=True)]
 
 
 def majority(samples: list[tuple[str, bool]]) -> dict:
@@ -98,6 +94,7 @@ def score_answers(
     model: torch.nn.Module,
     tokenizer,
     rows: "Dataset",
+    prompts: list[Tokens],
     candidates: list[tuple[str, str]],
     *,
     micro_batch_tokens: int,
@@ -111,7 +108,6 @@ def score_answers(
     a candidate's tokens given the prompt, `probability` of Yes if it is one of the two, sigmoid(logp_yes - logp_no),
     and `prediction`, 1 where that is more than `threshold`.
     """
-    prompts = [encode(tokenizer, text) for text in rows["prompt"]]
     ids = {text: encode(tokenizer, text) for text in {text for pair in candidates for text in pair}}
     answers = [[ids[text] for text in pair] for pair in candidates]
 

@@ -8,9 +8,8 @@ must becomes one line of advice that names the settings to change. While no weig
 
 import hashlib
 import math
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -135,6 +134,14 @@ class Motion:
         """Whether a weight differs from the last call, or from the start."""
         before, self.fingerprint = self.fingerprint, self._fingerprint(model)
         return not torch.equal(before, self.fingerprint)
+
+    def values(self, model: torch.nn.Module, grad_norm: float, stepped: bool) -> dict[str, float]:
+        """What an optimizer step did, by metric name."""
+        return {
+            "train/grad_norm": grad_norm,
+            "health/step_skipped": float(not stepped),
+            "health/weights_moved": float(self.moved(model)),
+        }
 
     def change(self, model: torch.nn.Module) -> float:
         """L2 norm of (current − initial) over all trainable tensors."""
@@ -350,11 +357,13 @@ class Monitor:
         self.spoken: dict[str, int] = {}  # step of the last advice
         self.still = 0  # steps running in which no weight can have moved
 
-    def update(self, step: int, values: dict[str, float]) -> list[str]:
+    def update(
+        self, step: int, values: dict[str, float], causes: Mapping[str, Callable[[], str]] | None = None
+    ) -> list[str]:
         """Take in a step's values, the same on every rank; returns the names of the signs that are advised of now.
 
-        Advice goes to the console and to TensorBoard on the rank that has a writer. Raises TrainingFault after
-        `stop_after` steps in which no weight can have moved.
+        Advice goes to the console and to TensorBoard on the rank that has a writer, with what `causes` finds out about
+        the sign of that name. Raises TrainingFault after `stop_after` steps in which no weight can have moved.
         """
         self.history.add(values)
         advised = []
@@ -370,6 +379,8 @@ class Monitor:
                 advised.append(sign.name)
                 if self.writer is not None:
                     self._say(step, sign)
+                    if sign.name in (causes or {}):
+                        tqdm.write(f"  {sign.name}: {causes[sign.name]()}")
         if "train/grad_norm" in values:
             self._count_still(step, values)
         return advised
@@ -409,29 +420,6 @@ class Monitor:
             raise TrainingFault(f"stopped at step {step}: no weight has moved for {self.still} steps. {why}")
 
 
-class Laps:
-    """Seconds that the parts of a step take, by `perf/` name."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self.mark = time.perf_counter()
-
-    def end(self, name: str) -> None:
-        """The part that ran since the last one's end was this."""
-        now = time.perf_counter()
-        self.seconds[f"perf/{name}_seconds"] = now - self.mark
-        self.mark = now
-
-
-def nan_means(values: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every name over the dicts that have it as a number; a name that none has is left out."""
-    found: dict[str, list[float]] = {}
-    for name, value in ((name, value) for step in values for name, value in step.items()):
-        if not math.isnan(value):
-            found.setdefault(name, []).append(value)
-    return {name: sum(part) / len(part) for name, part in found.items()}
-
-
 class _Lenient(dict):
     """A setting that this script does not have is left as it is named."""
 
@@ -450,6 +438,7 @@ def sampling_gap_cause(
 
     `score` computes them anew at the temperature that it is given, as the first value it returns.
     """
+    sampled = sampled.to(scored)
     active = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
     if active:
         return f"dropout is active in {len(active)} modules, {active[:1]}: set it to 0"

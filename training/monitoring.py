@@ -4,6 +4,7 @@
 a row of the HPARAMS page, with its settings and the scores of the model that it has kept.
 """
 
+import math
 import os
 import shlex
 import sys
@@ -17,7 +18,6 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from causal.rewards import COMPONENTS
 from runtime.checkpoints import list_checkpoints
 from scoring.metrics import baselines
 from training.runs import OUTWARD, Run
@@ -51,7 +51,7 @@ LAYOUTS: dict[str, dict[str, Charts]] = {
     },
     "GRPO": {
         "is it learning": {
-            "reward": ["reward/mean", f"reward/({'|'.join(COMPONENTS)})"],
+            "reward": ["reward/mean", "reward/(outcome|process)"],
             "accuracy of the samples": ["reward/accuracy", "reward/accuracy_of_yes", "reward/accuracy_of_no"],
         }
         | VALIDATION_SCORES,
@@ -117,6 +117,13 @@ def report_scores(
         f"(always Yes {baselines(labels)['always_yes']['f1']:.3f}), "
         f"balanced accuracy {scores['balanced_accuracy']:.3f}, {scores['n']} rows"
     )
+
+
+def report_means(writer: SummaryWriter, means: dict[str, float], rows: int, step: int) -> None:
+    """Write the means of an evaluation to TensorBoard and in one line to the console."""
+    for name, value in means.items():
+        writer.add_scalar(f"eval/{name}", value, step)
+    tqdm.write(f"step {step}: {', '.join(f'{name} {value:.3f}' for name, value in means.items())}, {rows} rows")
 
 
 def write_scalars(writer: SummaryWriter, values: dict[str, float], step: int) -> None:
@@ -262,3 +269,29 @@ def launcher() -> list[str]:
     if not starts or sys.argv[0] not in words:
         return ["python"]
     return ["accelerate", "launch", *words[starts[0] : words.index(sys.argv[0])]]
+
+
+# --- what is logged of a step
+
+
+class Laps:
+    """Seconds that the parts of a step take, by `perf/` name."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.mark = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        """The part that ran since the last one's end was this."""
+        now = time.perf_counter()
+        self.seconds[f"perf/{name}_seconds"] = now - self.mark
+        self.mark = now
+
+
+def nan_means(values: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every name over the dicts that have it as a number; a name that none has is left out."""
+    found: dict[str, list[float]] = {}
+    for name, value in ((name, value) for step in values for name, value in step.items()):
+        if not math.isnan(value):
+            found.setdefault(name, []).append(value)
+    return {name: sum(part) / len(part) for name, part in found.items()}

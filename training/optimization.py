@@ -38,7 +38,9 @@ def backward(accelerator: Accelerator, loss: torch.Tensor, last: bool) -> None:
     accelerator.backward(loss)
 
 
-def step(accelerator: Accelerator, engine: torch.nn.Module, optimizer: Any, max_grad_norm: float) -> tuple[float, bool]:
+def step_optimizer(
+    accelerator: Accelerator, engine: torch.nn.Module, optimizer: Any, max_grad_norm: float
+) -> tuple[float, bool]:
     """Finish the step after the last `backward`; returns the gradient norm before clipping and whether it stepped."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return float(engine.get_global_grad_norm() or 0.0), bool(engine.was_step_applied())

@@ -1,96 +1,79 @@
-"""What a GRPO step learns from: prompts, the completions that the policy gives to them, and what is logged of those.
+"""What a GRPO step learns from: prompts in groups that share a prefix, and micro-batches of their completions.
 
-A rollout is a list of groups; a group is a few prompts of one premise, which share its tokens; for each prompt there is
-the list of its samples: `rollout[group][prompt][sample]`.
-
-Dimensions: N prompts, G samples a prompt.
+Dimensions: N prompts of a rank, G samples a prompt, B sequences of a micro-batch, T completion length.
 """
 
-import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
+from torch.nn.utils.rnn import pad_sequence
 
-from causal.answers import extract_answer
-from causal.graphs import Claim, Premise
-from causal.wording import parse_hypothesis, parse_premise
-from dataset.batches import epoch_batches
+from dataset.batches import epoch_batches, premise_ids_of, relabel_rows, share_of_rank
 from dataset.chat import encode
-from policy.prefix_sharing import Tokens, joined, pack
+from policy.prefix_sharing import Tokens, joined, pack, plan_micro_batches
 from policy.sampling import Completion
 from runtime.processes import reduce
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MARKUP = re.compile(r"[^\w\s.,:;?'()/=+%-]|_")  # what Markdown or HTML may take for markup
-
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row of the dataset, as the policy sees it and as its completions are judged."""
+    """A row of the training split, as the policy sees it (`tokens`) and as its completions are judged (`row`)."""
 
-    row: int
+    index: int
     tokens: Tokens
-    label: int
-    premise: Premise
-    claim: Claim
-    hypothesis: str
-    answers: tuple[Tokens, Tokens] | None = None  # the responses No and Yes, where the target is one of them
+    row: Mapping[str, Any]
 
 
-@dataclass
-class Sample:
-    """One completion of a prompt. `mass`: how many completions it stands for; a sampled one is one."""
-
-    prompt: Prompt
-    completion: Completion
-    text: str
-    mass: float = 1.0
-    rewards: dict[str, float] = field(default_factory=dict)  # by component
-    reward: float = 0.0
-    advantage: float = 0.0
-
-
-Rollout = list[list[list[Sample]]]
-
-
-def make_prompts(
-    tokenizer, rows: "Dataset | dict", labels: Sequence[int], answers: Sequence[tuple[str, str]] | None = None
-) -> list[Prompt]:
-    """The rows of a dataset, or of `relabel_rows`, as prompts; `answers` are the texts (No, Yes) of every row."""
-    parse, tokens = cache(parse_premise), cache(lambda text: encode(tokenizer, text))
-    prompts = []
-    for k, (text, premise, hypothesis) in enumerate(
-        zip(rows["prompt"], rows["premise"], rows["hypothesis"], strict=True)
-    ):
-        premise = parse(premise)
-        both = None if answers is None else tuple(tokens(answer) for answer in answers[k])
-        claim = parse_hypothesis(hypothesis, premise.variables)
-        prompts.append(Prompt(k, encode(tokenizer, text), labels[k], premise, claim, hypothesis, both))
-    return prompts
+def make_prompts(tokenizer, rows: "Dataset", changed: Mapping[str, Sequence[str]] | None = None) -> list[Prompt]:
+    """The rows as prompts; the columns of `changed` (those of `relabel_rows`) stand in place of the rows' own."""
+    changed = changed or {}
+    stale = {*changed, *(["edges"] if changed else [])}  # edges have the letters of before
+    names = [name for name in rows.column_names if name not in stale]
+    columns = {name: rows[name] for name in names} | dict(changed)
+    return [
+        Prompt(index, encode(tokenizer, values[0]), dict(zip(columns, values[1:], strict=True)))
+        for index, values in enumerate(zip(columns["prompt"], *columns.values(), strict=True))
+    ]
 
 
 class PromptQueue:
-    """The prompts of a run in their order: a function of (seed, epoch) and of how many were taken."""
+    """The prompts of a run in their order, a function of (seed, epoch) and of how many were taken; and a rank's share.
+
+    `claims_per_prefix` prompts of one premise, at most, are a group. With `relabel` the letters of every premise are
+    exchanged at random, anew in every epoch. `new_tokens` is what the completions of a prompt take at most: ranks share
+    a step so that their packed tokens are about equal.
+    """
 
     def __init__(
         self,
-        premise_ids: Sequence[str],
+        accelerator: Accelerator,
+        tokenizer,
+        rows: "Dataset",
         seed: int,
         claims_per_prefix: int,
-        prompts_of_epoch: Callable[[int], list[Prompt]],
+        new_tokens: int,
+        relabel: bool = False,
     ):
-        self.premise_ids, self.seed, self.claims_per_prefix = premise_ids, seed, claims_per_prefix
-        self.prompts_of_epoch = prompts_of_epoch
+        self.accelerator, self.tokenizer, self.rows = accelerator, tokenizer, rows
+        self.premise_ids = premise_ids_of(rows)
+        self.seed, self.claims_per_prefix, self.new_tokens, self.relabel = seed, claims_per_prefix, new_tokens, relabel
         self.epoch = -1
-        self.taken = 0  # of this epoch
+        self.taken = 0  # of this epoch, over all ranks
         self.groups: list[list[int]] = []
-        self.prompts: list[Prompt] = []
+        self.prompts = self._prompts_of(0)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt.tokens) for prompt in self.prompts)
 
     def state(self) -> dict[str, int]:
         """The position, for `restore`."""
@@ -104,14 +87,29 @@ class PromptQueue:
             self._take_rows(state["taken"])
 
     def take(self, count: int) -> list[list[Prompt]]:
-        """The next `count` prompts in groups of one premise; what an epoch has left over is dropped."""
+        """This rank's share of the next `count` prompts, in groups; what an epoch has left over is dropped."""
         if sum(map(len, self.groups)) < count:
             self._start_epoch()
-        return [[self.prompts[row] for row in group] for group in self._take_rows(count)]
+        groups = [[self.prompts[row] for row in group] for group in self._take_rows(count)]
+        return share_of_rank(groups, self.accelerator.process_index, self.accelerator.num_processes, self._cost)
+
+    def first(self, count: int) -> tuple[list[list[Tokens]], list[list[Tokens]]]:
+        """Tokens of this rank's prompts in a first step of `count`, and of their responses; nothing is taken."""
+        groups = copy(self).take(count)
+        responses = [[encode(self.tokenizer, prompt.row["response"]) for prompt in group] for group in groups]
+        return [[prompt.tokens for prompt in group] for group in groups], responses
+
+    def _cost(self, group: list[Prompt]) -> int:
+        return len(pack([[prompt.tokens for prompt in group]])) + len(group) * self.new_tokens
+
+    def _prompts_of(self, epoch: int) -> list[Prompt]:
+        changed = relabel_rows(self.rows, None, self.seed, epoch) if self.relabel else None
+        return make_prompts(self.tokenizer, self.rows, changed)
 
     def _start_epoch(self) -> None:
         self.epoch, self.taken = self.epoch + 1, 0
-        self.prompts = self.prompts_of_epoch(self.epoch)
+        if self.epoch > 0 and self.relabel:
+            self.prompts = self._prompts_of(self.epoch)
         size = len(self.premise_ids)
         self.groups = epoch_batches(self.premise_ids, self.seed, self.epoch, self.claims_per_prefix, size)[0]
 
@@ -127,213 +125,66 @@ class PromptQueue:
         return rows
 
 
-def prompts_of(rollout: Rollout) -> list[list[Sample]]:
-    """The samples of every prompt."""
-    return [samples for group in rollout for samples in group]
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences that one forward pass computes, in groups that share a prefix."""
+
+    prompts: list[list[Tokens]]
+    completions: list[list[Tokens]]
+    index: torch.Tensor  # (B,) place of each in the flattened (N, G) of the step
+    sampled_logps: torch.Tensor  # (B, T) as sampling has found them, 0 beyond a completion's end
+    scale: float = 1.0  # of its loss; 0 where a rank computes it for the sake of the others
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(B, T) Which places hold a completion's token, by its length."""
+        lengths = torch.tensor([len(tokens) for tokens in chain.from_iterable(self.completions)])
+        return torch.arange(int(lengths.max())) < lengths[:, None]
 
 
-def samples_of(rollout: Rollout) -> list[Sample]:
-    return [sample for samples in prompts_of(rollout) for sample in samples]
+def micro_batches(
+    accelerator: Accelerator,
+    groups: list[list[Prompt]],
+    completions: list[list[Completion]],
+    trained: torch.Tensor,
+    token_budget: int,
+    share: bool,
+) -> list[MicroBatch]:
+    """The completions (N, G) that `trained` (N, G) marks, cut into micro-batches of at most `token_budget` tokens.
+
+    `groups` are the N prompts. Whole groups stay together. ZeRO-2 reduces gradients in each backward pass, and a rank
+    that did fewer would leave the others waiting: where another rank has more micro-batches, some of scale 0 follow.
+    """
+    batches = _cut(groups, completions, trained, token_budget, share)
+    most = int(reduce(accelerator, {"n": max(1, len(batches))}, "max")["n"])
+    if len(batches) < most:
+        one = torch.zeros_like(trained)
+        one[0, 0] = True
+        (idle,) = _cut(groups[:1], completions, one, token_budget, share)
+        batches += [replace(idle, scale=0.0)] * (most - len(batches))
+    return batches
 
 
-def table(rollout: Rollout, value: str) -> torch.Tensor:
-    """An attribute of every sample, (N, G)."""
-    rows = [[getattr(sample, value) for sample in samples] for samples in prompts_of(rollout)]
-    return torch.tensor(rows, dtype=torch.float32)
+def _cut(groups, completions, trained: torch.Tensor, token_budget: int, share: bool) -> list[MicroBatch]:
+    chosen: list[list[tuple[Prompt, int, int]]] = []  # of each group: prompt, n, g
+    n = count()
+    for group in groups:
+        rows = [(prompt, next(n)) for prompt in group]
+        marked = [(prompt, row, g) for prompt, row in rows for g in trained[row].nonzero().flatten().tolist()]
+        chosen += [marked] if marked else []
+    prompts = [[prompt.tokens for prompt, _, _ in group] for group in chosen]
+    tokens = [[completions[row][g].tokens for _, row, g in group] for group in chosen]
+    batches = []
+    for plan in plan_micro_batches(joined(prompts, tokens), token_budget, share):
+        places = [(row, g) for k in plan for _, row, g in chosen[k]]
+        logps = pad_sequence([torch.tensor(completions[row][g].logps) for row, g in places], batch_first=True)
+        index = torch.tensor([row * trained.shape[1] + g for row, g in places])
+        batches.append(MicroBatch([prompts[k] for k in plan], [tokens[k] for k in plan], index, logps))
+    return batches
 
 
-def tokens_of(rollout: Rollout) -> tuple[list[list[Tokens]], list[list[Tokens]]]:
-    """Prompts and completions of all samples, group by group."""
-    groups = [[sample for samples in group for sample in samples] for group in rollout]
-    prompts = [[sample.prompt.tokens for sample in group] for group in groups]
-    return prompts, [[sample.completion.tokens for sample in group] for group in groups]
-
-
-def sequences(rollout: Rollout) -> list[list[Tokens]]:
-    """Prompt and completion of every sample in one, group by group."""
-    return joined(*tokens_of(rollout))
-
-
-def tokens_saved(rollout: Rollout) -> float:
+def tokens_saved(batches: list[MicroBatch]) -> float:
     """The share of the tokens that need not be computed since prefixes are shared."""
-    groups = sequences(rollout)
+    groups = [group for batch in batches for group in joined(batch.prompts, batch.completions)]
     alone = sum(len(sequence) for group in groups for sequence in group)
     return 1 - len(pack(groups)) / alone if alone else 0.0
-
-
-def select(rollout: Rollout, keep: Callable[[Sample], bool]) -> Rollout:
-    """The samples to keep, without the prompts and groups that keep none."""
-    kept = [[[sample for sample in samples if keep(sample)] for samples in group] for group in rollout]
-    return [[samples for samples in group if samples] for group in kept if any(group)]
-
-
-def split_dead(rollout: Rollout) -> tuple[Rollout, int]:
-    """The prompts whose rewards differ, and the number of those whose rewards agree."""
-    live = [[samples for samples in group if not is_dead(samples)] for group in rollout]
-    return [group for group in live if group], sum(map(is_dead, prompts_of(rollout)))
-
-
-def is_dead(samples: Sequence[Sample]) -> bool:
-    """Whether all rewards of a prompt agree: nothing can be learned from it."""
-    return all(sample.reward == samples[0].reward for sample in samples)
-
-
-def is_trained(sample: Sample, config: Any) -> bool:
-    """Whether a step must compute it: if it has tokens, is not masked and, without a KL term, has an advantage."""
-    wanted = config.beta > 0 or sample.advantage != 0
-    return wanted and bool(sample.completion.tokens) and not is_masked(sample, config)
-
-
-def is_masked(sample: Sample, config: Any) -> bool:
-    """Whether the loss leaves it out: cut at max_new_tokens, its reward says little about the tokens it has."""
-    return config.mask_truncated and not sample.completion.stopped
-
-
-def total_mass(rollout: Rollout) -> float:
-    """Completions that the rollout stands for."""
-    return sum(sample.mass for sample in samples_of(rollout))
-
-
-def num_tokens(rollout: Rollout) -> float:
-    """Completion tokens that the rollout stands for."""
-    return sum(sample.mass * len(sample.completion.tokens) for sample in samples_of(rollout))
-
-
-def group_moments(rewards: torch.Tensor, masses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and population std (N, 1) of the rewards (N, G) of each prompt, weighted by `masses` (N, G)."""
-    share = masses / masses.sum(dim=1, keepdim=True)
-    mean = (share * rewards).sum(dim=1, keepdim=True)
-    return mean, (share * (rewards - mean).square()).sum(dim=1, keepdim=True).sqrt()
-
-
-def reward_std(accelerator, rollout: Rollout) -> float:
-    """Population standard deviation of the rewards of all ranks."""
-    sums = {"mass": 0.0, "reward": 0.0, "square": 0.0}
-    for s in samples_of(rollout):
-        for name, value in zip(sums, (1.0, s.reward, s.reward**2), strict=True):
-            sums[name] += s.mass * value
-    sums = reduce(accelerator, sums)
-    return max(0.0, sums["square"] / sums["mass"] - (sums["reward"] / sums["mass"]) ** 2) ** 0.5
-
-
-def statistics(rollout: Rollout, components: Sequence[str], end_ids: set[int]) -> dict[str, float]:
-    """Sums over a rank's rollout, to be added over rounds, ranks and steps (see `means`).
-
-    `components` are those of the reward, the same on every rank; `end_ids` are the tokens that end a response.
-    """
-    groups = prompts_of(rollout)
-    dead = [samples for samples in groups if is_dead(samples)]
-    sums = {
-        "sequences": total_mass(rollout),
-        "groups": len(groups),
-        "tokens": num_tokens(rollout),
-        "group_std": float(group_moments(table(rollout, "reward"), table(rollout, "mass"))[1].sum()) if groups else 0.0,
-        "dead_right": sum(samples[0].reward > 0 for samples in dead),
-        "dead_wrong": sum(samples[0].reward <= 0 for samples in dead),
-    }
-    names = ("reward", "right", "unanswered", "yes", "truncated", "label_yes", "right_yes", "past_end")
-    sums |= dict.fromkeys((*names, *(f"reward_{name}" for name in components)), 0.0)
-    for sample in samples_of(rollout):
-        answer, label = extract_answer(sample.text), bool(sample.prompt.label)
-        facts = {
-            "reward": sample.reward,
-            **{f"reward_{name}": sample.rewards[name] for name in components},
-            "right": answer is label,
-            "unanswered": answer is None,
-            "yes": answer is True,
-            "truncated": not sample.completion.stopped,
-            "label_yes": label,
-            "right_yes": label and answer is True,
-            "past_end": not end_ids.isdisjoint(sample.completion.tokens[:-1]),
-        }
-        for name, value in facts.items():
-            sums[name] += sample.mass * value
-    return sums
-
-
-def means(s: dict[str, float]) -> dict[str, float]:
-    """Named metrics from the sums of `statistics`, over all ranks and the steps of a logging window."""
-    label_no = s["sequences"] - s["label_yes"]
-    components = [name.removeprefix("reward_") for name in s if name.startswith("reward_")]
-    return {
-        "reward/mean": s["reward"] / s["sequences"],
-        **{f"reward/{name}": s[f"reward_{name}"] / s["sequences"] for name in components},
-        "reward/group_std": s["group_std"] / s["groups"],
-        "reward/accuracy": s["right"] / s["sequences"],
-        "reward/accuracy_of_yes": s["right_yes"] / s["label_yes"] if s["label_yes"] else float("nan"),
-        "reward/accuracy_of_no": (s["right"] - s["right_yes"]) / label_no if label_no else float("nan"),
-        "reward/frac_zero_std": (s["dead_right"] + s["dead_wrong"]) / s["groups"],
-        "reward/frac_all_right": s["dead_right"] / s["groups"],
-        "reward/frac_all_wrong": s["dead_wrong"] / s["groups"],
-        "rollout/completion_length": s["tokens"] / s["sequences"],
-        "rollout/unanswered_rate": s["unanswered"] / s["sequences"],
-        "rollout/predicted_yes_rate": s["yes"] / s["sequences"],
-        "rollout/label_yes_rate": s["label_yes"] / s["sequences"],
-        "rollout/truncated_rate": s["truncated"] / s["sequences"],
-        "health/ran_past_end": s["past_end"] / s["sequences"],
-    }
-
-
-def loss_counts(rollout: Rollout, unmasked: Rollout, trained: Rollout) -> dict[str, float]:
-    """What this rank adds to the counts that a step's loss is normalised and checked by."""
-    return {
-        "loss_sequences": total_mass(rollout),
-        "loss_tokens": num_tokens(unmasked),
-        "trained_sequences": total_mass(trained),
-        "trained_tokens": num_tokens(trained),
-        "abs_advantage": sum(s.mass * abs(s.advantage) for s in samples_of(rollout)),
-        "signal": sum(s.mass * abs(s.advantage) for s in samples_of(trained)),
-    }
-
-
-def weight_sum(counts: dict[str, float], loss_type: str, max_new_tokens: int) -> float:
-    """What the token weights of a step add up to, from its counts alone."""
-    if loss_type == "grpo":
-        return counts["trained_sequences"] / counts["loss_sequences"]
-    return counts["trained_tokens"] / (
-        counts["loss_tokens"] if loss_type == "dapo" else counts["loss_sequences"] * max_new_tokens
-    )
-
-
-def sampling_gap(batch: Rollout, logps: torch.Tensor) -> dict[str, float]:
-    """Summed squared differences of the tokens' log-probabilities between sampling and scoring, and their number."""
-    pairs = [(torch.tensor(s.completion.logps), row) for s, row in zip(samples_of(batch), logps.cpu(), strict=True)]
-    squares = sum(float((row[: len(sampled)] - sampled).square().sum()) for sampled, row in pairs)
-    return {"gap_square": squares, "gap_tokens": sum(len(sampled) for sampled, _ in pairs)}
-
-
-def step_values(counts: dict[str, float], terms: dict[str, float], expected_weight: float) -> dict[str, float]:
-    """A step's metrics by name, from sums over all ranks; `expected_weight` is what `weight_sum` says."""
-    policy = {f"policy/{name}": terms[name] for name in ("policy_loss", "kl", "clip_fraction", "entropy")}
-    return {
-        **means(counts),
-        **policy,
-        "policy/mean_abs_advantage": counts["abs_advantage"] / counts["loss_sequences"],
-        "health/signal": counts["signal"] / counts["loss_sequences"],
-        "health/loss_finite": float(math.isfinite(terms["policy_loss"] + terms["kl"])),
-        "health/mask_error": terms["mask_error"],
-        "health/weight_sum_error": terms["weight_sum"] / expected_weight - 1 if expected_weight else 0.0,
-        "health/sampling_logp_gap": (terms["gap_square"] / max(1.0, terms["gap_tokens"])) ** 0.5,
-    }
-
-
-def completion_table(rollout: Rollout, count: int) -> str:
-    """A Markdown table of the first `count` samples: rewards are those of a group, the samples of one prompt.
-
-    A group is named by its prompt's row in the training split. `mass`: how many completions a sample stands for.
-    """
-    samples = samples_of(rollout)[:count]
-    components = list(samples[0].rewards) if samples else []
-    names = ["group", "claim", "label", *components, "reward", "advantage", "mass", "completion"]
-    lines = [names, ["---"] * len(names)]
-    for sample in samples:
-        values = [*(sample.rewards[name] for name in components), sample.reward, sample.advantage]
-        prompt, label = sample.prompt, "Yes" if sample.prompt.label else "No"
-        numbers = [*(f"{value:+.2f}" for value in values), f"{sample.mass:.2g}"]
-        lines.append([str(prompt.row), as_cell(prompt.hypothesis), label, *numbers, as_cell(sample.text)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def as_cell(text: str) -> str:
-    """Any text as a cell of a Markdown table that shows it as it is: markup as characters, lines by line breaks."""
-    return "<br>".join(MARKUP.sub(lambda found: f"&#{ord(found[0])};", line) for line in text.splitlines())

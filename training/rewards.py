@@ -1,0 +1,100 @@
+"""The seam to the task: what a completion is worth is asked of one function, and nothing else here knows.
+
+    python train_grpo.py ... --reward_function my_reward.py:copied
+
+    def copied(completion: str, row: dict) -> dict[str, float]:
+        return {"copied": float(completion.strip() == row["word"])}
+
+The function gets a completion's text and the row of its prompt, with all columns of the dataset, and returns a number,
+or numbers by name. A name without a slash is a component of the reward, which is their sum; it is logged as
+`reward/<name>`. A name with a slash (`reward/accuracy`) is a metric: its mean is logged, NaN left out, and it rewards
+nothing. A component may be a pair, its value and the spans of its steps: (first character, one past the last, what the
+step adds to the value).
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from policy.sampling import Completion
+from runtime.settings import check
+from training.rollouts import Prompt
+
+Span = tuple[int, int, float]
+Row = Mapping[str, Any]
+RewardFunction = Callable[[str, Row], float | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a completion is worth: `reward`, the weighted sum of `components`, and what is only logged."""
+
+    reward: float
+    components: dict[str, float]
+    metrics: dict[str, float] = field(default_factory=dict)
+    spans: dict[str, list[Span]] = field(default_factory=dict)  # of the components that have some
+
+
+class Reward:
+    """A reward function with the weights of its components, 1 for those that have none.
+
+    A call raises ValueError, naming the function, for what is no number and for names that change between calls: their
+    means would be of different things.
+    """
+
+    def __init__(self, function: RewardFunction, weights: Mapping[str, float] | None = None, name: str = "the reward"):
+        self.function, self.weights, self.name = function, dict(weights or {}), name
+        self.names: list[str] | None = None  # of the first call
+
+    def __call__(self, completion: str, row: Row) -> Judgement:
+        found = self.function(completion, row)
+        found = dict(found) if isinstance(found, Mapping) else {"score": found}
+        self.names = list(found) if self.names is None else self.names
+        same = list(found) == self.names
+        check(same, f"{self.name}: returned {', '.join(found)} after {', '.join(self.names)}: return the same names")
+        components, metrics, spans = {}, {}, {}
+        for name, value in found.items():
+            if isinstance(value, tuple):
+                value, spans[name] = value[0], list(value[1])
+            is_metric = "/" in name
+            is_number = isinstance(value, int | float) and (is_metric or math.isfinite(value))
+            check(is_number, f"{self.name}: {name} is {value!r}, not a number")
+            (metrics if is_metric else components)[name] = float(value)
+        check(bool(components), f"{self.name}: returned metrics alone; a name without a slash is part of the reward")
+        reward = sum(self.weights.get(name, 1.0) * value for name, value in components.items())
+        return Judgement(reward, components, metrics, spans)
+
+    def judge(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> list[list[Judgement]]:
+        """What each completion (N, G) is worth to the row of its prompt."""
+        pairs = zip(prompts, completions, strict=True)
+        return [[self(completion.text, prompt.row) for completion in samples] for prompt, samples in pairs]
+
+
+def load_function(place: str, setting: str = "reward_function") -> RewardFunction:
+    """The function that `FILE.py:NAME` names. Raises ValueError, naming the setting, if there is none."""
+    file, colon, name = place.rpartition(":")
+    check(bool(colon) and file.endswith(".py"), f"{setting} {place}: expected FILE.py:NAME")
+    check(Path(file).is_file(), f"{setting} {place}: there is no file {file}")
+    spec = importlib.util.spec_from_file_location(f"reward_of_{Path(file).stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{setting} {place}: {file} cannot be imported ({type(error).__name__}: {error})") from error
+    function = getattr(module, name, None)
+    names = ", ".join(sorted(n for n, f in vars(module).items() if callable(f) and not n.startswith("_"))) or "none"
+    check(callable(function), f"{setting} {place}: {file} has no function {name}; its own: {names}")
+    return function
+
+
+def load_reward(reward_function: str | None, outcome_weight: float, process_weight: float, class_weights) -> Reward:
+    """The user's own reward, or that of Corr2Cause with its weights."""
+    if reward_function is not None:
+        return Reward(load_function(reward_function), name=f"reward_function {reward_function}")
+    from causal.rewards import corr2cause_reward  # the one place where training meets the task
+
+    weights = {"outcome": outcome_weight, "process": process_weight}
+    return Reward(corr2cause_reward(process_weight > 0, class_weights), weights)

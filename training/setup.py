@@ -1,0 +1,177 @@
+"""What the two training scripts do before their loops: the run's directory, its data, a policy that can learn.
+
+`open_run` is quick and refuses what it can; `Opened.ready` takes a policy, proves that it can be trained, puts it under
+the launch's optimizer and continues an interrupted run. Every rank calls both.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.tensorboard import SummaryWriter
+
+from dataset.batches import choose_rows, dataset_hash, load_split
+from dataset.chat import encode
+from policy.adapters import add_reference, disable_dropout
+from policy.loading import check_context, check_model, load_policy, load_tokenizer, stop_token_ids, training_dtype
+from policy.prefix_sharing import Tokens, check_prefix_sharing
+from policy.sampling import Sampler
+from runtime.processes import start
+from training.health import Monitor, Motion, check_gradient_flow, check_optimizer, check_stop_tokens
+from training.monitoring import Progress, finish, open_writer, write_scalars
+from training.optimization import prepare
+from training.runs import Run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass
+class Opened:
+    """A run whose directory is held and whose data is read."""
+
+    config: Any
+    stage: str  # SFT | GRPO
+    accelerator: Accelerator
+    run: Run
+    data_hash: str
+    train: "Dataset"
+    validation: "Dataset"
+    tokenizer: Any
+    dtype: torch.dtype
+
+    def load(self, longest: int, **adapter) -> torch.nn.Module:
+        """The trainable model; `adapter`: adaptation and lora_dropout of `load_policy`.
+
+        Raises ValueError if sequences of `longest` tokens leave its context.
+        """
+        names = "quantization lora_r lora_alpha lora_target_modules gradient_checkpointing revision seed"
+        settings = {name: getattr(self.config, name) for name in names.split()}
+        device = self.accelerator.device
+        model = load_policy(self.config.model, dtype=self.dtype, device=device, **settings, **adapter)
+        check_context(model, longest)
+        return model
+
+    def load_with_reference(self, longest: int) -> torch.nn.Module:
+        """A LoRA policy without dropout, as sampling and scoring must see one, and with `beta` its frozen reference."""
+        model = self.load(longest, adaptation="lora", lora_dropout=0.0)
+        if self.config.beta > 0:
+            add_reference(model)
+        disable_dropout(model)
+        return model
+
+    def ready(
+        self,
+        model: torch.nn.Module,
+        num_steps: int,
+        probe: Callable[[list[Tokens]], torch.Tensor],
+        first: tuple[list[list[Tokens]], list[list[Tokens]]],
+    ) -> "Setup":
+        """Prove that the model can be trained, put it under the optimizer, continue where a checkpoint was.
+
+        `probe`, of some of the dataset's responses, is a loss that must reach every trainable tensor; `first` are
+        prompts and completions of this rank's first step, by group, on which the packed and the plain log-probabilities
+        must agree. Raises TrainingFault or ValueError where one of that is not so.
+        """
+        accelerator, run, config = self.accelerator, self.run, self.config
+        stop_ids = stop_token_ids(self.tokenizer, model)
+        responses = [encode(self.tokenizer, text) for text in self.train["response"][:64]]
+        check_stop_tokens(responses, stop_ids)
+        check_gradient_flow(model, probe(responses))
+        if config.prefix_sharing:
+            check_prefix_sharing(model, *first, config.micro_batch_tokens)
+        engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
+        policy = accelerator.unwrap_model(engine)
+        check_optimizer(policy, optimizer)
+        motion = Motion(policy)
+        saved = run.restore(policy, optimizer, motion)
+        step, writer = saved.get("step", 0), None
+        if accelerator.is_main_process:
+            writer = open_writer(self.stage, config.logging_dir, run.purge_step(step))
+        monitor = Monitor(asdict(config), config.stop_after, writer)
+        monitor.restore(saved.get("monitor", {}))
+        return Setup(
+            **vars(self),
+            engine=engine,
+            policy=policy,
+            optimizer=optimizer,
+            sampler=Sampler(
+                policy, self.tokenizer, stop_ids, config.max_new_tokens, config.cache_tokens, config.prefix_sharing
+            ),
+            end_ids={response[-1] for response in responses},
+            motion=motion,
+            monitor=monitor,
+            writer=writer,
+            num_steps=num_steps,
+            first_step=step,
+            saved=saved,
+        )
+
+
+@dataclass
+class Setup(Opened):
+    """What a training loop works with: `policy` is the model under `engine`, DeepSpeed's or the model itself."""
+
+    engine: torch.nn.Module
+    policy: torch.nn.Module
+    optimizer: Any
+    sampler: Sampler
+    end_ids: set[int]  # of the tokens that end a response
+    motion: Motion
+    monitor: Monitor
+    writer: SummaryWriter | None  # on the main process
+    num_steps: int
+    first_step: int
+    saved: dict[str, Any]  # what the loop has saved where it continues; empty at the start
+
+    def announce(self, what: str) -> None:
+        """The run's first line: what it does, on what."""
+        kind = self.accelerator.distributed_type.value
+        where = f"{self.accelerator.num_processes} processes, {self.dtype}, {kind}"
+        self.accelerator.print(f"{self.stage}: {what} on {where}", flush=True)
+
+    def start_progress(self) -> Progress:
+        """The console's view of the steps that are left, from now on."""
+        return Progress(self.stage, self.num_steps, self.first_step, self.accelerator.is_main_process)
+
+    def is_time(self, step: int, every: int) -> bool:
+        """Whether `step` is the last one or a multiple of `every`, if that is not 0."""
+        return step == self.num_steps or (every > 0 and step % every == 0)
+
+    def save(self, step: int, **state) -> None:
+        """Write a checkpoint from which the run continues as if nothing had happened; `state` is the loop's, as JSON."""
+        state["monitor"] = self.monitor.state()
+        self.run.save(step, self.policy, self.tokenizer, self.optimizer, self.writer, state)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Write values by tag to TensorBoard, and what is known of the policy at this step."""
+        if self.writer is not None:
+            moved = {"health/weight_change": self.motion.change(self.policy)}
+            write_scalars(self.writer, values | moved | self.monitor.flags(), step)
+
+    def finish(self, kept: dict[str, Any]) -> None:
+        """End the run: `kept` has the step and the scores of the model in output_dir."""
+        finish(self.run, self.writer, self.stage, kept, self.num_steps)
+        self.accelerator.end_training()
+
+
+def open_run(config, stage: str, labels: bool = True) -> Opened | None:
+    """Start this process, hold the output directory, read the data; None for a run that has already finished.
+
+    `labels`: the rows must have both labels. Raises ValueError, before anything slow, for what the user can mend.
+    """
+    accelerator = start(config.seed)
+    check_model(config.model)
+    data_hash = dataset_hash(config.dataset)
+    run = Run(accelerator, config, data_hash)
+    if run.finished:
+        run.end_at_once()
+        return None
+    train = load_split(config.dataset, config.train_split, both_answers=labels, labels=labels)
+    validation = load_split(config.dataset, "validation", labels=labels)
+    validation = choose_rows(validation, config.eval_rows, config.seed)
+    tokenizer = load_tokenizer(config.model, config.revision)
+    dtype = training_dtype(accelerator)
+    return Opened(config, stage, accelerator, run, data_hash, train, validation, tokenizer, dtype)

@@ -1,0 +1,62 @@
+"""Evaluations during training: greedy answers to the validation rows, and the best model so far in output_dir."""
+
+from dataclasses import asdict
+from typing import Any
+
+from dataset.batches import premise_ids_of
+from dataset.chat import encode
+from policy.loading import model_card
+from scoring.metrics import classification_metrics
+from scoring.predictions import complete, predict
+from training.monitoring import EVAL_SCORES, report_means, report_scores
+from training.rewards import Reward
+from training.setup import Setup
+
+
+class Validation:
+    """Scores the policy and keeps the model with the best score, or with keep_best false the last one.
+
+    The score is the validation loss where the caller has one, else F1; with a `reward` of the user's own its mean, as
+    the rows need not be questions with a Yes or a No.
+    """
+
+    def __init__(self, s: Setup, reward: Reward | None = None):
+        self.s, self.reward = s, reward
+        self.prompts = [encode(s.tokenizer, text) for text in s.validation["prompt"]]
+        self.best: dict[str, Any] = s.saved.get("best", {"step": 0})
+
+    def __call__(self, step: int, loss: float | None = None) -> None:
+        """Evaluate after `step` steps, on all ranks together."""
+        s = self.s
+        values = {} if loss is None else {"loss": loss}
+        values |= self._answers(step, loss) if self.reward is None else self._rewards(step)
+        if not s.config.keep_best or self._is_best(values):
+            self.best.clear()
+            self.best.update(values, step=step)
+            card = model_card(s.stage, asdict(s.config), s.data_hash, step, values)
+            s.run.keep_model(s.policy, s.tokenizer, card, self.best)
+        s.monitor.update(step, {f"eval/{name}": value for name, value in values.items()})
+
+    def _is_best(self, values: dict[str, float]) -> bool:
+        """Whether none before was better; of equal ones the last is kept."""
+        name = next(iter(values))  # loss, f1 or reward
+        if name not in self.best:
+            return True
+        return values[name] <= self.best[name] if name == "loss" else values[name] >= self.best[name]
+
+    def _answers(self, step: int, loss: float | None) -> dict[str, float]:
+        rows = self.s.validation
+        predictions = [row["prediction"] for row in predict(self.s.accelerator, self.s.sampler, rows, self.prompts)]
+        scores = classification_metrics(rows["label"], predictions)
+        if self.s.writer is not None:
+            report_scores(self.s.writer, scores, rows["label"], predictions, step, loss)
+        return {name: scores[name] for name in EVAL_SCORES}
+
+    def _rewards(self, step: int) -> dict[str, float]:
+        rows = self.s.validation
+        texts = complete(self.s.accelerator, self.s.sampler, self.prompts, premise_ids_of(rows))
+        judged = [self.reward(text, row).reward for [(text, _)], row in zip(texts, rows, strict=True)]
+        means = {"reward": sum(judged) / len(judged)}
+        if self.s.writer is not None:
+            report_means(self.s.writer, means, len(judged), step)
+        return means
