@@ -192,9 +192,7 @@ def evaluate(config: Config) -> None:
         )  # fmt: skip
     else:
         stop_ids = stop_token_ids(tokenizer, model)
-        sampler = Sampler(
-            model, tokenizer, stop_ids, config.max_new_tokens, config.cache_tokens, config.prefix_sharing
-        )
+        sampler = Sampler(model, tokenizer, stop_ids, config.max_new_tokens, config.cache_tokens, config.prefix_sharing)
         sampling = {"num_samples": config.num_samples, "temperature": config.temperature, "seed": config.seed}
         rows = predict(accelerator, sampler, data, prompts, **sampling)
     seconds = time.perf_counter() - start_time

@@ -141,7 +141,7 @@ class Setup(Opened):
         return step == self.num_steps or (every > 0 and step % every == 0)
 
     def save(self, step: int, **state) -> None:
-        """Write a checkpoint from which the run continues as if nothing had happened; `state` is the loop's, as JSON."""
+        """Write a checkpoint from which the run continues as if undisturbed; `state` is the loop's, as JSON."""
         state["monitor"] = self.monitor.state()
         self.run.save(step, self.policy, self.tokenizer, self.optimizer, self.writer, state)
 

@@ -15,11 +15,11 @@ from causal.rewards import (
     NO_ANSWER_REWARD,
     RIGHT_REWARD,
     WRONG_REWARD,
-    format_reward,
-    length_reward,
+    corr2cause_reward,
     outcome_reward,
     process_reward,
 )
+from causal.wording import RELATION_OF, write_hypothesis, write_premise
 
 # ---------------------------------------------------------------- answers
 
@@ -233,7 +233,7 @@ def test_every_exact_trace_earns_exactly_one(n, style):
         premise = g.premise_of(g.relabel(dag, order))
         for claim in all_claims(n):
             text = r.trace(premise, claim, style)
-            assert process_reward(text, premise, claim) == format_reward(text, True) == 1.0
+            assert process_reward(text, premise, claim) == 1.0
             assert outcome_reward(text, g.exact_label(g.markov_equivalence_class(premise), claim)) == 1.0
 
 
@@ -358,10 +358,13 @@ def test_every_single_corruption_costs(question, style, data):
         ("rule", "first cut", "second cut", "no triple", "no edge")
     ):
         corrupted["dropped"] = [*before, *after]
+    if not after:
+        del corrupted["unreadable"]  # an answer is one however it is worded
     for name, changed in corrupted.items():
         text = "\n".join(changed)
-        process, form = process_reward(text, premise, claim), format_reward(text, reasoning=True)
-        assert process <= 1 and form <= 1 and process + form < 2, f"{name}:\n{text}"
+        answered = extract_answer(text) is bool(g.exact_label(g.markov_equivalence_class(premise), claim))
+        assert process_reward(text, premise, claim) <= 1, f"{name}:\n{text}"
+        assert process_reward(text, premise, claim) < 1 or not answered, f"{name}:\n{text}"
 
 
 ENDLESS = {
@@ -395,110 +398,13 @@ def test_the_process_reward_is_bounded_and_any_text_has_one(question, text):
     assert -1 <= process_reward(text, *question) <= 1
 
 
-# ---------------------------------------------------------------- format
-
-ANSWER_LINES = [
-    "Answer: Yes",
-    "Answer: No",
-    "answer: no.",
-    "**Answer: Yes**",
-    "**Answer:** NO",
-    "- Answer: `Yes`!",
-    "# ANSWER : No",
-]
-NOT_THE_FORM = [
-    "Yes",
-    "Therefore: Yes",
-    "The answer is yes.",
-    "Answer:",
-    "Answer: Maybe",
-    "Answer: Yes or No",
-    "Answer: Yes, A -> B.",
-    "My Answer: No",
-    "Answer: Yes?",
-    "Answer: Yes/No",
-    "Answer: Yes Answer: No",
-]
-
-
-@pytest.mark.parametrize("line", ANSWER_LINES)
-def test_the_form(line):
-    assert format_reward(line, reasoning=False) == format_reward(f"\n {line} \n", reasoning=False) == 1.0
-    for reasons in ("Pair A B: kept.", "\n\n## Step 1\n\nIs C a collider? No.\n", PROSE, "No edge is left."):
-        assert format_reward(f"{reasons}\n{line}\n", reasoning=True) == 1.0
-        assert format_reward(f"{reasons}\n{line}", reasoning=False) == 0.0
-    assert format_reward(line, reasoning=True) == 0.0
-
-
-@pytest.mark.parametrize("line", NOT_THE_FORM)
-def test_not_the_form(line):
-    assert format_reward(line, reasoning=False) == format_reward(f"Edge A B: -.\n{line}", reasoning=True) == 0.0
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "\n \n",
-        "Edge A B: -.",
-        "Answer: Yes\nAnswer: No",
-        "Answer: Yes\nAnswer: Yes",
-        "Answer: Yes\nEdge A B: -.",
-        "Answer: Yes\nEdge A B: -.\nAnswer: Yes",
-        "**Yes.**\nEdge A B: -.\nAnswer: Yes",
-        "Edge A B: -.\nThe answer is no.\nAnswer: Yes",
-        "Edge A B: -.\nTherefore: No\nAnswer: No",
-        "Edge A B: -.\nAnswer: Yes or No\nAnswer: No",
-        "Edge A B: -.\nAnswer:\nYes",
-        "Edge A B: -. Answer: Yes",
-        "***\n---\nAnswer: Yes",
-        "Edge A B: -.\nAnswer: Yes\n---",
-    ],
-)
-def test_neither_form(text):
-    assert format_reward(text, reasoning=True) == format_reward(text, reasoning=False) == 0.0
-
-
-@given(st.lists(st.sampled_from(PIECES + ANSWER_LINES + ["\n", "Edge"]), max_size=12).map(" ".join), st.booleans())
-@example("Edge\nAnswer: Yes", True)
-def test_what_has_the_form_has_an_answer(text, reasoning):
-    assert not format_reward(text, reasoning) or extract_answer(text) is not None
-
-
-# ---------------------------------------------------------------- length
-
-
-@pytest.mark.parametrize(
-    "num_tokens, expected", [(0, 0), (99, 0), (100, 0), (101, -0.01), (150, -0.5), (199, -0.99), (200, -1), (900, -1)]
-)
-def test_length_reward_values(num_tokens, expected):
-    assert length_reward(num_tokens, free_tokens=100, max_new_tokens=200) == pytest.approx(expected, abs=1e-12)
-
-
-def test_no_token_need_be_free():
-    assert [length_reward(k, free_tokens=0, max_new_tokens=4) for k in range(6)] == [0, -0.25, -0.5, -0.75, -1, -1]
-
-
-@pytest.mark.parametrize("free, most", [(-1, 10), (10, 10), (11, 10), (0, 0), (float("nan"), 10)])
-def test_bad_free_tokens(free, most):
-    with pytest.raises(ValueError, match="free_tokens must be"):
-        length_reward(5, free, most)
-
-
-def test_bad_num_tokens():
-    with pytest.raises(ValueError, match="num_tokens must be"):
-        length_reward(-1, 5, 10)
-
-
 # ---------------------------------------------------------------- all together
 
 
 def rewards_of(text, premise, claim):
-    """(outcome, process, format, length) with room for 1.5 exact traces, free up to 1, counted in words."""
+    """(outcome, process)"""
     label = g.exact_label(g.markov_equivalence_class(premise), claim)
-    words = len(r.trace(premise, claim).split())
-    length = length_reward(len(text.split()), words, words + words // 2)
-    return outcome_reward(text, label), process_reward(text, premise, claim), format_reward(text, True), length
+    return outcome_reward(text, label), process_reward(text, premise, claim)
 
 
 @pytest.mark.parametrize("n", [3, 4])
@@ -514,7 +420,7 @@ def test_saying_everything_earns_next_to_nothing(n):
             for reasons in (lines, [*trace.splitlines()[:-1], *lines]):
                 text = "\n".join([*reasons, trace.splitlines()[-1]])
                 assert process_reward(text, premise, claim) <= -0.5
-                assert sum(rewards_of(text, premise, claim)) <= sum(rewards_of(trace, premise, claim)) - 2
+                assert sum(rewards_of(text, premise, claim)) <= sum(rewards_of(trace, premise, claim)) - 1.5
 
 
 REASONS = TRACE.removesuffix("Answer: Yes")
@@ -541,5 +447,40 @@ HACKS = {
 @pytest.mark.parametrize("text", HACKS.values(), ids=HACKS.keys())
 def test_an_honest_trace_earns_more_than_any_hack(text):
     honest, hack = rewards_of(TRACE, PREMISE, CLAIM), rewards_of(text, PREMISE, CLAIM)
-    assert honest == (1, 1, 1, 0)
-    assert all(a <= b for a, b in zip(hack, honest, strict=True)) and hack != honest
+    assert honest == (1, 1)
+    assert all(a <= b for a, b in zip(hack, honest, strict=True))
+    assert hack != honest or text == HACKS["true but beside the point"]  # which is free once, and gains nothing
+
+
+# ---------------------------------------------------------------- the reward of a run
+
+
+def row_of(premise, claim, label: int) -> dict:
+    names = premise.variables
+    template = next(name for name, relation in RELATION_OF.items() if relation == claim.relation)
+    return {"premise": write_premise(premise), "hypothesis": write_hypothesis(claim, names, template), "label": label}
+
+
+def test_the_reward_of_a_row_has_components_spans_and_metrics():
+    text = REASONS.replace("Pair A B: cut given none.", "Pair A B: kept.") + "Answer: Yes"
+    judged = corr2cause_reward(process=True, class_weights=[1.0, 3.0])(text, row_of(PREMISE, CLAIM, 1))
+    assert judged["outcome"] == 3.0
+    value, spans = judged["process"]
+    assert value == process_reward(text, PREMISE, CLAIM) < 1
+    assert sum(points for _, _, points in spans) == pytest.approx(value)
+    by_text = {text[start:end]: points for start, end, points in spans}
+    assert by_text["Pair A B: kept."] < 0 < by_text["Pair A C: kept."] and by_text["Answer: Yes"] == 0
+    assert {name: judged[name] for name in judged if "/" in name} == pytest.approx({
+        "reward/accuracy": 1.0, "reward/accuracy_of_yes": 1.0, "reward/accuracy_of_no": float("nan"),
+        "rollout/unanswered_rate": 0.0, "rollout/predicted_yes_rate": 1.0, "rollout/label_yes_rate": 1.0,
+    }, nan_ok=True)  # fmt: skip
+    assert "process" not in corr2cause_reward()(text, row_of(PREMISE, CLAIM, 1))
+
+
+@given(st.lists(st.sampled_from(PIECES + REASONS.splitlines()), max_size=12), st.sampled_from(["\n", " ", "\n- "]))
+def test_spans_are_the_sentences_and_add_up_to_the_process_reward(pieces, gap):
+    text = gap.join(pieces)
+    value, spans = corr2cause_reward(process=True)(text, row_of(PREMISE, CLAIM, 1))["process"]
+    assert [text[start:end] for start, end, _ in spans] == [sentence for sentence, _ in r.read_trace(text, "ABCD")]
+    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert value == pytest.approx(max(-1.0, sum(points for _, _, points in spans)))

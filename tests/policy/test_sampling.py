@@ -18,7 +18,7 @@ from causal import wording
 from dataset.batches import share_of_rank
 from dataset.chat import encode
 from policy.prefix_sharing import sequence_logps
-from policy.sampling import Completion, generate, generate_groups
+from policy.sampling import Completion, Sampler, generate
 from scoring import predictions
 from scoring.predictions import majority, predict
 
@@ -167,17 +167,18 @@ def test_sampling_in_train_mode_is_refused():
 
 @torch.no_grad()
 @pytest.mark.parametrize("cache_tokens", [1, 60, 10_000])
-def test_groups_keep_their_order_at_any_budget(cache_tokens):
+def test_groups_keep_their_order_at_any_budget(cache_tokens, tokenizer):
     model, prompts = build_model("phi3"), random_prompts()
     groups = [prompts[:1] * 3, prompts[1:5], prompts[5:]]
     seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
     options = {"stop_ids": STOPS, "max_new_tokens": 6, "temperature": 1.0}
-    got = generate_groups(model, groups, cache_tokens=cache_tokens, seeds=seeds, **options)
+    got = Sampler(model, tokenizer, STOPS, 6, cache_tokens).sample(groups, 1.0, seeds)
     for group, group_seeds, completions in zip(groups, seeds, got, strict=True):
         alone = [
             generate_all(model, [p], seeds=[s], groups=1, **options)[0] for p, s in zip(group, group_seeds, strict=True)
         ]
         assert [c.tokens for c in completions] == [c.tokens for c in alone]
+        assert [c.text for c in completions] == [tokenizer.decode(c.tokens, skip_special_tokens=True) for c in alone]
 
 
 # --- predictions
@@ -197,14 +198,17 @@ def rows(tokenizer):
     return Dataset.from_list([{k: r[k] for k in columns} | {"prompt": p} for r, p in zip(rows, prompts, strict=True)])
 
 
+def prompts_of(tokenizer, rows) -> list[list[int]]:
+    return [encode(tokenizer, text) for text in rows["prompt"]]
+
+
 @torch.no_grad()
 def test_predictions_are_in_the_order_of_the_rows(tokenizer, rows):
     model = build_model("phi3", vocab_size=len(tokenizer))
     model.config.max_position_embeddings = 512
     stop_ids = set(range(0, len(tokenizer), 13))
-    got = predict(
-        Accelerator(cpu=True), model.train(), tokenizer, rows, stop_ids=stop_ids, max_new_tokens=6, cache_tokens=150
-    )
+    sampler = Sampler(model.train(), tokenizer, stop_ids, max_new_tokens=6, cache_tokens=150)
+    got = predict(Accelerator(cpu=True), sampler, rows, prompts_of(tokenizer, rows))
     assert model.training, "training goes on in the mode it was in"
     model.eval()
     for row, result in zip(rows, got, strict=True):
@@ -226,16 +230,12 @@ def test_predictions_read_the_answer(tokenizer, rows):
         def __init__(self, text):
             self.text = text
 
-        def __call__(self, text, **options):
-            return tokenizer(text, **options)
-
         def decode(self, tokens, **options):
             return self.text
 
     for text, prediction in (("Answer: Yes", 1), ("Answer: No", 0), ("Perhaps.", None)):
-        got = predict(
-            Accelerator(cpu=True), model, Decoder(text), rows, stop_ids={0}, max_new_tokens=1, cache_tokens=10_000
-        )
+        sampler = Sampler(model, Decoder(text), {0}, max_new_tokens=1, cache_tokens=10_000)
+        got = predict(Accelerator(cpu=True), sampler, rows, prompts_of(tokenizer, rows))
         assert [result["prediction"] for result in got] == [prediction] * len(rows)
 
 
@@ -243,7 +243,7 @@ def test_predictions_read_the_answer(tokenizer, rows):
 
 
 @pytest.fixture(scope="module")
-def sampler(tokenizer) -> torch.nn.Module:
+def model(tokenizer) -> torch.nn.Module:
     model = build_model("phi3", vocab_size=len(tokenizer))
     model.config.max_position_embeddings = 512
     return model
@@ -253,13 +253,15 @@ SAMPLES = 3
 
 
 @pytest.fixture
-def sampled(sampler, tokenizer, rows):
+def sampled(model, tokenizer, rows):
     """`predict` with SAMPLES completions of 4 tokens; their texts row by row. Any option can be another."""
 
     def sampled(accelerator=None, rows=rows, **options) -> list[list[str]]:
-        options = {"cache_tokens": 10_000, "num_samples": SAMPLES, "temperature": 1.2, "seed": 7} | options
-        options |= {"stop_ids": set(range(0, len(tokenizer), 13)), "max_new_tokens": 4}
-        got = predict(accelerator or Accelerator(cpu=True), sampler, tokenizer, rows, **options)
+        options = {"num_samples": SAMPLES, "temperature": 1.2, "seed": 7} | options
+        budgets = {"max_new_tokens": 4, "cache_tokens": options.pop("cache_tokens", 10_000)}
+        stop_ids = set(range(0, len(tokenizer), 13))
+        sampler = Sampler(model, tokenizer, stop_ids, share=options.pop("share", True), **budgets)
+        got = predict(accelerator or Accelerator(cpu=True), sampler, rows, prompts_of(tokenizer, rows), **options)
         assert [result["input"] for result in got] == rows["input"][:]
         return [result["completions"] for result in got]
 
@@ -267,13 +269,13 @@ def sampled(sampler, tokenizer, rows):
 
 
 @pytest.fixture(scope="module")
-def alone(sampler, tokenizer, rows) -> list[list[str]]:
+def alone(model, tokenizer, rows) -> list[list[str]]:
     """What `sampled` must give: every sample from a batch of its own, with the random stream (seed, row, sample)."""
     texts = []
     for index, prompt in enumerate(rows["prompt"]):
         options = {"stop_ids": set(range(0, len(tokenizer), 13)), "max_new_tokens": 4, "temperature": 1.2}
         alone = [
-            generate(sampler, [[encode(tokenizer, prompt)]], seeds=[[(7, index, k)]], **options)[0][0]
+            generate(model, [[encode(tokenizer, prompt)]], seeds=[[(7, index, k)]], **options)[0][0]
             for k in range(SAMPLES)
         ]
         texts.append([tokenizer.decode(completion.tokens, skip_special_tokens=True) for completion in alone])
@@ -335,10 +337,10 @@ def test_a_sample_costs_its_own_tokens_and_no_prompt(groups_of, rows):
     assert sum(groups_of(num_samples=5)[1]) - sum(groups_of(num_samples=2)[1]) == len(rows) * 3 * 4
 
 
-def test_a_sharp_distribution_gives_the_greedy_answer(sampler, tokenizer, rows):
-    options = {"stop_ids": {0}, "max_new_tokens": 4, "cache_tokens": 200}
-    greedy = predict(Accelerator(cpu=True), sampler, tokenizer, rows, **options)
-    sharp = predict(Accelerator(cpu=True), sampler, tokenizer, rows, num_samples=3, temperature=1e-5, **options)
+def test_a_sharp_distribution_gives_the_greedy_answer(model, tokenizer, rows):
+    asked = (Accelerator(cpu=True), Sampler(model, tokenizer, {0}, 4, 200), rows, prompts_of(tokenizer, rows))
+    greedy = predict(*asked)
+    sharp = predict(*asked, num_samples=3, temperature=1e-5)
     assert [result["completions"] for result in sharp] == [[result["completion"]] * 3 for result in greedy]
     assert [{key: result[key] for key in greedy[0]} for result in sharp] == greedy
 
