@@ -51,7 +51,7 @@ from policy.prefix_sharing import TOLERANCE, check_prefix_sharing, pack, plan_mi
 from policy.sampling import Completion, generate_groups
 from runtime.ending import run_script
 from runtime.processes import reduce, start
-from runtime.settings import arg, check, check_choice, check_ranges, parse_config
+from runtime.settings import arg, check, parse_config
 from scoring.metrics import classification_metrics
 from scoring.predictions import predict
 from training.health import (
@@ -65,7 +65,6 @@ from training.health import (
     nan_means,
     sampling_gap_cause,
 )
-from training.memory import print_plan
 from training.monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
 from training.optimization import backward, prepare, set_learning_rate, step
 from training.rollouts import (
@@ -94,113 +93,99 @@ from training.rollouts import (
     weight_sum,
 )
 from training.runs import Run
+from training.settings import CLASS_WEIGHTS, TrainingSettings
 
 TERMS = ("policy_loss", "kl", "clip_fraction", "entropy", "weight_sum", "mask_error")  # summed over micro-batches
 
 
 @dataclass
-class Config:
-    model: str = arg("models/tiny_sft_model", "hub name, directory of a model or of a LoRA adapter")
-    revision: str | None = arg(None, "hub revision of the model")
-    dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
-    train_split: str = arg("train", "its split to train on: train, or grpo if it has one")
-    output_dir: str = arg("models/tiny_grpo_model", "where the adapter, its checkpoints and its configuration go")
-    logging_dir: str = arg("logs/grpo", "TensorBoard directory")
-    overwrite: bool = arg(False, "use an output_dir that is not empty")
-    # the policy
-    quantization: str = arg("none", "nf4 | none: precision of the frozen base")
-    lora_r: int = arg(16, "LoRA rank of a new adapter; a model that is an adapter keeps its own")
-    lora_alpha: int = arg(32, "LoRA scale is lora_alpha / lora_r")
-    lora_target_modules: str = arg("", "comma-separated names of linear layers; empty: all but the head")
-    gradient_checkpointing: bool = arg(False, "recompute activations in the backward pass")
-    # rollout
-    prompts_per_step: int = arg(32, "prompts N of a rollout, over all processes")
+class Config(TrainingSettings):
+    # Where the defaults of both stages differ, these are GRPO's.
+    model: str = "models/tiny_sft_model"
+    claims_per_prefix: int = 4
+    output_dir: str = "models/tiny_grpo_model"
+    logging_dir: str = "logs/grpo"
+    learning_rate: float = 1e-5
+    logging_steps: int = 5
+    eval_steps: int = 50
+    save_steps: int = 50
+
+    prompts_per_step: int = arg(32, "prompts N of a rollout, over all processes", at_least=1, section="rollout")
     estimator: str = arg(
-        "sampled", "sampled | exact: both answers of every prompt, weighted by their probabilities, instead of samples"
+        "sampled",
+        "sampled | exact: both answers of every prompt, weighted by their probabilities, instead of samples",
+        choices=("sampled", "exact"),
     )
-    num_generations: int = arg(8, "samples G of a prompt")
-    temperature: float = arg(1.0, "sampling temperature; log-probabilities are taken at the same one")
-    max_new_tokens: int = arg(16, "tokens of a completion, at most")
-    cache_tokens: int = arg(
-        8192, "tokens in the key-value cache of a rollout on one process: prompts and longest completions"
+    num_generations: int = arg(8, "samples G of a prompt", at_least=2, words="a group needs at least 2")
+    temperature: float = arg(
+        1.0,
+        "sampling temperature; log-probabilities are taken at the same one",
+        above=0,
+        words="sampling needs more than 0",
     )
-    claims_per_prefix: int = arg(4, "prompts of one premise that share its tokens")
-    resample_rounds: int = arg(0, "times, at most, that a step replaces the prompts whose rewards all agree")
-    relabel_each_epoch: bool = arg(False, "exchange the letters of every premise at random, anew in every epoch")
-    # the reward: a weighted sum (rewards.py)
-    outcome_weight: float = arg(1.0, "weight of the answer: 1 right, -1 wrong, -0.5 none")
-    process_weight: float = arg(0.0, "weight of the reasoning's steps: -1 to 1, for datasets whose target is a trace")
-    format_weight: float = arg(0.0, "weight of the form: 1 if the completion has that of the target, else 0")
-    length_weight: float = arg(0.0, "weight of the length: 0 up to free_tokens, falling to -1 at max_new_tokens")
-    free_tokens: int = arg(0, "tokens of a completion that the length costs nothing for")
+    resample_rounds: int = arg(
+        0, "times, at most, that a step replaces the prompts whose rewards all agree", at_least=0
+    )
+
+    # a weighted sum of components
+    outcome_weight: float = arg(1.0, "weight of the answer: 1 right, -1 wrong, -0.5 none", at_least=0, section="reward")
+    process_weight: float = arg(
+        0.0, "weight of the reasoning's steps: -1 to 1, for datasets whose target is a trace", at_least=0
+    )
+    format_weight: float = arg(
+        0.0, "weight of the form: 1 if the completion has that of the target, else 0", at_least=0
+    )
+    length_weight: float = arg(
+        0.0, "weight of the length: 0 up to free_tokens, falling to -1 at max_new_tokens", at_least=0
+    )
+    free_tokens: int = arg(0, "tokens of a completion that the length costs nothing for", at_least=0)
     class_weights: list[float] = arg(
-        [1.0, 1.0], "factor of the answer's reward where the label is No and Yes; cancels in group scaling"
+        [1.0, 1.0],
+        "factor of the answer's reward where the label is No and Yes; cancels in group scaling",
+        above=0,
+        words=CLASS_WEIGHTS,
     )
-    # the objective
+
     loss_type: str = arg(
-        "grpo", "grpo (mean over each sequence) | dapo (mean over the step's tokens) | dr_grpo (constant)"
+        "grpo",
+        "grpo (mean over each sequence) | dapo (mean over the step's tokens) | dr_grpo (constant)",
+        choices=("grpo", "dapo", "dr_grpo"),
+        section="objective",
     )
-    scale_rewards: str = arg("group", "divide advantages by the std of the group | batch | none")
-    num_iterations: int = arg(1, "optimizer steps a rollout")
-    eps_low: float = arg(0.2, "lower clip of the probability ratio")
-    eps_high: float = arg(0.2, "upper clip of the probability ratio")
+    scale_rewards: str = arg(
+        "group", "divide advantages by the std of the group | batch | none", choices=("group", "batch", "none")
+    )
+    num_iterations: int = arg(1, "optimizer steps a rollout", at_least=1)
+    eps_low: float = arg(0.2, "lower clip of the probability ratio", at_least=0, below=1)
+    eps_high: float = arg(0.2, "upper clip of the probability ratio", at_least=0)
     dual_clip: float = arg(0.0, "bound of the ratio where the advantage is negative, above 1 + eps_high; 0: none")
-    importance: str = arg("token", "probability ratio of each token | sequence (GSPO: of a completion, by its length)")
+    importance: str = arg(
+        "token",
+        "probability ratio of each token | sequence (GSPO: of a completion, by its length)",
+        choices=("token", "sequence"),
+    )
     mask_truncated: bool = arg(False, "leave completions that were cut at max_new_tokens out of the loss")
     beta: float = arg(
-        0.03, "weight of the KL to the reference; 0 computes no reference and no row without an advantage"
+        0.03,
+        "weight of the KL to the reference; 0 computes no reference and no row without an advantage",
+        at_least=0,
     )
     kl_correction: bool = arg(
         False, "weight k3 by the probability ratio: then its gradient is that of the KL, off policy too"
     )
-    # optimisation
-    max_steps: int = arg(200, "rollouts")
-    learning_rate: float = arg(1e-5, "learning rate after the warm-up, constant")
-    warmup_steps: int = arg(5, "rollouts in which the rate rises from 0")
-    weight_decay: float = arg(0.0, "AdamW weight decay")
-    max_grad_norm: float = arg(1.0, "gradient norm beyond which gradients are clipped")
-    micro_batch_tokens: int = arg(2048, "packed tokens a forward pass on one process; lower it if memory runs out")
-    prefix_sharing: bool = arg(True, "compute shared prefixes once; false computes every row by itself")
-    seed: int = arg(0, "seed of a new adapter, of the data order and of sampling")
-    # watching and keeping
-    logging_steps: int = arg(5, "rollouts between logged values")
-    eval_steps: int = arg(50, "rollouts between evaluations; 0: at the end only")
-    eval_rows: int = arg(256, "validation rows of an evaluation, a random choice that seed fixes")
-    keep_best: bool = arg(True, "output_dir gets the adapter of the evaluation with the best F1; false: the last one")
-    save_steps: int = arg(50, "rollouts between checkpoints; 0: none")
-    save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
-    stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
-    num_logged_completions: int = arg(16, "sampled completions written to TensorBoard at each evaluation")
-    # interruptions
-    resume_from: str | None = arg(
-        None, "latest, or a checkpoint of output_dir: continue its run; after a requeue: latest"
+
+    max_steps: int = arg(200, "steps of the run, a rollout each", at_least=1, section="optimisation")
+    warmup_steps: int = arg(5, "steps in which the rate rises from 0; then it is constant", at_least=0)
+
+    num_logged_completions: int = arg(
+        16, "sampled completions written to TensorBoard at each evaluation", at_least=0, section="watching"
     )
-    resume_weights_only: bool = arg(False, "resume with a new optimizer, on any number of processes or other settings")
-    time_limit: float = arg(0.0, "minutes after which the run saves and stops, to be resumed; 0: none")
-    # before a run
-    plan: bool = arg(False, "print where a card's memory will go, and whether it is enough, and run nothing")
-    card_gb: float = arg(0.0, "memory of the plan's card in GB; 0: of the GPU present")
 
     def __post_init__(self):
-        check_ranges(self, {
-            "at least 1": "prompts_per_step max_new_tokens cache_tokens claims_per_prefix num_iterations max_steps "
-            "lora_r lora_alpha micro_batch_tokens logging_steps eval_rows stop_after",
-            "above 0": "learning_rate max_grad_norm",
-            "0 or more": "resample_rounds outcome_weight process_weight format_weight length_weight free_tokens "
-            "eps_high beta warmup_steps weight_decay eval_steps save_steps save_total_limit num_logged_completions "
-            "time_limit card_gb",
-            "0 or more and less than 1": "eps_low",
-        })  # fmt: skip
-        check_choice("loss_type", self.loss_type, ("grpo", "dapo", "dr_grpo"))
-        check_choice("importance", self.importance, ("token", "sequence"))
+        super().__post_init__()
+        check(len(self.class_weights) == 2, f"class_weights: {CLASS_WEIGHTS}, got {self.class_weights}")
         bounded = self.dual_clip == 0 or self.dual_clip > 1 + self.eps_high
         check(bounded, f"dual_clip: 0 for none, or more than 1 + eps_high, {1 + self.eps_high}; got {self.dual_clip}")
-        check_choice("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
-        check(self.num_generations >= 2, f"num_generations: a group needs at least 2, got {self.num_generations}")
-        check(self.temperature > 0, f"temperature: sampling needs more than 0, got {self.temperature}")
-        two = len(self.class_weights) == 2 and min(self.class_weights) > 0
-        check(two, f"class_weights: two numbers above 0, for No and Yes, got {self.class_weights}")
-        check_choice("estimator", self.estimator, ("sampled", "exact"))
         exact = self.estimator == "exact"
         check(not (exact and self.resample_rounds), "resample_rounds: estimator exact has no dead groups; set 0")
         weights = [getattr(self, f"{name}_weight") for name in COMPONENTS]
@@ -394,8 +379,6 @@ def score_reference(model, batch: Rollout, config: Config) -> torch.Tensor:
 
 def main() -> None:
     config = parse_config(Config)
-    if config.plan:
-        return print_plan(config)
     accelerator = start(config.seed)
     main_process = accelerator.is_main_process
     rank, world_size = accelerator.process_index, accelerator.num_processes
