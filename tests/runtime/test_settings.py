@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from conftest import ROOT
 
 import evaluate
 import preprocess
@@ -466,13 +468,41 @@ def test_help_lists_fields_with_defaults():
     assert stop.value.code == 0
 
 
-def test_help_of_a_script_in_a_shell():
-    """As a user meets it: exit status 0, every field with its default."""
-    code = "from runtime.ending import *; from test_settings import *; run_script(lambda: print(parse_config(Config)))"
-    shell = [sys.executable, "-c", f"import sys; sys.path[:0] = ['.', 'tests/runtime']; {code}"]
-    done = subprocess.run([*shell, "--help"], capture_output=True, text=True)
+SCRIPT = '''"""A script of two settings.
+
+And more about it."""
+
+from dataclasses import dataclass
+
+from runtime.ending import run_script
+from runtime.settings import Settings, arg, parse_config
+
+
+@dataclass
+class Config(Settings):
+    rate: float = arg(1e-3, "a rate, 100% of it")
+    sizes: list[int] = arg([3, 4], "some counts", at_least=1)
+
+
+run_script(lambda: print(parse_config(Config)))
+'''
+
+
+def test_help_of_a_script_in_a_shell(tmp_path):
+    """As a user meets it: exit status 0, what the script does, every field with its default."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def shell(*words: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [sys.executable, tmp_path / "script.py", *words], capture_output=True, text=True, env=environment
+        )
+
+    done = shell("--help")
     text = " ".join(done.stdout.split())
     assert done.returncode == 0 and "a rate, 100% of it (default: 0.001)" in text and "--sizes" in text
-    done = subprocess.run([*shell, "--steps", "x"], capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "A script of two settings." in text and "And more" not in text
+    for words in (("--rate", "x"), ("--sizes", "0")):
+        done = shell(*words)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: ")
