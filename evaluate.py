@@ -44,7 +44,7 @@ from policy.sampling import Sampler
 from runtime.checkpoints import claim_output_dir, list_checkpoints
 from runtime.ending import run_script
 from runtime.processes import start
-from runtime.settings import arg, check, check_choice, check_ranges, parse_config
+from runtime.settings import Settings, arg, check, parse_config
 from scoring import metrics
 from scoring.figures import (
     BASELINE_NAMES,
@@ -67,46 +67,86 @@ LOW_MASS = 0.5  # below it, the two answers are not what the model would say
 
 
 @dataclass
-class Config:
-    model: str = arg("", "hub name, directory of a model or of a LoRA adapter, or tiny (embedded, random weights)")
+class Config(Settings):
+    model: str = arg(
+        "",
+        "hub name, directory of a model or of a LoRA adapter, or tiny (embedded, random weights)",
+        section="model and data",
+    )
     revision: str | None = arg(None, "hub revision of the model")
-    quantization: str = arg("", "nf4 | none: precision of the weights, or of an adapter's base; empty: as in training")
-    dtype: str = arg("auto", "auto | float32 | bfloat16 | float16; auto: what the GPU computes in, float32 without one")
-    name: str = arg("", "label in tables and figures; empty: the model's directory")
+    quantization: str = arg(
+        "",
+        "nf4 | none: precision of the weights, or of an adapter's base; empty: as in training",
+        choices=("nf4", "none"),
+    )
+    dtype: str = arg(
+        "auto",
+        "auto | float32 | bfloat16 | float16; auto: what the GPU computes in, float32 without one",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     dataset: str = arg("", "directory that preprocess.py wrote; empty: the one that the model was trained on")
     split: list[str] = arg(
         ["test"], "test | validation | train; more (test_paraphrase, ...) are compared with the first"
     )
-    mode: str = arg("generate", "generate: answers in text | score: how probable Yes is against No, without sampling")
-    num_samples: int = arg(1, "generate: samples of a row, whose majority is the prediction; 1: greedy answers")
-    temperature: float | None = arg(None, "generate: sampling temperature of num_samples; none given: 1")
-    threshold: float = arg(0.5, "score: probability of Yes above which the prediction is Yes, between 0 and 1")
-    micro_batch_tokens: int = arg(2048, "score: packed tokens a forward pass on one process; less needs less memory")
-    max_rows: int = arg(0, "rows to evaluate, a random choice that seed fixes; 0: all")
-    max_new_tokens: int = arg(0, "tokens of a completion, at most; 0: as in training, or 16, enough for an answer")
-    cache_tokens: int = arg(8192, "tokens in the key-value cache of one process: prompts and longest completions")
+    max_rows: int = arg(0, "rows to evaluate, a random choice that seed fixes; 0: all", at_least=0)
+
+    mode: str = arg(
+        "generate",
+        "generate: answers in text | score: how probable Yes is against No, without sampling",
+        choices=MODES,
+        section="answers",
+    )
+    num_samples: int = arg(
+        1, "generate: samples of a row, whose majority is the prediction; 1: greedy answers", at_least=1
+    )
+    temperature: float | None = arg(None, "generate: sampling temperature of num_samples; none given: 1", at_least=0)
+    max_new_tokens: int = arg(
+        0, "tokens of a completion, at most; 0: as in training, or 16, enough for an answer", at_least=0
+    )
+    threshold: float = arg(
+        0.5,
+        "score: probability of Yes above which the prediction is Yes, between 0 and 1",
+        above=0,
+        below=1,
+        words="a probability between 0 and 1",
+    )
+    cache_tokens: int = arg(
+        8192, "tokens in the key-value cache of one process: prompts and longest completions", at_least=1
+    )
+    micro_batch_tokens: int = arg(
+        2048, "score: packed tokens a forward pass on one process; less needs less memory", at_least=1
+    )
     prefix_sharing: bool = arg(True, "compute a premise once for all its claims; false: every sequence by itself")
-    cluster: str = arg("premise_id", "premise_id | structure_id: what the intervals resample")
-    num_resamples: int = arg(2000, "resamples of the intervals")
+
+    cluster: str = arg(
+        "premise_id",
+        "premise_id | structure_id: what the intervals resample",
+        choices=("premise_id", "structure_id"),
+        section="scores",
+    )
+    num_resamples: int = arg(2000, "resamples of the intervals", at_least=1)
     seed: int = arg(0, "seed of the resamples, of the choice of max_rows and of sampling")
-    compare: list[str] = arg([], "instead of a model: output directories of earlier runs, the baseline first")
+
+    compare: list[str] = arg(
+        [], "instead of a model: output directories of earlier runs, the baseline first", section="earlier runs"
+    )
     curves: list[str] = arg([], "instead of a model: TensorBoard directories of runs")
+
     output_dir: str = arg(
         "",
         f"where results go; empty: {RESULTS}/ and the model's name, comparison or curves "
         "(mode score: name-score, 9 samples: name-majority-9)",
+        section="output",
     )
     overwrite: bool = arg(False, "use an output_dir that is not empty")
+    name: str = arg("", "label in tables and figures; empty: the model's directory")
 
     def __post_init__(self):
         trained = training_settings(self.model)
         self.dataset = self.dataset or trained.get("dataset", "")
         self.quantization = self.quantization or trained.get("quantization", "none")
         self.max_new_tokens = self.max_new_tokens or trained.get("max_new_tokens", 16)
-        ranges = {"at least 1": "max_new_tokens num_samples cache_tokens micro_batch_tokens num_resamples"}
-        check_ranges(self, ranges | {"0 or more": "max_rows"})
-        check_choice("mode", self.mode, MODES)
-        check(0 < self.threshold < 1, f"threshold: a probability between 0 and 1, got {self.threshold}")
+        super().__post_init__()
         has_threshold = self.mode == "score" or self.threshold == 0.5
         check(has_threshold, "threshold: mode generate reads answers, not probabilities; add --mode score")
         several = self.num_samples > 1
@@ -116,8 +156,6 @@ class Config:
         check(several or self.temperature == 0, "temperature: a single answer is greedy; add --num_samples above 1")
         remedy = "give more, or leave num_samples out for greedy answers"
         check(not several or self.temperature > 0, f"temperature: no sampling at {self.temperature}; {remedy}")
-        check_choice("cluster", self.cluster, ("premise_id", "structure_id"))
-        check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         reads_only = bool(self.compare or self.curves)
         check(not (reads_only and self.model), "model: compare and curves run no model; leave one of them out")
         check(reads_only or self.model != "", "model: name a directory or a hub model (or directories to compare)")

@@ -41,7 +41,7 @@ from dataset.sources import HUB_CONFIGS, HUB_NAME, claim_of, parse_row, read_fil
 from dataset.splits import BALANCE, SPLITS, STRATEGIES, label_weights, perturbed, relation_of, split_rows, subsample
 from runtime.ending import run_script
 from runtime.files import replacing
-from runtime.settings import arg, check, check_choice, parse_config
+from runtime.settings import Settings, arg, check, check_choice, parse_config
 
 EDGES = List(List(Value("int64")))
 COLUMNS = {
@@ -63,62 +63,80 @@ OVER_LONG_SHARE = 0.05  # beyond it, what is left out changes what the dataset m
 
 
 @dataclass
-class DataConfig:
-    source: str = arg("generate", "generate, hub, or a .csv, .json or .jsonl file with columns input and label")
-    hub_config: str = arg("default", f"configuration of {HUB_NAME}: {', '.join(HUB_CONFIGS)}")
+class DataConfig(Settings):
+    source: str = arg(
+        "generate", "generate, hub, or a .csv, .json or .jsonl file with columns input and label", section="rows"
+    )
+    hub_config: str = arg("default", f"configuration of {HUB_NAME}: {', '.join(HUB_CONFIGS)}", choices=HUB_CONFIGS)
     audit: str | None = arg(None, "a file as of source: check its labels and write what is wrong; no dataset")
-    num_variables: list[int] = arg([3, 4], "generate: sizes of the systems, 2 to 8 variables; 7 and 8 need structures")
-    structures: int | None = arg(None, "generate: at most so many classes of each size, at random; null: all (2 to 6)")
-    relabelings: int = arg(0, "generate: random relabelings a class; 0: the released letters, in topological order")
+    num_variables: list[int] = arg(
+        [3, 4],
+        "generate: sizes of the systems, 2 to 8 variables; 7 and 8 need structures",
+        at_least=2,
+        at_most=MAX_VARIABLES,
+    )
+    structures: int | None = arg(
+        None, "generate: at most so many classes of each size, at random; null: all (2 to 6)", at_least=1
+    )
+    relabelings: int = arg(
+        0, "generate: random relabelings a class; 0: the released letters, in topological order", at_least=0
+    )
     labels: str = arg("exact", "column `label`: exact, given (the source's), released (generate: as the public rows)")
     skip_unparsable: bool = arg(False, "leave out and count rows that have no such label, instead of stopping")
-    tokenizer: str = arg("tiny", "model or tokenizer: hub name, folder, or tiny (embedded)")
+
+    tokenizer: str = arg(
+        "tiny", "model or tokenizer: hub name, folder, or tiny (embedded)", section="prompt and response"
+    )
     revision: str | None = arg(None, "the tokenizer's revision on the hub")
     raw: bool = arg(False, "write the task's columns alone, without prompt and response; needs no tokenizer")
-    target: str = arg("answer", "response: answer (that line alone), trace (exact reasoning) or teacher (teacher_file)")
-    trace_style: str = arg("compact", f"target trace: {' or '.join(reasoning.STYLES)}")
+    target: str = arg(
+        "answer",
+        "response: answer (that line alone), trace (exact reasoning) or teacher (teacher_file)",
+        choices=INSTRUCTIONS,
+    )
+    trace_style: str = arg("compact", f"target trace: {' or '.join(reasoning.STYLES)}", choices=reasoning.STYLES)
     teacher_file: str | None = arg(None, "target teacher: .jsonl with input, completion and finish_reason")
     instruction: str | None = arg(None, "text before the premise, so that claims share a prefix; null: by target")
-    max_length: int = arg(1024, "longest prompt + response, in tokens; longer rows are left out")
-    split: str = arg("auto", "premise, structure, size, released (public recipe), given; auto: given, else premise")
+    max_length: int = arg(1024, "longest prompt + response, in tokens; longer rows are left out", at_least=1)
+
+    split: str = arg(
+        "auto",
+        "premise, structure, size, released (public recipe), given; auto: given, else premise",
+        choices=STRATEGIES,
+        section="splits",
+    )
     test_sizes: list[int] = arg([], "split size: numbers of variables of test; train and validation have the others")
     validation_fraction: float = arg(0.1, "share of premises or structures in validation; 0: no such split")
     test_fraction: float = arg(0.1, "share of premises or structures in test; 0: no such split")
-    max_train_samples: int | None = arg(None, "rows of train, a random choice; null: all")
+    max_train_samples: int | None = arg(None, "rows of train, a random choice; null: all", at_least=1)
     max_grpo_samples: int | None = arg(
-        None, "rows of a further split grpo, prompts for train_grpo.py that train does not have; null: no such split"
+        None,
+        "rows of a further split grpo, prompts for train_grpo.py that train does not have; null: no such split",
+        at_least=1,
     )
-    max_validation_samples: int | None = arg(None, "rows of validation, a random choice; null: all")
-    max_test_samples: int | None = arg(None, "rows of test, a random choice; null: all")
-    balance: list[str] = arg([], f"train: columns to balance, of {', '.join(BALANCE)}")
-    perturbations: list[str] = arg([], f"more test sets, test_<perturbation>: {', '.join(PERTURBATIONS)}")
+    max_validation_samples: int | None = arg(None, "rows of validation, a random choice; null: all", at_least=1)
+    max_test_samples: int | None = arg(None, "rows of test, a random choice; null: all", at_least=1)
+    balance: list[str] = arg([], f"train: columns to balance, of {', '.join(BALANCE)}", choices=BALANCE)
+    perturbations: list[str] = arg(
+        [], f"more test sets, test_<perturbation>: {', '.join(PERTURBATIONS)}", choices=PERTURBATIONS
+    )
     seed: int = arg(0, "of the relabelings, the splits and the random choices")
-    output_dir: str = arg("data/corr2cause", "dataset folder to write")
+
+    output_dir: str = arg("data/corr2cause", "dataset folder to write", section="output")
     overwrite: bool = arg(False, "replace output_dir if a dataset of this script is there")
 
 
 def check_config(config: DataConfig) -> None:
-    """Raises ValueError for settings that are out of range or contradict each other."""
+    """Raises ValueError for settings that contradict each other."""
     allowed = ("exact", "released") if config.source == "generate" else ("exact", "given")
     check_choice(f"labels (source {config.source})", config.labels, allowed)
-    check_choice("target", config.target, tuple(INSTRUCTIONS))
-    check_choice("trace_style", config.trace_style, reasoning.STYLES)
-    check_choice("split", config.split, STRATEGIES)
-    for name, choices in (("balance", BALANCE), ("perturbations", PERTURBATIONS)):
-        for value in getattr(config, name):
-            check_choice(name, value, choices)
-    check_choice("hub_config", config.hub_config, HUB_CONFIGS)
     fractions = config.validation_fraction, config.test_fraction
     check(min(fractions) >= 0 and sum(fractions) <= 1, "validation_fraction, test_fraction: expected 0 to 1 in all")
     check(len(config.num_variables) > 0, f"num_variables: name at least one size, 2 to {MAX_VARIABLES}")
     for n in config.num_variables:
-        check(2 <= n <= MAX_VARIABLES, f"num_variables: {n}: use 2 to {MAX_VARIABLES}")
         sampled = config.structures is not None and config.labels == "exact"
         check(n in NUM_CLASSES or sampled, f"num_variables: {n} has too many classes to list; set structures")
     check((config.split == "size") == bool(config.test_sizes), "test_sizes: split size needs them, no other split does")
-    for name in ("relabelings", "structures", "max_length", *(f"max_{split}_samples" for split in (*SPLITS, GRPO))):
-        value, least = getattr(config, name), int(name != "relabelings")
-        check(value is None or value >= least, f"{name}: {value} is too small; use {least} or more")
     has_file = config.teacher_file is not None
     check((config.target == "teacher") == has_file, "target teacher needs teacher_file, and no other target has it")
     check(config.target != "trace" or config.labels == "exact", "target trace ends in the exact answer: labels exact")

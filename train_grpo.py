@@ -26,7 +26,7 @@ from policy.adapters import use_reference
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import Completion
 from runtime.ending import run_script
-from runtime.settings import arg, check, check_choice, check_ranges, parse_config
+from runtime.settings import arg, check, parse_config
 from training.grpo_metrics import (
     LossCounts,
     Rollout,
@@ -40,100 +40,80 @@ from training.monitoring import Laps, nan_means
 from training.optimization import backward, set_learning_rate, step_optimizer
 from training.rewards import Reward, load_reward
 from training.rollouts import MicroBatch, Prompt, PromptQueue, micro_batches, tokens_saved
+from training.settings import CLASS_WEIGHTS, TrainingSettings
 from training.setup import Setup, open_run
 from training.validation import Validation
 
+SHOWN = ("reward/mean", "policy/kl", "reward/frac_zero_std")  # on the console, of every step
+
 
 @dataclass
-class Config:
-    model: str = arg("models/tiny_sft_model", "hub name, directory of a model or of a LoRA adapter")
-    revision: str | None = arg(None, "hub revision of the model")
-    dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
-    train_split: str = arg("train", "its split to train on: train, or grpo if it has one")
-    output_dir: str = arg("models/tiny_grpo_model", "where the adapter, its checkpoints and its configuration go")
-    logging_dir: str = arg("logs/grpo", "TensorBoard directory")
-    overwrite: bool = arg(False, "use an output_dir that is not empty")
-    # the policy
-    quantization: str = arg("none", "nf4 | none: precision of the frozen base")
-    lora_r: int = arg(16, "LoRA rank of a new adapter; a model that is an adapter keeps its own")
-    lora_alpha: int = arg(32, "LoRA scale is lora_alpha / lora_r")
-    lora_target_modules: str = arg("", "comma-separated names of linear layers; empty: all but the head")
-    gradient_checkpointing: bool = arg(False, "recompute activations in the backward pass")
-    # rollout
-    prompts_per_step: int = arg(32, "prompts N of a rollout, over all processes")
-    num_generations: int = arg(8, "samples G of a prompt")
-    temperature: float = arg(1.0, "sampling temperature; log-probabilities are taken at the same one")
-    max_new_tokens: int = arg(16, "tokens of a completion, at most")
-    cache_tokens: int = arg(
-        8192, "tokens in the key-value cache of a rollout on one process: prompts and longest completions"
+class Config(TrainingSettings):
+    # Where the defaults of both stages differ, these are GRPO's.
+    model: str = "models/tiny_sft_model"
+    claims_per_prefix: int = 4
+    output_dir: str = "models/tiny_grpo_model"
+    logging_dir: str = "logs/grpo"
+    learning_rate: float = 1e-5
+    logging_steps: int = 5
+    eval_steps: int = 50
+    save_steps: int = 50
+
+    prompts_per_step: int = arg(32, "prompts N of a rollout, over all processes", at_least=1, section="rollout")
+    num_generations: int = arg(8, "samples G of a prompt", at_least=2, words="a group needs at least 2")
+    temperature: float = arg(
+        1.0,
+        "sampling temperature; log-probabilities are taken at the same one",
+        above=0,
+        words="sampling needs more than 0",
     )
-    claims_per_prefix: int = arg(4, "prompts of one premise that share its tokens")
-    relabel_each_epoch: bool = arg(False, "exchange the letters of every premise at random, anew in every epoch")
-    # the reward: a weighted sum (rewards.py)
+
     reward_function: str | None = arg(
-        None, "FILE.py:NAME, a reward of your own, of (completion, row); none: that of Corr2Cause (training/rewards.py)"
+        None,
+        "FILE.py:NAME, a function of (completion, row): a reward of your own instead of the one below",
+        section="reward",
     )
-    outcome_weight: float = arg(1.0, "weight of the answer: 1 right, -1 wrong, -0.5 none")
-    process_weight: float = arg(0.0, "weight of the reasoning's steps: -1 to 1, for datasets whose target is a trace")
+    outcome_weight: float = arg(1.0, "weight of the answer: 1 right, -1 wrong, -0.5 none", at_least=0)
+    process_weight: float = arg(
+        0.0, "weight of the reasoning's steps: -1 to 1, for datasets whose target is a trace", at_least=0
+    )
     class_weights: list[float] = arg(
-        [1.0, 1.0], "factor of the answer's reward where the label is No and Yes; cancels in group scaling"
+        [1.0, 1.0],
+        "factor of the answer's reward where the label is No and Yes; cancels in group scaling",
+        above=0,
+        words=CLASS_WEIGHTS,
     )
-    # the objective
+
     loss_type: str = arg(
-        "grpo", "grpo (mean over each sequence) | dapo (mean over the step's tokens) | dr_grpo (constant)"
+        "grpo",
+        "grpo (mean over each sequence) | dapo (mean over the step's tokens) | dr_grpo (constant)",
+        choices=("grpo", "dapo", "dr_grpo"),
+        section="objective",
     )
-    scale_rewards: str = arg("group", "divide advantages by the std of the group | batch | none")
-    num_iterations: int = arg(1, "optimizer steps a rollout")
-    eps_low: float = arg(0.2, "lower clip of the probability ratio")
-    eps_high: float = arg(0.2, "upper clip of the probability ratio")
+    scale_rewards: str = arg(
+        "group", "divide advantages by the std of the group | batch | none", choices=("group", "batch", "none")
+    )
+    num_iterations: int = arg(1, "optimizer steps a rollout", at_least=1)
+    eps_low: float = arg(0.2, "lower clip of the probability ratio", at_least=0, below=1)
+    eps_high: float = arg(0.2, "upper clip of the probability ratio", at_least=0)
     beta: float = arg(
-        0.03, "weight of the KL to the reference; 0 computes no reference and no row without an advantage"
+        0.03,
+        "weight of the KL to the reference; 0 computes no reference and no row without an advantage",
+        at_least=0,
     )
-    # optimisation
-    max_steps: int = arg(200, "rollouts")
-    learning_rate: float = arg(1e-5, "learning rate after the warm-up, constant")
-    warmup_steps: int = arg(5, "rollouts in which the rate rises from 0")
-    weight_decay: float = arg(0.0, "AdamW weight decay")
-    max_grad_norm: float = arg(1.0, "gradient norm beyond which gradients are clipped")
-    micro_batch_tokens: int = arg(2048, "packed tokens a forward pass on one process; lower it if memory runs out")
-    prefix_sharing: bool = arg(True, "compute shared prefixes once; false computes every row by itself")
-    seed: int = arg(0, "seed of a new adapter, of the data order and of sampling")
-    # watching and keeping
-    logging_steps: int = arg(5, "rollouts between logged values")
-    eval_steps: int = arg(50, "rollouts between evaluations; 0: at the end only")
-    eval_rows: int = arg(256, "validation rows of an evaluation, a random choice that seed fixes")
-    keep_best: bool = arg(True, "output_dir gets the adapter of the evaluation with the best F1; false: the last one")
-    save_steps: int = arg(50, "rollouts between checkpoints; 0: none")
-    save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
-    stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
-    num_logged_completions: int = arg(16, "sampled completions written to TensorBoard at each evaluation")
-    # interruptions
-    resume_from: str | None = arg(
-        None, "latest, or a checkpoint of output_dir: continue its run; after a requeue: latest"
+
+    max_steps: int = arg(200, "steps of the run, a rollout each", at_least=1, section="optimisation")
+    warmup_steps: int = arg(5, "steps in which the rate rises from 0; then it is constant", at_least=0)
+
+    num_logged_completions: int = arg(
+        16, "sampled completions written to TensorBoard at each evaluation", at_least=0, section="watching"
     )
-    resume_weights_only: bool = arg(False, "resume with a new optimizer, on any number of processes or other settings")
-    time_limit: float = arg(0.0, "minutes after which the run saves and stops, to be resumed; 0: none")
 
     def __post_init__(self):
-        check_ranges(self, {
-            "at least 1": "prompts_per_step max_new_tokens cache_tokens claims_per_prefix num_iterations max_steps "
-            "lora_r lora_alpha micro_batch_tokens logging_steps eval_rows stop_after",
-            "above 0": "learning_rate max_grad_norm",
-            "0 or more": "outcome_weight process_weight "
-            "eps_high beta warmup_steps weight_decay eval_steps save_steps save_total_limit num_logged_completions "
-            "time_limit",
-            "0 or more and less than 1": "eps_low",
-        })  # fmt: skip
-        check_choice("loss_type", self.loss_type, ("grpo", "dapo", "dr_grpo"))
-        check_choice("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
-        check(self.num_generations >= 2, f"num_generations: a group needs at least 2, got {self.num_generations}")
-        check(self.temperature > 0, f"temperature: sampling needs more than 0, got {self.temperature}")
-        two = len(self.class_weights) == 2 and min(self.class_weights) > 0
-        check(two, f"class_weights: two numbers above 0, for No and Yes, got {self.class_weights}")
-        weights = (self.outcome_weight, self.process_weight)
-        check(
-            self.reward_function is not None or max(weights) > 0, "outcome_weight, process_weight: one must be above 0"
-        )
+        super().__post_init__()
+        check(len(self.class_weights) == 2, f"class_weights: {CLASS_WEIGHTS}, got {self.class_weights}")
+        weighted = self.reward_function is not None or max(self.outcome_weight, self.process_weight) > 0
+        check(weighted, "outcome_weight, process_weight: one must be above 0")
 
 
 # --- the algorithm
@@ -268,7 +248,7 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
         opened.accelerator, opened.tokenizer, opened.train, config.seed, config.claims_per_prefix,
         new_tokens=config.num_generations * config.max_new_tokens, relabel=config.relabel_each_epoch,
     )  # fmt: skip
-    model = opened.load_with_reference(longest=queue.longest + config.max_new_tokens)
+    model = opened.load_with_reference(queue.longest + config.max_new_tokens, reference=config.beta > 0)
 
     def probe(responses: list[list[int]]) -> torch.Tensor:
         return sequence_logps(model, [[queue.prompts[0].tokens]], [responses[:1]], config.temperature)[0].mean()
@@ -343,7 +323,7 @@ def main() -> None:
         values |= s.motion.values(policy, grad_norm, stepped)
         s.monitor.update(step + 1, values, causes(policy, batches[0], old_logps[0], config))
         window.append(values)
-        progress.update(step + 1, reward=values["reward/mean"], kl=values["policy/kl"])
+        progress.update(step + 1, **{name.split("/")[1]: values[name] for name in SHOWN})
         if s.is_time(step + 1, config.logging_steps):
             s.log(nan_means(window) | {"perf/tokens_saved": tokens_saved(batches)}, step + 1)
             window.clear()

@@ -22,79 +22,35 @@ from dataset.batches import encode_rows, epoch_batches, premise_groups, relabel_
 from policy.prefix_sharing import pack, plan_micro_batches, sequence_logps
 from runtime.ending import run_script
 from runtime.processes import reduce
-from runtime.settings import arg, check, check_ranges, parse_config
+from runtime.settings import arg, check, parse_config
 from training.health import check_graph
 from training.optimization import backward, set_learning_rate, step_optimizer
+from training.settings import CLASS_WEIGHTS, TrainingSettings
 from training.setup import Setup, open_run
 from training.validation import Validation
 
 
 @dataclass
-class Config:
-    model: str = arg("tiny", "hub name, directory of a model or of a LoRA adapter, or tiny (embedded, random weights)")
-    revision: str | None = arg(None, "hub revision of the model")
-    dataset: str = arg("data/tiny", "directory that preprocess.py wrote")
-    train_split: str = arg("train", "its split to train on: train, or grpo if it has one")
-    output_dir: str = arg("models/tiny_sft_model", "where the model, its checkpoints and its configuration go")
-    logging_dir: str = arg("logs/sft", "TensorBoard directory")
-    overwrite: bool = arg(False, "use an output_dir that is not empty")
-    # what is trained
-    adaptation: str = arg("full", "lora | full")
-    quantization: str = arg("none", "nf4 | none: precision of the frozen base")
-    lora_r: int = arg(16, "LoRA rank")
-    lora_alpha: int = arg(32, "LoRA scale is lora_alpha / lora_r")
-    lora_dropout: float = arg(0.0, "dropout probability before LoRA's A")
-    lora_target_modules: str = arg("", "comma-separated names of linear layers; empty: all but the head")
-    gradient_checkpointing: bool = arg(False, "recompute activations in the backward pass")
-    # optimisation
-    num_train_epochs: float = arg(3.0, "passes over the training rows")
-    max_steps: int = arg(0, "optimizer steps, if above 0; overrides num_train_epochs")
-    batch_size: int = arg(64, "rows an optimizer step, over all processes and micro-batches")
-    micro_batch_tokens: int = arg(2048, "packed tokens a forward pass on one process; lower it if memory runs out")
-    claims_per_prefix: int = arg(16, "rows of one premise that share its tokens")
-    class_weights: list[float] = arg([1.0, 1.0], "loss weight of rows whose label is No and Yes")
+class Config(TrainingSettings):
+    adaptation: str = arg("full", "lora | full", choices=("lora", "full"), section="policy")
+    lora_dropout: float = arg(0.0, "dropout probability before LoRA's A", at_least=0, below=1)
+
+    class_weights: list[float] = arg(
+        [1.0, 1.0], "loss weight of rows whose label is No and Yes", above=0, words=CLASS_WEIGHTS, section="objective"
+    )
     prompt_loss_weight: float = arg(
-        0.0, "loss weight of a prompt token; above 0 helps a model that starts from random weights"
+        0.0, "loss weight of a prompt token; above 0 helps a model that starts from random weights", at_least=0
     )
-    relabel_each_epoch: bool = arg(False, "exchange the letters of every premise at random, anew in every epoch")
-    prefix_sharing: bool = arg(True, "compute shared prefixes once; false computes every row by itself")
-    learning_rate: float = arg(2e-4, "peak learning rate")
-    warmup_ratio: float = arg(0.05, "share of the steps in which the rate rises from 0")
-    min_lr_ratio: float = arg(0.1, "final rate of the cosine as a share of the peak")
-    weight_decay: float = arg(0.0, "AdamW weight decay")
-    max_grad_norm: float = arg(1.0, "gradient norm beyond which gradients are clipped")
-    seed: int = arg(0, "seed of initial weights and data order")
-    # watching and keeping
-    logging_steps: int = arg(10, "optimizer steps between logged values")
-    eval_steps: int = arg(100, "optimizer steps between evaluations; 0: at the end only")
-    eval_rows: int = arg(256, "validation rows of an evaluation, a random choice that seed fixes")
-    max_new_tokens: int = arg(16, "tokens that an evaluation lets the model generate")
-    cache_tokens: int = arg(8192, "tokens in the key-value cache of an evaluation on one process")
-    keep_best: bool = arg(True, "output_dir gets the model of the evaluation with the lowest loss; false: the last one")
-    save_steps: int = arg(100, "optimizer steps between checkpoints; 0: none")
-    save_total_limit: int = arg(2, "checkpoints kept; 0 keeps all")
-    stop_after: int = arg(20, "steps in which no weight can have moved before the run is stopped")
-    # interruptions
-    resume_from: str | None = arg(
-        None, "latest, or a checkpoint of output_dir: continue its run; after a requeue: latest"
-    )
-    resume_weights_only: bool = arg(False, "resume with a new optimizer, on any number of processes or other settings")
-    time_limit: float = arg(0.0, "minutes after which the run saves and stops, to be resumed; 0: none")
+
+    num_train_epochs: float = arg(3.0, "passes over the training rows", at_least=0, section="optimisation")
+    max_steps: int = arg(0, "optimizer steps, if above 0; overrides num_train_epochs", at_least=0)
+    batch_size: int = arg(64, "rows an optimizer step, over all processes and micro-batches", at_least=1)
+    warmup_ratio: float = arg(0.05, "share of the steps in which the rate rises from 0", at_least=0, at_most=1)
+    min_lr_ratio: float = arg(0.1, "final rate of the cosine as a share of the peak", at_least=0, at_most=1)
 
     def __post_init__(self):
-        check_ranges(self, {
-            "at least 1": "batch_size micro_batch_tokens claims_per_prefix max_new_tokens cache_tokens lora_r "
-            "lora_alpha logging_steps eval_rows stop_after",
-            "above 0": "learning_rate max_grad_norm",
-            "0 or more": "num_train_epochs max_steps prompt_loss_weight weight_decay eval_steps save_steps "
-            "save_total_limit time_limit",
-            "between 0 and 1": "warmup_ratio min_lr_ratio",
-            "0 or more and less than 1": "lora_dropout",
-        })  # fmt: skip
-        check(
-            len(self.class_weights) == 2 and min(self.class_weights) > 0,
-            f"class_weights: two numbers above 0, for No and Yes, got {self.class_weights}",
-        )
+        super().__post_init__()
+        check(len(self.class_weights) == 2, f"class_weights: {CLASS_WEIGHTS}, got {self.class_weights}")
         check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs: must be above 0 (or set max_steps)")
 
 

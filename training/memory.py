@@ -30,6 +30,7 @@ from policy.loading import empty_model, model_shape, recompute_activations, with
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import generate
 from runtime.settings import check, read_yaml
+from training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[1]
 GB = 1e9
@@ -361,7 +362,7 @@ def recipe_that_writes(directory: str) -> dict[str, Any]:
     return next((recipe for recipe in recipes if recipe.get("output_dir") == directory), {})
 
 
-def base_and_lora(config: Any) -> tuple[str, int, list[str]]:
+def base_and_lora(config: TrainingSettings) -> tuple[str, int, list[str]]:
     """The full model under `config.model`; rank and target modules of the adapter on it, 0 and none without one.
 
     The adapter is a new one, or the one that is in `config.model` or will be there.
@@ -383,7 +384,7 @@ def longest_row(dataset: str) -> int:
     return made.get("max_length") or LONGEST_ROW
 
 
-def demand_of(config: Any) -> tuple[str, Demand]:
+def demand_of(config: TrainingSettings) -> tuple[str, Demand]:
     """What a configuration of train_sft.py or train_grpo.py asks of a card, and its full model's name."""
     base, rank, targets = base_and_lora(config)
     samples = getattr(config, "num_generations", 1)

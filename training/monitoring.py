@@ -21,6 +21,7 @@ from tqdm import tqdm
 from runtime.checkpoints import list_checkpoints
 from scoring.metrics import baselines
 from training.runs import OUTWARD, Run
+from training.settings import TrainingSettings
 
 EVAL_SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "unanswered_rate", "predicted_yes_rate")
 CONSOLE_LINES = 20  # of a run whose output is no terminal, besides those of its evaluations
@@ -194,7 +195,7 @@ def finish(run: Run, writer: SummaryWriter | None, stage: str, kept: dict, step:
         print("\n".join(closing_lines(run.config, stage, kept)), flush=True)
 
 
-def closing_lines(config: Any, stage: str, kept: dict) -> list[str]:
+def closing_lines(config: TrainingSettings, stage: str, kept: dict) -> list[str]:
     """Where a run's results are, and the commands that come next."""
     scores = ", ".join(f"{name} {kept[key]:.3f}" for key, name in SCORE_NAMES.items() if key in kept)
     rule = {"SFT": "the lowest validation loss", "GRPO": "the best validation F1"}[stage]
@@ -218,7 +219,7 @@ def closing_lines(config: Any, stage: str, kept: dict) -> list[str]:
     ]
 
 
-def grpo_command(config: Any) -> str:
+def grpo_command(config: TrainingSettings) -> str:
     """GRPO from an SFT model: by the recipe of the same name or else with the settings that carry over."""
     given = sys.argv[sys.argv.index("--config") + 1] if "--config" in sys.argv[:-1] else ""
     recipe = Path(given).with_name(Path(given).name.replace("sft", "grpo")) if given else None
@@ -238,7 +239,7 @@ def grpo_name(directory: str) -> str:
     return str(path.with_name(name if name != path.name else f"{name}_grpo"))
 
 
-def evaluate_command(config: Any, model: str) -> str:
+def evaluate_command(config: TrainingSettings, model: str) -> str:
     """Scores on the test split; a model that was trained here knows its dataset, precision and length of answers."""
     options = ["--model", model]
     if not (Path(model) / "training_config.json").is_file():
@@ -246,7 +247,7 @@ def evaluate_command(config: Any, model: str) -> str:
     return shlex.join([*launcher(), "evaluate.py", *options])
 
 
-def shared_options(config: Any) -> list[str]:
+def shared_options(config: TrainingSettings) -> list[str]:
     """The settings of a run that another stage has to repeat where nothing else says them."""
     precision = [] if config.quantization == "none" else ["--quantization", config.quantization]
     return ["--max_new_tokens", str(config.max_new_tokens), *precision]

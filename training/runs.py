@@ -38,14 +38,16 @@ from runtime.files import (
     write_into,
 )
 from runtime.processes import gather, on_main, reduce
-from runtime.settings import check, write_config
+from runtime.settings import GONE, check, write_config
 from training.health import Motion
 from training.optimization import load_optimizer, optimizer_tensors, scaler_state
+from training.settings import TrainingSettings
 
 INTERRUPTED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
 # Settings of another value that leave the run the same one; the last two change the order of additions.
 OUTWARD = {"resume_from", "resume_weights_only", "overwrite", "output_dir", "logging_dir", "dataset", "time_limit"}
-OUTWARD |= {"save_steps", "save_total_limit", "num_logged_completions", "plan", "card_gb"}
+OUTWARD |= {"save_steps", "save_total_limit", "num_logged_completions"}
+OUTWARD |= {"plan", "card_gb"}  # of earlier versions
 ROUNDING = {"micro_batch_tokens", "cache_tokens"}
 NEW = "; or set resume_weights_only true, to go on from its weights with a new optimizer"
 
@@ -57,7 +59,7 @@ class Run:
     if `resume_from` names no whole checkpoint of this very run.
     """
 
-    def __init__(self, accelerator: Accelerator, config: Any, dataset_hash: str):
+    def __init__(self, accelerator: Accelerator, config: TrainingSettings, dataset_hash: str):
         self.accelerator, self.config, self.dataset_hash = accelerator, config, dataset_hash
         self.output_dir = Path(config.output_dir)
         self.stop = Stop(config.time_limit)
@@ -104,6 +106,10 @@ class Run:
 
     def _check_settings(self, where: str, theirs: dict) -> None:
         ours = asdict(self.config)
+        for name, value in theirs.items():
+            harmless = name in ours or name in OUTWARD or name not in GONE or value == GONE[name][0]
+            check(harmless, f"{where}: {name} was {value!r}, and that setting has gone{NEW}")
+        theirs = asdict(type(self.config)()) | theirs  # what came later was as its default is
         changed = [name for name in ours if theirs.get(name) != ours[name] and name not in OUTWARD]
         different = [f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in changed]
         check(not set(changed) - ROUNDING, f"{where}: another configuration, {'; '.join(different)}: set it back{NEW}")

@@ -23,6 +23,7 @@ from training.health import Monitor, Motion, check_gradient_flow, check_optimize
 from training.monitoring import Progress, finish, open_writer, write_scalars
 from training.optimization import prepare
 from training.runs import Run
+from training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class Opened:
     """A run whose directory is held and whose data is read."""
 
-    config: Any
+    config: TrainingSettings
     stage: str  # SFT | GRPO
     accelerator: Accelerator
     run: Run
@@ -54,10 +55,10 @@ class Opened:
         check_context(model, longest)
         return model
 
-    def load_with_reference(self, longest: int) -> torch.nn.Module:
-        """A LoRA policy without dropout, as sampling and scoring must see one, and with `beta` its frozen reference."""
+    def load_with_reference(self, longest: int, reference: bool) -> torch.nn.Module:
+        """A LoRA policy without dropout, as sampling and scoring must see one, and its frozen reference if asked."""
         model = self.load(longest, adaptation="lora", lora_dropout=0.0)
-        if self.config.beta > 0:
+        if reference:
             add_reference(model)
         disable_dropout(model)
         return model
@@ -157,7 +158,7 @@ class Setup(Opened):
         self.accelerator.end_training()
 
 
-def open_run(config, stage: str, labels: bool = True) -> Opened | None:
+def open_run(config: TrainingSettings, stage: str, labels: bool = True) -> Opened | None:
     """Start this process, hold the output directory, read the data; None for a run that has already finished.
 
     `labels`: the rows must have both labels. Raises ValueError, before anything slow, for what the user can mend.

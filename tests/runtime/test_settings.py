@@ -1,19 +1,46 @@
 """Configuration: YAML, then the command line; every mistake is one line that names the field."""
 
+import dataclasses
 import json
+import os
+import re
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass
 
 import pytest
 import torch
+from conftest import ROOT
 
+import evaluate
+import preprocess
+import train_grpo
+import train_sft
 from runtime.ending import run_script
-from runtime.settings import arg, check, check_choice, parse_config, write_config
+from runtime.settings import (
+    ELSEWHERE,
+    GONE,
+    Settings,
+    arg,
+    check,
+    check_choice,
+    parse_config,
+    section_of_fields,
+    write_config,
+)
+from training.settings import TrainingSettings
+
+SCRIPTS = {
+    "preprocess": preprocess.DataConfig,
+    "train_sft": train_sft.Config,
+    "train_grpo": train_grpo.Config,
+    "evaluate": evaluate.Config,
+}
 
 
 @dataclass
-class Config:
+class Config(Settings):
     rate: float = arg(1e-3, "a rate, 100% of it")
     steps: int = arg(5, "a count")
     name: str = arg("tiny", "a name")
@@ -37,6 +64,10 @@ def error_of(argv: list[str]) -> str:
         parse_config(Config, argv)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def option_of(name: str, value) -> list[str]:
+    return [f"--{name}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
 
 
 def test_defaults():
@@ -185,6 +216,218 @@ def test_checks():
         check_choice("name", "c", ("a", "b"))
 
 
+# --- bounds
+
+
+@dataclass
+class Bounded(Settings):
+    count: int = arg(1, "a count", at_least=1)
+    size: int = arg(3, "a size", at_least=2, at_most=8)
+    rate: float = arg(0.5, "a rate", above=0)
+    weight: float = arg(0.0, "a weight", at_least=0)
+    share: float = arg(0.5, "a share", at_least=0, at_most=1)
+    dropout: float = arg(0.0, "a probability", at_least=0, below=1)
+    threshold: float = arg(0.5, "a probability", above=0, below=1)
+    loss: float = arg(-1.0, "a loss", at_most=-1)
+    cap: int | None = arg(None, "a count or nothing", at_least=1)
+    ratio: float | None = arg(None, "a number or nothing", above=0)
+    sizes: list[int] = arg([2], "some counts", at_least=1)
+    group: int = arg(2, "a count", at_least=2, words="a group needs at least 2")
+    kind: str = arg("a", "a | b", choices=("a", "b"))
+    kinds: list[str] = arg([], "of a and b", choices=("a", "b"))
+
+
+OUT_OF_BOUNDS = [
+    ("count", 0, "count: must be at least 1, got 0"),
+    ("size", 1, "size: must be between 2 and 8, got 1"),
+    ("size", 9, "size: must be between 2 and 8, got 9"),
+    ("rate", 0.0, "rate: must be above 0, got 0.0"),
+    ("rate", float("inf"), "rate: must be above 0 and finite, got inf"),
+    ("rate", float("nan"), "rate: must be above 0 and finite, got nan"),
+    ("weight", -0.5, "weight: must be 0 or more, got -0.5"),
+    ("share", 1.5, "share: must be between 0 and 1, got 1.5"),
+    ("share", float("nan"), "share: must be between 0 and 1 and finite, got nan"),
+    ("dropout", 1.0, "dropout: must be 0 or more and less than 1, got 1.0"),
+    ("threshold", 0.0, "threshold: must be above 0 and less than 1, got 0.0"),
+    ("loss", 0.0, "loss: must be at most -1, got 0.0"),
+    ("loss", float("-inf"), "loss: must be at most -1 and finite, got -inf"),
+    ("cap", 0, "cap: must be at least 1, got 0"),
+    ("ratio", -1.0, "ratio: must be above 0, got -1.0"),
+    ("sizes", [3, 0], "sizes: must be at least 1, got 0"),
+    ("group", 1, "group: a group needs at least 2, got 1"),
+    ("kind", "c", "kind: 'c' is not one of a, b"),
+    ("kinds", ["a", "c"], "kinds: 'c' is not one of a, b"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), OUT_OF_BOUNDS)
+def test_a_value_out_of_its_bounds_is_named(tmp_path, name, value, message):
+    """Constructed directly, in a file and on the command line alike."""
+    words = option_of(name, value) if isinstance(value, list) else [f"--{name}={value}"]
+    argv = yaml_file(tmp_path, f"{name}: {json.dumps(value).replace('Infinity', '.inf').replace('NaN', '.nan')}")
+    for construct in (
+        lambda: Bounded(**{name: value}),
+        lambda: parse_config(Bounded, words),
+        lambda: parse_config(Bounded, argv),
+    ):
+        with pytest.raises(ValueError) as error:
+            construct()
+        assert str(error.value) == message
+
+
+def test_what_is_in_bounds_passes():
+    Bounded(count=1, size=2, share=0.0, dropout=0.0, loss=-1.0, cap=None, ratio=None, sizes=[], kinds=["a", "b", "a"])
+    Bounded(size=8, share=1.0, dropout=0.999, cap=1, ratio=0.1, sizes=[1, 2])
+
+
+def test_a_wrong_type_is_named_before_a_bound(tmp_path):
+    """A bound could not be asked of it."""
+    for text in ("rate: [1.0]", "count: null", "rate: fast"):
+        with pytest.raises(ValueError, match=f"^(argument --)?{text.split(':')[0]}: "):
+            parse_config(Bounded, yaml_file(tmp_path, text))
+
+
+@dataclass
+class Narrower(Bounded):
+    rate: float = 0.25
+    sizes: list[int] = [7]  # noqa: RUF012 (Settings makes a field of it)
+    extra: int = arg(0, "one more", at_least=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.extra <= self.count, "extra: more than count")
+
+
+def test_another_default_leaves_a_field_its_bounds_and_its_help(capsys):
+    assert (Narrower().rate, Narrower().sizes, Narrower().count) == (0.25, [7], 1)
+    assert Narrower().sizes is not Narrower().sizes and Bounded().rate == 0.5
+    for options, message in (({"rate": 0.0}, "rate: must be above 0"), ({"extra": 2}, "extra: more than count")):
+        with pytest.raises(ValueError, match=message):
+            Narrower(**options)
+    assert "a rate (default: 0.25)" in " ".join(help_of(Narrower, capsys).split())
+
+
+# --- --help
+
+
+def help_of(cls, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(cls, ["--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def sections_of_help(text: str) -> dict[str, list[str]]:
+    """The options under each heading, in order."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"(\S[^:]*):", line):
+            found[heading[1]] = []
+        elif option := re.match(r"  --(\w+)", line):
+            found[list(found)[-1]].append(option[1])
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_has_every_field_in_a_section(script, capsys):
+    config = SCRIPTS[script]
+    found = sections_of_help(help_of(config, capsys))
+    assert found.pop("options") == ["config", "debug"]
+    names = [field.name for field in dataclasses.fields(config)]
+    assert sorted(name for section in found.values() for name in section) == sorted(names)
+    assert {name: section for section, names in found.items() for name in names} == section_of_fields(config)
+    assert all(found.values()) and "settings" not in found, "a field before the first section"
+
+
+def test_sections_of_both_stages_come_in_one_order(capsys):
+    """A field of a script's own joins the section that it names, though the shared ones come first."""
+    sft, grpo = (sections_of_help(help_of(SCRIPTS[name], capsys)) for name in ("train_sft", "train_grpo"))
+    shared = ["model and data", "policy", "generation", "optimisation", "watching", "interruptions"]
+    assert list(grpo) == ["options", *TrainingSettings.sections]
+    assert list(sft) == [name for name in grpo if name in ("options", "objective", *shared)]
+    assert "adaptation" in sft["policy"] and "max_steps" in grpo["optimisation"]
+    assert set(shared) == set(section_of_fields(TrainingSettings).values())
+
+
+def test_help_says_a_script_its_defaults_and_no_twins(capsys):
+    text = " ".join(help_of(train_grpo.Config, capsys).split())
+    assert "Group relative policy optimization" in text and "--no_keep_best" not in text and "--keep-best" not in text
+    assert "samples G of a prompt (default: 8)" in text and "hub revision of the model (default: null)" in text
+    assert parse_config(train_grpo.Config, ["--num-generations", "4"]).num_generations == 4
+
+
+# --- settings that have gone
+
+GONE_VALUES = {bool: True, int: 3, float: 0.5, str: "other", list: ["logs"]}  # not the harmless one
+
+
+@dataclass
+class Survivor(Config):
+    estimator: str = arg("other", "a setting that a script still has", choices=("other", "sampled"))
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_setting_that_has_gone_is_refused_where_it_did_something(tmp_path, name):
+    value, remedy = GONE_VALUES[type(GONE[name][0])], GONE[name][1]
+    for message in (
+        error_of(yaml_file(tmp_path, f"{name}: {json.dumps(value)}\nsteps: 3")),
+        error_of(option_of(name, value)),
+    ):
+        assert name in message and "has gone" in message and remedy in message
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_setting_that_has_gone_is_left_out_where_it_did_nothing(tmp_path, name, capsys):
+    harmless = GONE[name][0]
+    argv = yaml_file(tmp_path, f"{name}: {json.dumps(harmless)}\nsteps: 3")
+    assert parse_config(Config, argv) == Config(steps=3)
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "config.yaml" in printed and f"{name} {harmless!r}" in printed
+    if harmless != []:
+        assert parse_config(Config, ["--rate", "2", *option_of(name, harmless), "--steps", "3"]) == Config(2.0, 3)
+        assert parse_config(Config, [f"--{name}={harmless}", "--steps", "3"]) == Config(steps=3)
+        assert capsys.readouterr().out.count("has gone") == 2
+
+
+def test_a_setting_that_has_gone_is_told_once_a_launch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert parse_config(Config, yaml_file(tmp_path, "plan: no\ndual_clip: 0")) == Config()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_switch_without_a_value_is_on_and_the_words_of_others_stay(tmp_path):
+    assert "--plan True: this setting has gone; use python plan.py --config FILE" in error_of(["--plan"])
+    assert "--curves ['a', 'b']: this setting has gone" in error_of(["--steps", "3", "--curves", "a", "b"])
+    assert "--free_tokens '[: *'" in error_of(["--free-tokens", "[: *"])
+    (tmp_path / "first.yaml").write_text("card_gb: 11\n")
+    assert "first.yaml: card_gb 11: this setting has gone" in error_of(yaml_file(tmp_path, "base: first.yaml"))
+
+
+def test_a_field_that_a_script_still_has_has_not_gone(tmp_path, capsys):
+    assert parse_config(Survivor, ["--estimator", "sampled"]).estimator == "sampled"
+    assert parse_config(Survivor, yaml_file(tmp_path, "estimator: sampled")).estimator == "sampled"
+    assert capsys.readouterr().out == ""
+    assert not GONE.keys() & ELSEWHERE.keys()
+
+
+# --- what the two stages share
+
+OTHER_DEFAULTS = {"model", "claims_per_prefix", "output_dir", "logging_dir", "learning_rate"}
+OTHER_DEFAULTS |= {"logging_steps", "eval_steps", "save_steps"}
+OTHER_MEANINGS = {"max_steps", "class_weights"}  # steps are optional in SFT; weights are of losses, and of rewards
+
+
+def test_fields_that_both_stages_share_stand_once():
+    sft, grpo = ({f.name: f for f in dataclasses.fields(x)} for x in (train_sft.Config, train_grpo.Config))
+    kinds = [typing.get_type_hints(x) for x in (train_sft.Config, train_grpo.Config)]
+    assert sft.keys() & grpo.keys() == {f.name for f in dataclasses.fields(TrainingSettings)} | OTHER_MEANINGS
+    assert {name for name in sft if name in grpo and sft[name].metadata != grpo[name].metadata} == OTHER_MEANINGS
+    assert all(kinds[0][name] == kinds[1][name] for name in sft.keys() & grpo.keys())
+    defaults = [vars(train_sft.Config()), vars(train_grpo.Config())]
+    shared = sft.keys() & grpo.keys() - OTHER_MEANINGS
+    assert {name for name in shared if defaults[0][name] != defaults[1][name]} == OTHER_DEFAULTS
+
+
 # --- scripts
 
 
@@ -225,13 +468,41 @@ def test_help_lists_fields_with_defaults():
     assert stop.value.code == 0
 
 
-def test_help_of_a_script_in_a_shell():
-    """As a user meets it: exit status 0, every field with its default."""
-    code = "from runtime.ending import *; from test_settings import *; run_script(lambda: print(parse_config(Config)))"
-    shell = [sys.executable, "-c", f"import sys; sys.path[:0] = ['.', 'tests/runtime']; {code}"]
-    done = subprocess.run([*shell, "--help"], capture_output=True, text=True)
+SCRIPT = '''"""A script of two settings.
+
+And more about it."""
+
+from dataclasses import dataclass
+
+from runtime.ending import run_script
+from runtime.settings import Settings, arg, parse_config
+
+
+@dataclass
+class Config(Settings):
+    rate: float = arg(1e-3, "a rate, 100% of it")
+    sizes: list[int] = arg([3, 4], "some counts", at_least=1)
+
+
+run_script(lambda: print(parse_config(Config)))
+'''
+
+
+def test_help_of_a_script_in_a_shell(tmp_path):
+    """As a user meets it: exit status 0, what the script does, every field with its default."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def shell(*words: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [sys.executable, tmp_path / "script.py", *words], capture_output=True, text=True, env=environment
+        )
+
+    done = shell("--help")
     text = " ".join(done.stdout.split())
     assert done.returncode == 0 and "a rate, 100% of it (default: 0.001)" in text and "--sizes" in text
-    done = subprocess.run([*shell, "--steps", "x"], capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "A script of two settings." in text and "And more" not in text
+    for words in (("--rate", "x"), ("--sizes", "0")):
+        done = shell(*words)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: ")

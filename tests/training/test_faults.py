@@ -7,9 +7,11 @@ import torch
 
 import train_grpo
 from causal import rewards
+from policy import sampling
 from policy.adapters import POLICY
 from policy.prefix_sharing import sequence_logps
-from training import health
+from training import health, setup
+from training.grpo_metrics import LossCounts
 
 SETTINGS = {
     "max_steps": 8,
@@ -45,7 +47,7 @@ def grpo(monkeypatch, tmp_path, dataset, start_adapter, capsys):
         given = places | SETTINGS | settings
         arguments = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
         monkeypatch.setattr(sys, "argv", ["train_grpo.py", *arguments])
-        monkeypatch.setattr(train_grpo, "Monitor", Recorded)
+        monkeypatch.setattr(setup, "Monitor", Recorded)
         fault = ""
         try:
             train_grpo.main()
@@ -63,11 +65,6 @@ def test_a_healthy_run_raises_no_advice(grpo, seed):
     assert "adapter:" in output
 
 
-def test_a_healthy_run_with_the_exact_estimator_raises_no_advice(grpo):
-    signs, fault, _ = grpo(estimator="exact", **HEALTHY)
-    assert (signs, fault) == (set(), "")
-
-
 # --- an adapter, an optimizer, a graph that cannot learn
 
 
@@ -79,13 +76,13 @@ def freeze(model) -> None:
 
 def test_an_adapter_frozen_at_the_start(grpo, monkeypatch):
     """As by peft's set_adapter, which makes the adapter that it activates the only trainable one."""
-    add_reference = train_grpo.add_reference
+    add_reference = setup.add_reference
 
     def frozen(policy):
         add_reference(policy)
         freeze(policy)
 
-    monkeypatch.setattr(train_grpo, "add_reference", frozen)
+    monkeypatch.setattr(setup, "add_reference", frozen)
     _, fault, _ = grpo()
     assert fault.startswith("frozen adapter")
 
@@ -104,7 +101,7 @@ def test_an_adapter_frozen_in_the_loop(grpo, monkeypatch):
 
 def test_an_optimizer_of_dead_tensors(grpo, monkeypatch):
     """Made before an adapter was loaded anew, it steps tensors that nothing reads."""
-    prepare = train_grpo.prepare
+    prepare = setup.prepare
 
     def early(*args):
         engine, optimizer = prepare(*args)
@@ -112,10 +109,10 @@ def test_an_optimizer_of_dead_tensors(grpo, monkeypatch):
             group["params"] = [torch.nn.Parameter(p.detach().clone()) for p in group["params"]]
         return engine, optimizer
 
-    monkeypatch.setattr(train_grpo, "prepare", early)
+    monkeypatch.setattr(setup, "prepare", early)
     _, fault, _ = grpo()
     assert fault.startswith("dead optimizer")
-    monkeypatch.setattr(train_grpo, "check_optimizer", lambda *_: None)  # the loop notices by itself
+    monkeypatch.setattr(setup, "check_optimizer", lambda *_: None)  # the loop notices by itself
     signs, fault, _ = grpo(overwrite=True)
     assert signs == {"weights_still"} and "weights_still: steps are taken" in fault and "4 steps" in fault
 
@@ -160,8 +157,8 @@ def test_dropout_in_sampling(grpo, monkeypatch):
             if isinstance(module, torch.nn.Dropout):
                 module.train = lambda mode=True, module=module: module  # eval() no longer switches it off
 
-    monkeypatch.setattr(train_grpo, "disable_dropout", leave_on)
-    monkeypatch.setattr(train_grpo, "check_prefix_sharing", lambda *_: None)  # it would stop the run at once
+    monkeypatch.setattr(setup, "disable_dropout", leave_on)
+    monkeypatch.setattr(setup, "check_prefix_sharing", lambda *_: None)  # it would stop the run at once
     signs, _, output = grpo()
     assert "sampling_gap" in signs and "dropout is active" in output
 
@@ -176,11 +173,9 @@ def test_a_temperature_that_is_left_out(grpo, monkeypatch, place):
 
         monkeypatch.setattr(train_grpo, "policy_logps", plain)
     else:
-        generate_groups = train_grpo.generate_groups
+        generate = sampling.generate
         monkeypatch.setattr(
-            train_grpo,
-            "generate_groups",
-            lambda *args, **options: generate_groups(*args, **options | {"temperature": 1.0}),
+            sampling, "generate", lambda *args, **options: generate(*args, **options | {"temperature": 1.0})
         )
     signs, _, output = grpo()
     assert signs == {"sampling_gap"} and f"{place} leaves the temperature (0.8) out" in output
@@ -188,10 +183,10 @@ def test_a_temperature_that_is_left_out(grpo, monkeypatch, place):
 
 def test_wrong_stop_tokens(grpo, monkeypatch, tokenizer):
     """As config.json's single one for Phi-3.5: the end of a turn is not among them."""
-    monkeypatch.setattr(train_grpo, "stop_token_ids", lambda *_: {tokenizer.eos_token_id})
+    monkeypatch.setattr(setup, "stop_token_ids", lambda *_: {tokenizer.eos_token_id})
     _, fault, _ = grpo()
     assert fault.startswith("wrong stop token")
-    monkeypatch.setattr(train_grpo, "check_stop_tokens", lambda *_: None)  # the loop notices by itself
+    monkeypatch.setattr(setup, "check_stop_tokens", lambda *_: None)  # the loop notices by itself
     signs, _, output = grpo(overwrite=True)
     assert "wrong_stop_token" in signs and "go on after the token that ends" in output
 
@@ -216,8 +211,8 @@ def test_a_mask_by_the_padding_token_which_is_the_end_token(grpo, monkeypatch, t
 def test_a_normaliser_of_each_micro_batch(grpo, monkeypatch):
     token_weights = train_grpo.token_weights
 
-    def of_the_batch(mask, masses, loss_type, num_sequences, num_tokens, max_new_tokens):
-        return token_weights(mask, masses, loss_type, masses.sum(), mask.sum(), max_new_tokens)
+    def of_the_batch(mask, loss_type, counts, max_new_tokens):
+        return token_weights(mask, loss_type, LossCounts(len(mask), float(mask.sum())), max_new_tokens)
 
     monkeypatch.setattr(train_grpo, "token_weights", of_the_batch)
     signs, _, output = grpo()
@@ -225,16 +220,12 @@ def test_a_normaliser_of_each_micro_batch(grpo, monkeypatch):
 
 
 def test_old_log_probabilities_of_another_policy(grpo, monkeypatch):
-    update = train_grpo.update_micro_batch
+    micro_batch_loss = train_grpo.micro_batch_loss
 
     def stale(model, batch, old, *args):
-        if old is None:
-            old = torch.zeros(
-                len(train_grpo.samples_of(batch)), max(len(s.completion.tokens) for s in train_grpo.samples_of(batch))
-            )
-        return update(model, batch, old, *args)
+        return micro_batch_loss(model, batch, torch.zeros(batch.mask.shape) if old is None else old, *args)
 
-    monkeypatch.setattr(train_grpo, "update_micro_batch", stale)
+    monkeypatch.setattr(train_grpo, "micro_batch_loss", stale)
     signs, _, _ = grpo()
     assert "ratio_not_one" in signs
 

@@ -26,6 +26,7 @@ from policy.loading import save_model
 from policy.prefix_sharing import ATTENTION
 from runtime.checkpoints import damage, list_checkpoints, write_manifest
 from runtime.files import lock
+from runtime.settings import GONE
 from train_sft import Config
 from training import runs
 from training.health import Monitor
@@ -230,6 +231,21 @@ def test_settings_that_change_nothing_may_change(tmp_path, capsys):
     saved_run(tmp_path, 1)
     run = make_run(tmp_path, resume_from="latest", save_steps=3, time_limit=5.0, micro_batch_tokens=99)
     assert run.checkpoint is not None and "micro_batch_tokens 2048 there, 99 here: sums are" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes_where_its_settings_did_nothing(tmp_path):
+    saved_run(tmp_path, 1)
+    checkpoint = tmp_path / "model" / "checkpoint-1"
+    settings = json.loads((checkpoint / "run.json").read_text())["settings"]
+    del settings["stop_after"]  # came later: it counts as its default
+    harmless = {name: value for name, (value, _) in GONE.items()}
+    rewrite(checkpoint, settings=settings | harmless | {"card_gb": 11.0})  # a plan is no part of a run
+    assert make_run(tmp_path, resume_from="latest").checkpoint == checkpoint
+    assert "stop_after 20 there, 7 here" in refusal(tmp_path, resume_from="latest", stop_after=7)
+    rewrite(checkpoint, settings=settings | harmless | {"dual_clip": 3.0})
+    message = refusal(tmp_path, resume_from="latest")
+    assert "dual_clip was 3.0, and that setting has gone; or set resume_weights_only true" in message
+    assert make_run(tmp_path, resume_from="latest", resume_weights_only=True).checkpoint == checkpoint
 
 
 def rewrite(checkpoint: Path, **fields) -> None:

@@ -14,7 +14,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 
 from runtime import processes
-from training.optimization import step
+from training.optimization import step_optimizer
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
@@ -24,18 +24,18 @@ def test_a_step_whose_gradients_overflow_is_skipped(bad):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     before = model.weight.detach().clone()
     model(torch.tensor([1.0, bad, 2.0])).sum().backward()
-    norm, stepped = step(Accelerator(cpu=True), model, optimizer, 1.0)
+    norm, stepped = step_optimizer(Accelerator(cpu=True), model, optimizer, 1.0)
     assert not stepped and not torch.tensor(norm).isfinite()
     assert torch.equal(model.weight, before) and model.weight.grad is None and not optimizer.state
     model(torch.ones(3)).sum().backward()
-    norm, stepped = step(Accelerator(cpu=True), model, optimizer, 1.0)
+    norm, stepped = step_optimizer(Accelerator(cpu=True), model, optimizer, 1.0)
     assert stepped and norm > 0 and not torch.equal(model.weight, before)
 
 
 def test_a_step_that_deepspeed_skips_is_reported():
     accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
     engine = SimpleNamespace(get_global_grad_norm=lambda: float("inf"), was_step_applied=lambda: False)
-    assert step(accelerator, engine, None, 1.0) == (float("inf"), False)
+    assert step_optimizer(accelerator, engine, None, 1.0) == (float("inf"), False)
 
 
 def fp16_config() -> DeepSpeedConfig:
