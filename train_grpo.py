@@ -44,7 +44,7 @@ from training.settings import CLASS_WEIGHTS, TrainingSettings
 from training.setup import Setup, open_run
 from training.validation import Validation
 
-SHOWN = ("reward/mean", "policy/kl", "reward/frac_zero_std")  # on the console, of every step
+SHOWN = {"reward": "reward/mean", "kl": "policy/kl", "dead": "reward/frac_zero_std"}  # on the console, of every step
 
 
 @dataclass
@@ -323,7 +323,7 @@ def main() -> None:
         values |= s.motion.values(policy, grad_norm, stepped)
         s.monitor.update(step + 1, values, causes(policy, batches[0], old_logps[0], config))
         window.append(values)
-        progress.update(step + 1, **{name.split("/")[1]: values[name] for name in SHOWN})
+        progress.update(step + 1, **{name: values[tag] for name, tag in SHOWN.items()})
         if s.is_time(step + 1, config.logging_steps):
             s.log(nan_means(window) | {"perf/tokens_saved": tokens_saved(batches)}, step + 1)
             window.clear()

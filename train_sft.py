@@ -15,10 +15,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
-from dataset.batches import encode_rows, epoch_batches, premise_groups, relabel_rows, share_of_rank, trace_style
+from dataset.batches import (
+    encode_rows,
+    epoch_batches,
+    premise_groups,
+    premise_ids_of,
+    relabel_rows,
+    share_of_rank,
+    trace_style,
+)
 from policy.prefix_sharing import pack, plan_micro_batches, sequence_logps
 from runtime.ending import run_script
 from runtime.processes import reduce
@@ -28,6 +37,9 @@ from training.optimization import backward, set_learning_rate, step_optimizer
 from training.settings import CLASS_WEIGHTS, TrainingSettings
 from training.setup import Setup, open_run
 from training.validation import Validation
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -103,11 +115,16 @@ def make_rows(prompts, completions, labels, class_weights: list[float], prompt_l
     """Targets are the completion's tokens, weighted by class; with a prompt weight, the prompt's tokens too."""
     rows = Rows([], [], [])
     for prompt, completion, label in zip(prompts, completions, labels, strict=True):
-        cut = len(prompt) if prompt_loss_weight == 0 else 1
+        cut, weight = len(prompt) if prompt_loss_weight == 0 else 1, 1.0 if label is None else class_weights[label]
         rows.contexts.append(prompt[:cut])
         rows.targets.append(prompt[cut:] + completion)
-        rows.weights.append([prompt_loss_weight] * (len(prompt) - cut) + [class_weights[label]] * len(completion))
+        rows.weights.append([prompt_loss_weight] * (len(prompt) - cut) + [weight] * len(completion))
     return rows
+
+
+def labels_of(rows: "Dataset") -> list[int | None]:
+    """The classes that `class_weights` weighs; rows of another task have none."""
+    return rows["label"] if "label" in rows.column_names else [None] * len(rows)
 
 
 def loss_sum(model, rows: Rows, groups: list[list[int]], share: bool) -> torch.Tensor:
@@ -156,7 +173,7 @@ def share(accelerator, groups: list[list[int]], rows: Rows) -> list[list[int]]:
 
 def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | None:
     """What the loop needs: the rows of an epoch, those of validation, the steps; None for a run that has finished."""
-    opened = open_run(config, "SFT")
+    opened = open_run(config, "SFT", labels=None)
     if opened is None:
         return None
     train, tokenizer = opened.train, opened.tokenizer
@@ -166,11 +183,11 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     def rows_of(epoch: int) -> Rows:
         texts = relabel_rows(train, style, config.seed, epoch) if config.relabel_each_epoch else train
         encoded = encode_rows(tokenizer, texts)
-        return make_rows(*encoded, train["label"], config.class_weights, config.prompt_loss_weight)
+        return make_rows(*encoded, labels_of(train), config.class_weights, config.prompt_loss_weight)
 
     rows, held_out = rows_of(0), opened.validation
-    validation_rows = make_rows(*encode_rows(tokenizer, held_out), held_out["label"], config.class_weights)
-    steps = plan_steps(train["premise_id"], config)
+    validation_rows = make_rows(*encode_rows(tokenizer, held_out), labels_of(held_out), config.class_weights)
+    steps = plan_steps(premise_ids_of(train), config)
     longest = max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True))
     model = opened.load(longest, adaptation=config.adaptation, lora_dropout=config.lora_dropout)
     first = share(opened.accelerator, steps[0][1], rows)
@@ -188,7 +205,7 @@ def main() -> None:
         return
     s, rows_of, validation_rows, steps = found
     accelerator, engine, policy = s.accelerator, s.engine, s.policy
-    world_size, premise_ids = accelerator.num_processes, s.validation["premise_id"]
+    world_size, premise_ids = accelerator.num_processes, premise_ids_of(s.validation)
     validation = Validation(s)
     saved = s.saved.get("window", [])
     window: list[dict[str, float]] = [saved] if isinstance(saved, dict) else saved  # sums of the steps not yet logged

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 
 def load_split(
-    directory: str, split: str, both_answers: bool = False, texts: bool = True, labels: bool = True
+    directory: str, split: str, both_answers: bool = False, texts: bool = True, labels: bool | None = True
 ) -> "Dataset":
     """A split of a dataset that preprocess.py wrote, of which every row has a prompt, a response and a label.
 
-    Without `texts` a label is enough, without `labels` the texts are. Raises ValueError if that is not so, and with
-    `both_answers` if all labels agree.
+    Without `texts` a label is enough, without `labels` the texts are; with None, labels are looked at if there are any,
+    as rows of another task may have none. Raises ValueError if that is not so, and with `both_answers` if all labels
+    agree.
     """
     check((Path(directory) / "dataset_dict.json").is_file(), f"dataset {directory}: not a dataset of preprocess.py")
     from datasets import load_from_disk  # seconds to import, which wrong settings need not wait for
@@ -40,7 +41,7 @@ def load_split(
     has_texts = "prompt" in rows.column_names
     check(has_texts or not texts, f"dataset {directory} was written with raw true: run preprocess.py with a tokenizer")
     check(len(rows) > 0, f"{place} has no rows in it; write it again by preprocess.py")
-    if labels:
+    if labels or (labels is None and "label" in rows.column_names):
         found = set(rows["label"]) if "label" in rows.column_names else {None}
         check(found <= {0, 1}, f"{place} has labels {sorted(map(str, found))[:4]}, not 0 or 1")
         one = f"{place}: every label is {min(found, default=0)}; nothing to learn"

@@ -158,10 +158,11 @@ class Setup(Opened):
         self.accelerator.end_training()
 
 
-def open_run(config: TrainingSettings, stage: str, labels: bool = True) -> Opened | None:
+def open_run(config: TrainingSettings, stage: str, labels: bool | None) -> Opened | None:
     """Start this process, hold the output directory, read the data; None for a run that has already finished.
 
-    `labels`: the rows must have both labels. Raises ValueError, before anything slow, for what the user can mend.
+    `labels`: the rows must have labels, and both; None: if they have any. Raises ValueError, before anything slow, for
+    what the user can mend.
     """
     accelerator = start(config.seed)
     check_model(config.model)
@@ -170,7 +171,7 @@ def open_run(config: TrainingSettings, stage: str, labels: bool = True) -> Opene
     if run.finished:
         run.end_at_once()
         return None
-    train = load_split(config.dataset, config.train_split, both_answers=labels, labels=labels)
+    train = load_split(config.dataset, config.train_split, both_answers=labels is not False, labels=labels)
     validation = load_split(config.dataset, "validation", labels=labels)
     validation = choose_rows(validation, config.eval_rows, config.seed)
     tokenizer = load_tokenizer(config.model, config.revision)

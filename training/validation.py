@@ -17,7 +17,7 @@ class Validation:
     """Scores the policy and keeps the model with the best score, or with keep_best false the last one.
 
     The score is the validation loss where the caller has one, else F1; with a `reward` of the user's own its mean, as
-    the rows need not be questions with a Yes or a No.
+    the rows need not be questions with a Yes or a No. Of rows without labels the loss alone is known.
     """
 
     def __init__(self, s: Setup, reward: Reward | None = None):
@@ -29,7 +29,12 @@ class Validation:
         """Evaluate after `step` steps, on all ranks together."""
         s = self.s
         values = {} if loss is None else {"loss": loss}
-        values |= self._answers(step, loss) if self.reward is None else self._rewards(step)
+        if self.reward is not None:
+            values |= self._rewards(step)
+        elif "label" in s.validation.column_names:
+            values |= self._answers(step, loss)
+        elif s.writer is not None:
+            report_means(s.writer, values, len(s.validation), step)
         if not s.config.keep_best or self._is_best(values):
             self.best.clear()
             self.best.update(values, step=step)

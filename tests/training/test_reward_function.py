@@ -1,0 +1,118 @@
+"""A reward of one's own: how it is found, what it may return, and runs on a task that the project does not know."""
+
+import random
+import sys
+
+import pytest
+from datasets import Dataset, DatasetDict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train_grpo
+import train_sft
+from training.rewards import Reward, load_function
+
+COPIED = '''
+def copied(completion, row):
+    """Whether the completion says the row's word; and how many words it has, which is only logged."""
+    words = completion.replace("Answer:", "").split()
+    return {"copied": float(words == [row["word"]]), "rollout/words": len(words)}
+'''
+
+
+@pytest.fixture
+def copying(tmp_path):
+    """A dataset of another task, without premises and labels: say the word of the prompt again."""
+    rng = random.Random(0)
+    words = [rng.choice(("Yes", "No")) for _ in range(48)]
+    rows = [
+        {
+            "prompt": f"<|user|>\nSay {w}, {w} and {w}.<|end|>\n<|assistant|>\n",
+            "response": f"Answer: {w}<|end|>",
+            "word": w,
+        }
+        for w in words
+    ]
+    splits = {"train": Dataset.from_list(rows[:32]), "validation": Dataset.from_list(rows[32:])}
+    DatasetDict(splits).save_to_disk(tmp_path / "words")
+    (tmp_path / "my_reward.py").write_text(COPIED)
+    return tmp_path
+
+
+def run(monkeypatch, script, **settings) -> None:
+    arguments = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments])
+    script.main()
+
+
+def scalars(folder, tag: str) -> list[float]:
+    return [event.value for event in EventAccumulator(str(folder)).Reload().Scalars(tag)]
+
+
+def test_another_task_is_learned_without_a_change(copying, monkeypatch, capsys):
+    """SFT without labels finds the words, GRPO by the user's reward which of them is asked for."""
+    places = {"dataset": copying / "words", "eval_steps": 0, "save_steps": 0, "eval_rows": 16, "logging_steps": 1}
+    run(
+        monkeypatch, train_sft, model="tiny", output_dir=copying / "sft", logging_dir=copying / "log/sft",
+        batch_size=16, max_steps=40, learning_rate=3e-3, **places,
+    )  # fmt: skip
+    losses = scalars(copying / "log/sft", "train/loss")
+    assert losses[-1] < 0.5 * losses[0] and "step 14: loss " in capsys.readouterr().out
+    run(
+        monkeypatch, train_grpo, model=copying / "sft", output_dir=copying / "grpo", logging_dir=copying / "log/grpo",
+        reward_function=f"{copying}/my_reward.py:copied", prompts_per_step=16, max_new_tokens=6, max_steps=40,
+        learning_rate=3e-3, beta=0.0, **places,
+    )  # fmt: skip
+    before, after = scalars(copying / "log/grpo", "eval/reward")
+    assert after > before + 0.2, (before, after)
+    rewards = scalars(copying / "log/grpo", "reward/mean")
+    assert rewards == scalars(copying / "log/grpo", "reward/copied") and rewards[-1] > rewards[0] + 0.2
+    assert min(scalars(copying / "log/grpo", "rollout/words")) >= 0
+    assert "step 0: reward " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("my_reward.py", "expected FILE.py:NAME"),
+        ("my_reward:copied", "expected FILE.py:NAME"),
+        ("none.py:copied", "there is no file none.py"),
+        ("my_reward.py:other", "has no function other; its own: copied"),
+        ("broken.py:copied", r"broken.py cannot be imported \(SyntaxError"),
+    ],
+)
+def test_a_function_that_is_not_there_is_named(copying, monkeypatch, place, message):
+    monkeypatch.chdir(copying)
+    (copying / "broken.py").write_text("def copied(:")
+    with pytest.raises(ValueError, match=f"^reward_function {place}: .*{message}"):
+        load_function(place)
+
+
+def test_what_a_function_returns_is_read():
+    judged = Reward(lambda text, row: 2)("", {})
+    assert (judged.reward, judged.components) == (2.0, {"score": 2.0})
+    found = {"a": 1, "b": (0.5, [(0, 3, 0.5)]), "rollout/x": float("nan")}
+    judged = Reward(lambda text, row: found, {"b": 4.0})("", {})
+    assert judged.reward == 3.0 and judged.components == {"a": 1.0, "b": 0.5}
+    assert judged.spans == {"b": [(0, 3, 0.5)]} and list(judged.metrics) == ["rollout/x"]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"a": "1"}, "a is '1', not a number"),
+        ({"a": float("nan")}, "a is nan, not a number"),
+        (None, "score is None, not a number"),
+        ({"rollout/x": 1.0}, "a name without a slash is part of the reward"),
+        ({}, "a name without a slash is part of the reward"),
+    ],
+)
+def test_what_is_no_reward_is_refused(found, message):
+    with pytest.raises(ValueError, match=f"^mine: .*{message}"):
+        Reward(lambda text, row: found, name="mine")("", {})
+
+
+def test_names_that_change_are_refused():
+    reward = Reward(lambda text, row: {text: 1.0}, name="mine")
+    reward("a", {})
+    with pytest.raises(ValueError, match="mine: returned b after a: return the same names"):
+        reward("b", {})
