@@ -65,7 +65,6 @@ from training.health import (
     nan_means,
     sampling_gap_cause,
 )
-from training.memory import print_plan
 from training.monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
 from training.optimization import backward, prepare, set_learning_rate, step
 from training.rollouts import (
@@ -394,8 +393,6 @@ def score_reference(model, batch: Rollout, config: Config) -> torch.Tensor:
 
 def main() -> None:
     config = parse_config(Config)
-    if config.plan:
-        return print_plan(config)
     accelerator = start(config.seed)
     main_process = accelerator.is_main_process
     rank, world_size = accelerator.process_index, accelerator.num_processes

@@ -43,7 +43,6 @@ from runtime.settings import arg, check, check_ranges, parse_config
 from scoring.metrics import classification_metrics
 from scoring.predictions import predict
 from training.health import Monitor, Motion, check_gradient_flow, check_graph, check_optimizer, check_stop_tokens
-from training.memory import print_plan
 from training.monitoring import EVAL_SCORES, Progress, finish, open_writer, report_scores, write_scalars
 from training.optimization import backward, prepare, set_learning_rate, step
 from training.runs import Run
@@ -208,8 +207,6 @@ def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], conf
 
 def main() -> None:
     config = parse_config(Config)
-    if config.plan:
-        return print_plan(config)
     accelerator = start(config.seed)
     main_process = accelerator.is_main_process
     device, world_size = accelerator.device, accelerator.num_processes
