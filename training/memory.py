@@ -438,20 +438,20 @@ class Plan:
         """The phase that takes most."""
         return max(self.phases(cards), key=lambda phase: phase.total)
 
-    def _phase(self, work: str, part: str, head: bool, cards: int) -> Phase:
-        demand, count = self.demand, self.weights["count"]
+    def _phase(self, work: str, part: str, with_logits: bool, cards: int) -> Phase:
+        demand, trained = self.demand, self.weights["count"]
         sampling, updating = work == "sample", work == "update"
         tokens = demand.cache_tokens if sampling else demand.update_tokens
         share = demand.prompt_share if part == "prefill" else 1.0
-        peak_line, logits_line = self.lines[work].peaks[part, head]
+        peak_line, logits_line = self.lines[work].peaks[part, with_logits]
         logits = logits_line.at(share * tokens)
         cache = self.lines[work].kept.at(share * tokens) * sampling
         parts = {
             "weights": self.weights["frozen"],
             "trained weights": self.weights["trained"],
-            "optimizer": 12 * count / cards,  # AdamW's two moments and a copy of the weights, in fp32
-            "gradients": 4 * count / cards * updating,
-            "buckets": 8 * min(BUCKET, count) * updating,
+            "optimizer": 12 * trained / cards,  # AdamW's two moments and a copy of the weights, in fp32
+            "gradients": 4 * trained / cards * updating,
+            "buckets": 8 * min(BUCKET, trained) * updating,
             "key-value cache": cache,
             "logits": logits,
             "activations": peak_line.at(share * tokens) - cache - logits,

@@ -157,7 +157,7 @@ torch.set_num_threads(1)
 demand = cpu_sized()
 model = real_policy(demand)
 for work, tokens in {WORKS}.items():
-    perform(model, work, tokens // 16, demand.sequences)  # what is made once, by the first run
+    perform(model, work, tokens // 4, demand.sequences)  # what a process makes once, and keeps
     print(work, peak_memory(lambda: perform(model, work, tokens, demand.sequences)))
 """
 
