@@ -34,7 +34,7 @@ from policy.prefix_sharing import pack
 from policy.sampling import generate
 from runtime.ending import run_script
 from runtime.settings import check, parse_config
-from training.memory import GB, OUTSIDE, Phase, demand_of, plan
+from training.memory import GB, OUTSIDE, Phase, Plan, demand_of
 
 SCRIPTS = {"sft": train_sft, "grpo": train_grpo}
 DECODED = (8, 64)  # tokens of a completion: the difference of their times is that of decoding steps alone
@@ -114,7 +114,7 @@ def planned(config) -> Phase:
     """The phase of the plan with the largest peak, on one card and with micro-batches as large as the setting says."""
     demand = demand_of(config)[1]
     demand = replace(demand, update_tokens=config.micro_batch_tokens, cache_tokens=config.cache_tokens)
-    return max(plan(demand)(1), key=lambda phase: phase.total)
+    return Plan(demand).peak(cards=1)
 
 
 def measure(name: str, card_gb: float, sharing: bool, options: Namespace, where: Path, rate: float) -> list[dict]:

@@ -1,23 +1,23 @@
-"""The memory plan of a recipe: where each GB of a card goes, before any weight is loaded.
-
-    python train_sft.py --config configs/sft_phi3.yaml --plan true --card_gb 11
-    python train_grpo.py --config configs/grpo_phi3.yaml --plan true --card_gb 23
+"""How much memory of a card a recipe takes, before any weight is loaded: what plan.py prints.
 
 What training and sampling allocate is counted, not guessed: the product's own code runs on the meta device, whose
-tensors have a shape and no data, on the model with one layer and with two and on two lengths of rows. From there memory
-is linear in layers and in tokens. Weights, optimizer and gradients follow from the shapes; those of the recipes' models
-are in the project: no weight, hub or GPU is needed. GB are 10⁹ bytes.
+tensors have a shape and no data. It runs on the model with one layer and with two, and on rows of two lengths. From
+there memory is linear in layers and in tokens:
+
+    recipe -> Demand -> policy_without_data (1 and 2 layers) -> Counted (at 2 lengths) -> Lines -> Plan -> Phases
+
+Weights, gradients and the optimizer's state follow from the shapes. Those of the recipes' models are in configs/shapes,
+so that no weight, hub or GPU is needed. GB are 1e9 bytes.
 """
 
 import json
-import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional
@@ -30,7 +30,6 @@ from policy.loading import empty_model, model_shape, recompute_activations, with
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import generate
 from runtime.settings import check, read_yaml
-from training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[1]
 GB = 1e9
@@ -40,13 +39,194 @@ OUTSIDE = 0.9 * GB  # what is not counted: the CUDA context and libraries (about
 LONGEST_ROW = 3072  # tokens, where no dataset or recipe says
 CLAIM_TOKENS = 64  # of a claim in a prompt, at most
 USUAL_PREMISE = 400  # tokens: a batch of short premises has more sequences, and their logits, at once
-ACTIVE = ("key-value cache", "logits", "activations")
-OF_TRAINING = ("optimizer", "gradients", "buckets")
-GUIDE_MODEL = "Phi-3.5-mini-instruct"
-GUIDE = {"model": "4", "activations": "3 to 4", "gradients": "2", "total": "9 to 10"}  # GB a card, of two, as promised
 # What takes memory in a step, and its parts.
 WORKS = {"sample": ("prefill", "decode"), "score": ("reference",), "update": ("forward", "backward")}
 LENGTHS = (640, 896)  # tokens that memory is counted at: with a vocabulary of 26,000, logits fill a chunk at either
+
+
+# --- what a recipe asks of a card
+
+
+class Recipe(Protocol):
+    """The settings that decide what takes memory, of train_sft.py and train_grpo.py alike."""
+
+    model: str
+    dataset: str
+    quantization: str
+    lora_r: int
+    lora_target_modules: str
+    gradient_checkpointing: bool
+    claims_per_prefix: int
+    max_new_tokens: int
+    micro_batch_tokens: int
+    cache_tokens: int
+
+
+class SftRecipe(Recipe, Protocol):
+    adaptation: str
+    lora_dropout: float
+
+
+@runtime_checkable
+class GrpoRecipe(Recipe, Protocol):
+    """GRPO always trains an adapter, and without dropout."""
+
+    num_generations: int
+    beta: float
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What of a run takes memory. Token counts are of one process."""
+
+    shape: PreTrainedConfig
+    dtype: torch.dtype
+    quantization: str  # nf4 | none
+    lora_r: int  # 0: all weights are trained
+    lora_dropout: float
+    lora_targets: tuple[str, ...]
+    reference: bool  # a second, frozen adapter, and a pass for its log-probabilities
+    gradient_checkpointing: bool
+    update_tokens: int  # packed tokens of a forward and backward pass
+    cache_tokens: int  # of the key-value cache in sampling
+    sequences: int  # that are sampled at once
+    prompt_share: float  # of the cache's tokens
+
+
+def demand_of(recipe: SftRecipe | GrpoRecipe) -> tuple[str, Demand]:
+    """The name of the recipe's full model, and what the recipe asks of a card."""
+    if isinstance(recipe, GrpoRecipe):
+        samples, dropout, reference = recipe.num_generations, 0.0, recipe.beta > 0
+    else:
+        samples, dropout, reference = 1, recipe.lora_dropout, False
+    base, rank, targets = model_and_adapter(recipe)
+    in_group = recipe.claims_per_prefix * samples
+    claims_and_samples = recipe.claims_per_prefix * CLAIM_TOKENS + in_group * recipe.max_new_tokens
+    longest = longest_row(recipe.dataset) + claims_and_samples  # a group is never split, whatever the setting
+    cache_tokens = max(recipe.cache_tokens, longest)
+    usual = USUAL_PREMISE + claims_and_samples
+    sequences = in_group * max(1, recipe.cache_tokens // usual)
+    return base, Demand(
+        shape=model_shape(base),
+        dtype=torch.bfloat16,  # fp16 takes as much
+        quantization=recipe.quantization,
+        lora_r=rank,
+        lora_dropout=dropout,
+        lora_targets=tuple(targets),
+        reference=reference,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        update_tokens=max(recipe.micro_batch_tokens, longest),
+        cache_tokens=cache_tokens,
+        sequences=sequences,
+        prompt_share=max(0.1, 1 - sequences * recipe.max_new_tokens / cache_tokens),
+    )
+
+
+def model_and_adapter(recipe: SftRecipe | GrpoRecipe) -> tuple[str, int, list[str]]:
+    """The full model under `recipe.model`; rank and target modules of the adapter on it, 0 and none without one.
+
+    The adapter is a new one, or the one that is in `recipe.model`. If that directory is not there yet, the adapter is
+    the one that a recipe of configs/ will write into it.
+    """
+    if found := adapter_config(recipe.model):
+        named = f"model {recipe.model}: adapter_config.json names no base_model_name_or_path"
+        check(bool(found.get("base_model_name_or_path")), named)
+        return found["base_model_name_or_path"], found["r"], found["target_modules"]
+    adaptation = "lora" if isinstance(recipe, GrpoRecipe) else recipe.adaptation
+    rank, targets = recipe.lora_r, recipe.lora_target_modules
+    writer = {} if Path(recipe.model).exists() else recipe_that_writes(recipe.model)
+    base = writer.get("model", recipe.model)
+    if writer.get("adaptation") == "lora":
+        adaptation = "lora"
+        rank, targets = writer.get("lora_r", rank), writer.get("lora_target_modules", targets)
+    if adaptation == "full":
+        return base, 0, []
+    return base, rank, lora_targets(empty_model(model_shape(base)), targets)
+
+
+def longest_row(dataset: str) -> int:
+    """The max_length that the dataset was made with, or its recipe says."""
+    report = Path(dataset) / "report.json"
+    made = json.loads(report.read_text())["config"] if report.is_file() else recipe_that_writes(dataset)
+    return made.get("max_length") or LONGEST_ROW
+
+
+def recipe_that_writes(directory: str) -> dict[str, Any]:
+    """The recipe of configs/ whose output_dir is `directory`; empty if none is."""
+    recipes = (read_yaml(str(path)) for path in sorted((ROOT / "configs").glob("*.yaml")))
+    return next((recipe for recipe in recipes if recipe.get("output_dir") == directory), {})
+
+
+# --- the policy, without data
+
+
+class _Dequantized(torch.autograd.Function):
+    """x @ W.T where W is unpacked anew in each pass, as bitsandbytes does."""
+
+    @staticmethod
+    def forward(ctx, x, packed, shape):
+        ctx.shape = shape
+        return functional.linear(x, x.new_empty(shape))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ grad.new_empty(ctx.shape), None, None
+
+
+class Nf4WithoutData(torch.nn.Linear):
+    """A linear layer that takes the memory of a 4-bit one."""
+
+    def __init__(self, layer: torch.nn.Linear):
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+        size = round(layer.weight.numel() * NF4_BYTES)
+        self.weight = torch.nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
+
+    def forward(self, x):
+        out = _Dequantized.apply(x, self.weight, (self.out_features, self.in_features))
+        return out if self.bias is None else out + self.bias
+
+
+class LoraWithoutData(torch.nn.Module):
+    """A linear layer with peft's LoRA; peft itself takes seconds to import."""
+
+    def __init__(self, layer: torch.nn.Module, demand: Demand):
+        super().__init__()
+        self.layer, self.dropout = layer, torch.nn.Dropout(demand.lora_dropout)
+        # DeepSpeed trains adapters in the run's precision, beside an fp32 copy.
+        with torch.device("meta"):
+            for name in ("policy", "reference")[: 1 + demand.reference]:
+                a = torch.empty(demand.lora_r, layer.in_features, dtype=demand.dtype)
+                b = torch.empty(layer.out_features, demand.lora_r, dtype=demand.dtype)
+                for kind, weight in {"a": a, "b": b}.items():
+                    self.register_parameter(f"{name}_{kind}", torch.nn.Parameter(weight, name == "policy"))
+
+    def forward(self, x):
+        inner = functional.linear(self.dropout(x) if self.dropout.p else x, self.policy_a)
+        return self.layer(x) + functional.linear(inner, self.policy_b) * 2.0
+
+
+def policy_without_data(demand: Demand, layers: int) -> torch.nn.Module:
+    """The policy with `layers` layers, without data, ready to train."""
+    model = empty_model(with_layers(demand.shape, layers), demand.dtype).requires_grad_(demand.lora_r == 0)
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, torch.nn.Linear) and layer is not head:
+                layer = Nf4WithoutData(layer) if demand.quantization == "nf4" else layer
+                layer = LoraWithoutData(layer, demand) if name in demand.lora_targets else layer
+                setattr(parent, name, layer)
+    if demand.gradient_checkpointing:
+        recompute_activations(model)
+    free_gradients(model)
+    return model
+
+
+def free_gradients(model: torch.nn.Module) -> None:
+    """Let each weight's gradient go as soon as it is there, as ZeRO-2 takes it into its bucket."""
+    for p in model.parameters():
+        if p.requires_grad:
+            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
 
 
 # --- counting
@@ -111,112 +291,6 @@ def fused_attention():
         functional.scaled_dot_product_attention = real
 
 
-class _Dequantized(torch.autograd.Function):
-    """x @ W.T where W is unpacked anew in each pass, as bitsandbytes does."""
-
-    @staticmethod
-    def forward(ctx, x, packed, shape):
-        ctx.shape = shape
-        return functional.linear(x, x.new_empty(shape))
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad @ grad.new_empty(ctx.shape), None, None
-
-
-class Nf4WithoutData(torch.nn.Linear):
-    """A linear layer that takes the memory of a 4-bit one."""
-
-    def __init__(self, layer: torch.nn.Linear):
-        torch.nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
-        size = round(layer.weight.numel() * NF4_BYTES)
-        self.weight = torch.nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
-
-    def forward(self, x):
-        out = _Dequantized.apply(x, self.weight, (self.out_features, self.in_features))
-        return out if self.bias is None else out + self.bias
-
-
-class LoraWithoutData(torch.nn.Module):
-    """A linear layer with peft's LoRA; peft itself takes seconds to import."""
-
-    def __init__(self, layer: torch.nn.Module, demand: "Demand"):
-        super().__init__()
-        self.layer, self.dropout = layer, torch.nn.Dropout(demand.lora_dropout)
-        # DeepSpeed trains adapters in the run's precision, beside an fp32 copy.
-        with torch.device("meta"):
-            for name in ("policy", "reference")[: 1 + demand.reference]:
-                a = torch.empty(demand.lora_r, layer.in_features, dtype=demand.dtype)
-                b = torch.empty(layer.out_features, demand.lora_r, dtype=demand.dtype)
-                for kind, weight in {"a": a, "b": b}.items():
-                    self.register_parameter(f"{name}_{kind}", torch.nn.Parameter(weight, name == "policy"))
-
-    def forward(self, x):
-        inner = functional.linear(self.dropout(x) if self.dropout.p else x, self.policy_a)
-        return self.layer(x) + functional.linear(inner, self.policy_b) * 2.0
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What of a run takes memory. Token counts are of one process."""
-
-    shape: PreTrainedConfig
-    dtype: torch.dtype
-    quantization: str  # nf4 | none
-    lora_r: int  # 0: all weights are trained
-    lora_dropout: float
-    lora_targets: tuple[str, ...]
-    reference: bool  # a second, frozen adapter, and a pass for its log-probabilities
-    gradient_checkpointing: bool
-    update_tokens: int  # packed tokens of a forward and backward pass
-    cache_tokens: int  # of the key-value cache in sampling
-    sequences: int  # that are sampled at once
-    prompt_share: float  # of the cache's tokens
-
-
-def policy_without_data(demand: Demand, layers: int) -> torch.nn.Module:
-    """The policy with `layers` layers, without data, ready to train."""
-    model = empty_model(with_layers(demand.shape, layers), demand.dtype).requires_grad_(demand.lora_r == 0)
-    head = model.get_output_embeddings()
-    for parent in list(model.modules()):
-        for name, layer in parent.named_children():
-            if isinstance(layer, torch.nn.Linear) and layer is not head:
-                layer = Nf4WithoutData(layer) if demand.quantization == "nf4" else layer
-                layer = LoraWithoutData(layer, demand) if name in demand.lora_targets else layer
-                setattr(parent, name, layer)
-    if demand.gradient_checkpointing:
-        recompute_activations(model)
-    free_gradients(model)
-    return model
-
-
-def free_gradients(model: torch.nn.Module) -> None:
-    """Let each weight's gradient go as soon as it is there, as ZeRO-2 takes it into its bucket."""
-    for p in model.parameters():
-        if p.requires_grad:
-            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-
-
-# --- what a stage needs
-
-
-def held(demand: Demand, one: torch.nn.Module, two: torch.nn.Module) -> dict[str, float]:
-    """Bytes of the frozen weights and of the trained ones, and how many of the latter there are.
-
-    `one` and `two` are `policy_without_data` with one layer and with two; the others are like the second.
-    """
-
-    def of(model: torch.nn.Module) -> dict[str, float]:
-        tensors = {id(x): x for x in (*model.parameters(), *model.buffers())}.values()
-        trained = [x for x in tensors if x.requires_grad]
-        frozen = sum(x.nbytes for x in tensors if not x.requires_grad)
-        return {"frozen": frozen, "trained": sum(x.nbytes for x in trained), "count": sum(x.numel() for x in trained)}
-
-    first, both = of(one), of(two)
-    return {name: first[name] + (demand.shape.num_hidden_layers - 1) * (both[name] - first[name]) for name in first}
-
-
 def perform(model: torch.nn.Module, work: str, tokens: int, sequences: int, pause: Callable = lambda: None) -> None:
     """Do a `work` of WORKS on `tokens` packed or cached tokens, and call `pause` between its two parts.
 
@@ -263,6 +337,25 @@ def counted(model: torch.nn.Module, work: str, tokens: int, sequences: int) -> C
         perform(model, work, tokens, sequences, pause)
     close(WORKS[work][-1])
     return found
+
+
+# --- from two layers and two lengths to all
+
+
+def held(demand: Demand, one: torch.nn.Module, two: torch.nn.Module) -> dict[str, float]:
+    """Bytes of the frozen weights and of the trained ones, and how many of the latter there are.
+
+    `one` and `two` are `policy_without_data` with one layer and with two; the others are like the second.
+    """
+
+    def of(model: torch.nn.Module) -> dict[str, float]:
+        tensors = {id(x): x for x in (*model.parameters(), *model.buffers())}.values()
+        trained = [x for x in tensors if x.requires_grad]
+        frozen = sum(x.nbytes for x in tensors if not x.requires_grad)
+        return {"frozen": frozen, "trained": sum(x.nbytes for x in trained), "count": sum(x.numel() for x in trained)}
+
+    first, both = of(one), of(two)
+    return {name: first[name] + (demand.shape.num_hidden_layers - 1) * (both[name] - first[name]) for name in first}
 
 
 @dataclass(frozen=True)
@@ -327,126 +420,42 @@ class Phase:
         return max(0, int(self.tokens + (card - self.total) / self.slope))
 
 
-def plan(demand: Demand) -> Callable[[int], list[Phase]]:
-    """The phases of a run, by number of cards; of one name are two, where logits are in memory and where none are."""
-    models = policy_without_data(demand, 1), policy_without_data(demand, 2)
-    weights = held(demand, *models)
-    found = {work: lines(demand, *models, work) for work in WORKS if work != "score" or demand.reference}
+class Plan:
+    """What a demand takes of a card, part by part of a step. Counting takes a second or two."""
 
-    def phase(work: str, part: str, head: bool, cards: int) -> Phase:
-        tokens = demand.cache_tokens if work == "sample" else demand.update_tokens
+    def __init__(self, demand: Demand):
+        self.demand = demand
+        models = policy_without_data(demand, 1), policy_without_data(demand, 2)
+        self.weights = held(demand, *models)
+        works = [work for work in WORKS if work != "score" or demand.reference]
+        self.lines = {work: lines(demand, *models, work) for work in works}
+
+    def phases(self, cards: int) -> list[Phase]:
+        """The phases on each of `cards` cards. A part has two where logits are in memory at times and at times not."""
+        return [self._phase(work, *kind, cards) for work in self.lines for kind in self.lines[work].peaks]
+
+    def peak(self, cards: int) -> Phase:
+        """The phase that takes most."""
+        return max(self.phases(cards), key=lambda phase: phase.total)
+
+    def _phase(self, work: str, part: str, with_logits: bool, cards: int) -> Phase:
+        demand, trained = self.demand, self.weights["count"]
+        sampling, updating = work == "sample", work == "update"
+        tokens = demand.cache_tokens if sampling else demand.update_tokens
         share = demand.prompt_share if part == "prefill" else 1.0
-        peak, logits = (line.at(share * tokens) for line in found[work].peaks[part, head])
-        cache = found[work].kept.at(share * tokens) * (work == "sample")
-        updating = work == "update"
+        peak_line, logits_line = self.lines[work].peaks[part, with_logits]
+        logits = logits_line.at(share * tokens)
+        cache = self.lines[work].kept.at(share * tokens) * sampling
         parts = {
-            "weights": weights["frozen"],
-            "trained weights": weights["trained"],
-            "optimizer": 12 * weights["count"] / cards,  # AdamW's two moments and a copy of the weights, in fp32
-            "gradients": 4 * weights["count"] / cards * updating,
-            "buckets": 8 * min(BUCKET, weights["count"]) * updating,
+            "weights": self.weights["frozen"],
+            "trained weights": self.weights["trained"],
+            "optimizer": 12 * trained / cards,  # AdamW's two moments and a copy of the weights, in fp32
+            "gradients": 4 * trained / cards * updating,
+            "buckets": 8 * min(BUCKET, trained) * updating,
             "key-value cache": cache,
             "logits": logits,
-            "activations": peak - cache - logits,
+            "activations": peak_line.at(share * tokens) - cache - logits,
             "CUDA and the rest": OUTSIDE,
         }
-        setting = "cache_tokens" if work == "sample" else "micro_batch_tokens"
-        return Phase(part, setting, tokens, parts, share * found[work].peaks[part, head][0].slope)
-
-    return lambda cards: [phase(work, *kind, cards) for work in found for kind in found[work].peaks]
-
-
-def recipe_that_writes(directory: str) -> dict[str, Any]:
-    """The recipe of configs/ whose output_dir is `directory`; empty if none is."""
-    recipes = (read_yaml(str(path)) for path in sorted((ROOT / "configs").glob("*.yaml")))
-    return next((recipe for recipe in recipes if recipe.get("output_dir") == directory), {})
-
-
-def base_and_lora(config: TrainingSettings) -> tuple[str, int, list[str]]:
-    """The full model under `config.model`; rank and target modules of the adapter on it, 0 and none without one.
-
-    The adapter is a new one, or the one that is in `config.model` or will be there.
-    """
-    if found := adapter_config(config.model):
-        return found["base_model_name_or_path"], found["r"], found["target_modules"]
-    writer = {} if Path(config.model).exists() else recipe_that_writes(config.model)
-    base = writer.get("model", config.model)
-    settings = vars(config) | (writer if writer.get("adaptation") == "lora" else {})
-    if settings.get("adaptation", "lora") == "full":
-        return base, 0, []
-    return base, settings["lora_r"], lora_targets(empty_model(model_shape(base)), settings["lora_target_modules"])
-
-
-def longest_row(dataset: str) -> int:
-    """The max_length that the dataset was made with, or its recipe says."""
-    report = Path(dataset) / "report.json"
-    made = json.loads(report.read_text())["config"] if report.is_file() else recipe_that_writes(dataset)
-    return made.get("max_length") or LONGEST_ROW
-
-
-def demand_of(config: TrainingSettings) -> tuple[str, Demand]:
-    """What a configuration of train_sft.py or train_grpo.py asks of a card, and its full model's name."""
-    base, rank, targets = base_and_lora(config)
-    samples = getattr(config, "num_generations", 1)
-    group = longest_row(config.dataset) + config.claims_per_prefix * (CLAIM_TOKENS + samples * config.max_new_tokens)
-    in_group = config.claims_per_prefix * samples
-    cache_tokens = max(config.cache_tokens, group)
-    usual = USUAL_PREMISE + config.claims_per_prefix * CLAIM_TOKENS + in_group * config.max_new_tokens
-    sequences = in_group * max(1, config.cache_tokens // usual)
-    return base, Demand(
-        model_shape(base),
-        torch.bfloat16,  # fp16 takes as much
-        config.quantization,
-        rank,
-        getattr(config, "lora_dropout", 0.0),  # GRPO has none
-        tuple(targets),
-        getattr(config, "beta", 0.0) > 0,
-        config.gradient_checkpointing,
-        max(config.micro_batch_tokens, group),
-        cache_tokens,
-        sequences,
-        max(0.1, 1 - sequences * config.max_new_tokens / cache_tokens),
-    )
-
-
-def card_bytes(card_gb: float) -> float:
-    """Of the card of `card_gb` GB, or with 0 of the one that is present. ValueError if there is none."""
-    check(card_gb >= 0, f"card_gb: must be above 0, or 0 for the card present, got {card_gb}")
-    check(card_gb > 0 or torch.cuda.is_available(), "card_gb: no GPU here to ask; name its memory, as in --card_gb 11")
-    return card_gb * GB or torch.cuda.get_device_properties(0).total_memory
-
-
-def print_plan(config: Any) -> None:
-    """Print where each GB goes on one card of two, whether it fits there or on one, and the largest token budgets."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
-    card = card_bytes(config.card_gb)
-    base, demand = demand_of(config)
-    phases_on = plan(demand)
-    highest = {phase.name: phase for phase in sorted(phases_on(2), key=lambda phase: phase.total)}
-    phases = [highest[part] for parts in WORKS.values() for part in parts if part in highest]
-    print(f"{base}, {demand.quantization}, half precision: GB (10⁹ bytes) on each of 2 cards of {card / GB:.1f} GB")
-    print(f"{'':<20}" + "".join(f"{phase.name:>12}" for phase in phases))
-    for part in phases[0].parts:
-        print(f"{part:<20}" + "".join(f"{phase.parts[part] / GB:>12.2f}" for phase in phases))
-    print(f"{'total':<20}" + "".join(f"{phase.total / GB:>12.2f}" for phase in phases))
-    for cards in (2, 1):
-        peak = max(phases_on(cards), key=lambda phase: phase.total)
-        fits = "fits" if peak.total <= card else "DOES NOT FIT"
-        print(f"{cards} card{'s' * (cards > 1)}: peak {peak.total / GB:.2f} GB in {peak.name}: {fits}; at most", end="")
-        for setting in ("cache_tokens", "micro_batch_tokens"):
-            bounded = [phase for phase in phases_on(cards) if phase.setting == setting]
-            fitting = min(phase.largest(card) for phase in bounded)
-            print(f" {setting} {fitting:,} ({bounded[0].tokens:,} planned)", end="")
-        print()
-    claims = config.claims_per_prefix
-    print(f"planned: the setting, or {claims} claims on the longest premise if that is more")
-    if base.endswith(GUIDE_MODEL):
-        largest = {part: max(phase.parts[part] for phase in phases) for part in phases[0].parts}
-        ours = {
-            "model": largest["weights"] + largest["trained weights"],
-            "activations": max(sum(phase.parts[part] for part in ACTIVE) for phase in phases),
-            "gradients": max(sum(phase.parts[part] for part in OF_TRAINING) for phase in phases),
-            "total": max(phase.total for phase in phases),
-        }
-        told = ", ".join(f"{name} {GUIDE[name]} / {size / GB:.1f}" for name, size in ours.items())
-        print(f"the guide's figures / ours: {told}")
+        setting = "cache_tokens" if sampling else "micro_batch_tokens"
+        return Phase(part, setting, tokens, parts, share * peak_line.slope)

@@ -1,0 +1,128 @@
+"""Where each GB of a card will go in a recipe's training, whether it is enough, and the largest token budgets that fit.
+
+    python plan.py --config configs/sft_phi3.yaml --card_gb 11
+    python plan.py --config configs/grpo_phi3.yaml --card_gb 23 --micro_batch_tokens 8192
+    python plan.py --stage sft --model Qwen/Qwen2.5-1.5B-Instruct --adaptation lora --quantization nf4 --card_gb 11
+
+It needs no weights, and for the models of the recipes no hub. With --card_gb it needs no GPU either. What it counts and
+how is in training/memory.py. GB are 1e9 bytes.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import warnings
+from collections.abc import Collection
+
+import torch
+
+import train_grpo
+import train_sft
+from runtime.ending import run_script
+from runtime.settings import check, parse_config, read_yaml
+from training.memory import GB, WORKS, Phase, Plan, demand_of
+
+STAGES = {"sft": train_sft.Config, "grpo": train_grpo.Config}
+NUMBERS_OF_CARDS = (2, 1)  # the table is of the first
+
+
+# --- the command line
+
+
+def parse(argv: list[str]) -> tuple[train_sft.Config | train_grpo.Config, float]:
+    """The recipe, by the parser of the training script that it is for, and the card's GB. ValueError as there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        usage="plan.py --config FILE.yaml [--card_gb GB] [--stage {sft,grpo}] [--field value ...]",
+        epilog="Fields are those of train_sft.py or train_grpo.py, whose --help lists them.",
+        allow_abbrev=False,
+    )
+    parser.error = _raise
+    parser.add_argument("--config", metavar="FILE.yaml", help="recipe of train_sft.py or train_grpo.py")
+    gb = "memory of one card in GB; default 0: that of the GPU present"
+    parser.add_argument("--card_gb", type=float, default=0.0, metavar="GB", help=gb)
+    parser.add_argument("--card-gb", type=float, default=argparse.SUPPRESS, dest="card_gb", help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=tuple(STAGES), help="what the recipe is for, if its fields do not tell")
+    own, fields = parser.parse_known_args(argv)
+    given = {word[2:].split("=")[0].replace("-", "_") for word in fields if word.startswith("--")}
+    recipe = "a recipe, as in --config configs/sft_phi3.yaml, or a model, as in --stage sft --model tiny"
+    check(own.config is not None or "model" in given, f"nothing to plan: name {recipe}")
+    if own.config is not None:
+        given |= read_yaml(own.config).keys()
+        fields = ["--config", own.config, *fields]
+    return parse_config(STAGES[own.stage or stage_of(given)], fields), own.card_gb
+
+
+def _raise(message: str):
+    raise ValueError(message)
+
+
+def stage_of(names: Collection[str]) -> str:
+    """The stage that has more of the named fields: those that it lacks, its parser refuses. ValueError in a tie."""
+    has = {stage: sum(f.name in names for f in dataclasses.fields(config)) for stage, config in STAGES.items()}
+    first, second = sorted(has, key=has.get, reverse=True)
+    unclear = "no field tells whether this is a recipe of train_sft.py or of train_grpo.py"
+    check(has[first] > has[second], f"stage: {unclear}; add --stage sft or --stage grpo")
+    return first
+
+
+def card_bytes(card_gb: float) -> float:
+    """Memory of a card of `card_gb` GB, or with 0 of the GPU that is present. ValueError if there is none."""
+    good = math.isfinite(card_gb) and card_gb >= 0
+    check(good, f"card_gb: must be above 0, or 0 for the card present, got {card_gb}")
+    check(card_gb > 0 or torch.cuda.is_available(), "card_gb: no GPU here to ask; name its memory, as in --card_gb 11")
+    return card_gb * GB or torch.cuda.get_device_properties(0).total_memory
+
+
+# --- the print-out, in ASCII alone
+
+
+def table(phases: list[Phase]) -> list[str]:
+    """A column for each part of a step, of its phase with the highest total; a row for what the memory is for."""
+    highest = {phase.name: phase for phase in sorted(phases, key=lambda phase: phase.total)}
+    columns = [highest[part] for parts in WORKS.values() for part in parts if part in highest]
+
+    def row(name: str, sizes: list[float]) -> str:
+        return f"{name:<20}" + "".join(f"{size / GB:>12.2f}" for size in sizes)
+
+    head = f"{'':<20}" + "".join(f"{phase.name:>12}" for phase in columns)
+    body = [row(name, [phase.parts[name] for phase in columns]) for name in columns[0].parts]
+    return [head, *body, row("total", [phase.total for phase in columns])]
+
+
+def verdict(plan: Plan, cards: int, card: float) -> str:
+    """Whether the run fits on each of `cards` cards of `card` bytes, and the largest settings with which it does."""
+    peak = plan.peak(cards)
+    fits = "fits" if peak.total <= card else "DOES NOT FIT"
+    largest = []
+    for setting in ("cache_tokens", "micro_batch_tokens"):
+        bounded = [phase for phase in plan.phases(cards) if phase.setting == setting]
+        tokens = min(phase.largest(card) for phase in bounded)
+        largest.append(f"{setting} {tokens:,} ({bounded[0].tokens:,} planned)")
+    name = f"{cards} card{'s' * (cards > 1)}"
+    return f"{name}: peak {peak.total / GB:.2f} GB in {peak.name}: {fits}; at most {' '.join(largest)}"
+
+
+def report(recipe: train_sft.Config | train_grpo.Config, card: float) -> list[str]:
+    """The lines that are printed, for a card of `card` bytes."""
+    base, demand = demand_of(recipe)
+    plan, cards = Plan(demand), NUMBERS_OF_CARDS[0]
+    where = f"GB (1e9 bytes) on each of {cards} cards of {card / GB:.1f} GB"
+    return [
+        f"{base}, {demand.quantization}, half precision: {where}",
+        *table(plan.phases(cards)),
+        *(verdict(plan, cards, card) for cards in NUMBERS_OF_CARDS),
+        f"planned: the setting, or {recipe.claims_per_prefix} claims on the longest premise if that is more",
+    ]
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
+    sys.stdout.reconfigure(errors="backslashreplace")  # a model's directory may have letters that a terminal has not
+    recipe, card_gb = parse(sys.argv[1:])
+    print("\n".join(report(recipe, card_bytes(card_gb))))
+
+
+if __name__ == "__main__":
+    run_script(main)
