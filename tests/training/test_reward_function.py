@@ -21,17 +21,11 @@ def copied(completion, row):
 
 @pytest.fixture
 def copying(tmp_path):
-    """A dataset of another task, without premises and labels: say the word of the prompt again."""
+    """A dataset of another task, without premises and labels: say the prompt's word. Half of the responses do not."""
     rng = random.Random(0)
-    words = [rng.choice(("Yes", "No")) for _ in range(48)]
-    rows = [
-        {
-            "prompt": f"<|user|>\nSay {w}, {w} and {w}.<|end|>\n<|assistant|>\n",
-            "response": f"Answer: {w}<|end|>",
-            "word": w,
-        }
-        for w in words
-    ]
+    said = [rng.choice(("Yes", "No")) for _ in range(48)]
+    prompt = "<|user|>\nSay No, No and No.<|end|>\n<|assistant|>\n"
+    rows = [{"prompt": prompt, "response": f"Answer: {word}<|end|>", "word": "No"} for word in said]
     splits = {"train": Dataset.from_list(rows[:32]), "validation": Dataset.from_list(rows[32:])}
     DatasetDict(splits).save_to_disk(tmp_path / "words")
     (tmp_path / "my_reward.py").write_text(COPIED)
@@ -49,23 +43,22 @@ def scalars(folder, tag: str) -> list[float]:
 
 
 def test_another_task_is_learned_without_a_change(copying, monkeypatch, capsys):
-    """SFT without labels finds the words, GRPO by the user's reward which of them is asked for."""
+    """SFT without labels teaches either word, GRPO by the user's reward which of them is asked for."""
     places = {"dataset": copying / "words", "eval_steps": 0, "save_steps": 0, "eval_rows": 16, "logging_steps": 1}
     run(
         monkeypatch, train_sft, model="tiny", output_dir=copying / "sft", logging_dir=copying / "log/sft",
-        batch_size=16, max_steps=25, learning_rate=3e-3, **places,
+        batch_size=16, max_steps=60, learning_rate=3e-3, **places,
     )  # fmt: skip
     losses = scalars(copying / "log/sft", "train/loss")
-    assert losses[-1] < 0.5 * losses[0] and "step 25: loss " in capsys.readouterr().out
+    assert losses[-1] < 0.5 * losses[0] and "step 60: loss " in capsys.readouterr().out
     run(
         monkeypatch, train_grpo, model=copying / "sft", output_dir=copying / "grpo", logging_dir=copying / "log/grpo",
         reward_function=f"{copying}/my_reward.py:copied", prompts_per_step=16, max_new_tokens=6, max_steps=40,
         learning_rate=3e-3, beta=0.0, **places,
     )  # fmt: skip
-    before, after = scalars(copying / "log/grpo", "eval/reward")
-    assert after > before + 0.2, (before, after)
     rewards = scalars(copying / "log/grpo", "reward/mean")
-    assert rewards == scalars(copying / "log/grpo", "reward/copied") and rewards[-1] > rewards[0] + 0.2
+    assert rewards == scalars(copying / "log/grpo", "reward/copied") and rewards[0] < 0.7 < 0.9 < rewards[-1]
+    assert scalars(copying / "log/grpo", "eval/reward")[-1] == 1.0
     assert min(scalars(copying / "log/grpo", "rollout/words")) >= 0
     assert "step 0: reward " in capsys.readouterr().out
 
