@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from causal.wording import generate_rows
+from preprocess import DataConfig, generated_rows
 from training.health import SIGNS
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
@@ -90,11 +90,10 @@ def user(tmp_path_factory) -> Path:
     names = ["*.py", "configs", "accelerate_configs", "ds_configs", "Makefile", "requirements*.txt"]
     for path in (path for name in names for path in ROOT.glob(name)):
         (folder / path.name).symlink_to(path)
-    rows = [row for n in (3, 4) for row in generate_rows(n)]
     with (folder / "rows.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["input", "label", "num_variables", "template"], extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(generated_rows(DataConfig(num_variables=[3, 4])))
     return folder
 
 
@@ -175,7 +174,7 @@ def test_commands_that_need_no_model(run, capsys):
     assert "A -> C, B -> C" in text and "Answer: Yes" in text
     for words in commands_of("docs/memory.md"):
         run(words)
-    shown = re.search(r"^```\n(.+?)^```", PAGES["docs/memory.md"], re.DOTALL | re.MULTILINE)[1]
+    shown = re.search(r"^```\n(microsoft.+?)^```", PAGES["docs/memory.md"], re.DOTALL | re.MULTILINE)[1]
     assert shown in capsys.readouterr().out, "docs/memory.md shows what the plan prints"
 
 
