@@ -99,10 +99,7 @@ def user(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(user, monkeypatch):
-    """Runs a command in the user's directory: in this process where it can be, since to import torch takes seconds.
-
-    plan.py has a process of its own, since what it counts depends on what has run before it.
-    """
+    """Runs a command in the user's directory: in this process where it can be, since to import torch takes seconds."""
     monkeypatch.chdir(user)
     for name, value in {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
         monkeypatch.setenv(name, value)
@@ -112,7 +109,7 @@ def run(user, monkeypatch):
         script = next((word for word in words if word.endswith(".py")), "")
         if "launch" in words and (script == "evaluate.py" or not launch):
             words = ["python", *words[words.index(script) :]]
-        if Path(words[0]).name == "python" and (ROOT / script).is_file() and script != "plan.py":
+        if Path(words[0]).name == "python" and (ROOT / script).is_file():
             monkeypatch.setattr(sys, "argv", words[1:])
             assert not importlib.import_module(Path(script).stem).main(), shlex.join(words)
             return ""
@@ -138,6 +135,19 @@ def tags_of(folder: Path) -> set[str]:
 
 def test_every_command_is_run_or_said_to_be_tested_elsewhere():
     assert set(sections()) == {*RUN, *ELSEWHERE}
+
+
+def test_commands_that_need_no_model(user, run, capsys):
+    """Before there is any: the plan would be that of the small model in a large one's place."""
+    assert not (user / "models").exists()
+    for words in commands_of("README.md"):
+        run(words)
+    text = capsys.readouterr().out
+    assert "A -> C, B -> C" in text and "Answer: Yes" in text
+    for words in commands_of("docs/memory.md"):
+        run(words)
+    shown = re.search(r"^```\n(microsoft.+?)^```", PAGES["docs/memory.md"], re.DOTALL | re.MULTILINE)[1]
+    assert shown in capsys.readouterr().out, "docs/memory.md shows what the plan prints"
 
 
 @pytest.fixture(scope="module")
@@ -168,16 +178,6 @@ def test_commands_of_evaluation(trained, run):
         run(shortened(words))
     assert (trained / "example.png").stat().st_size > 0
     assert (trained / "evaluation_results/comparison/report.html").is_file()
-
-
-def test_commands_that_need_no_model(run, capsys):
-    for words in commands_of("README.md"):
-        run(words)
-    text = capsys.readouterr().out
-    assert "A -> C, B -> C" in text and "Answer: Yes" in text
-    printed = "".join(run(words) for words in commands_of("docs/memory.md"))
-    shown = re.search(r"^```\n(microsoft.+?)^```", PAGES["docs/memory.md"], re.DOTALL | re.MULTILINE)[1]
-    assert shown in printed, "docs/memory.md shows what the plan prints"
 
 
 def test_a_task_of_ones_own_trains_as_the_page_says(trained, run):
