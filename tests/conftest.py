@@ -1,10 +1,15 @@
-"""Small models and token sequences that the tests share."""
+"""Small models, token sequences and folders that the tests share, and the order in which they run."""
 
+import fcntl
+import importlib
+import io
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Before transformers is imported: a test must not wait for a hub.
@@ -127,6 +132,20 @@ def assert_same_gradients(got: dict, expected: dict, relative: float = 1e-4) -> 
         assert error <= relative * gradient.norm() + 1e-7 * scale, f"{name}: off by {error} of {gradient.norm()}"
 
 
+# Where the minutes go, longest first. Workers take a file at a time: one that comes last should be short.
+LONG = (
+    "test_resume", "test_launch", "test_recipes", "test_readme", "test_docs", "test_memory", "test_bad_input",
+    "test_benchmarks", "test_faults",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has brought the tests of a parametrized fixture together
+def pytest_collection_modifyitems(items: list) -> None:
+    """On several workers the long files come first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(autouse=True)
 def signals():
     """A training script that runs in this process handles signals: leave the handlers as they were."""
@@ -155,6 +174,21 @@ def run(*command) -> str:
     return done.stdout
 
 
+def run_here(script: str, **options) -> str:
+    """Run a script's main in this process, which has torch already, without the launcher; what it prints."""
+    arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    with pytest.MonkeyPatch.context() as patch, io.StringIO() as printed:
+        patch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        patch.setattr(sys, "stdout", printed)
+        try:
+            importlib.import_module(script).main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return printed.getvalue()
+
+
 def launch(processes: int, script: str, setup: str = "zero2_2xcpu", **options) -> str:
     """Run a script under `accelerate launch` with a configuration of accelerate_configs/; its output."""
     accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -164,18 +198,39 @@ def launch(processes: int, script: str, setup: str = "zero2_2xcpu", **options) -
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory) -> Path:
-    """A dataset of answers for the tiny model."""
-    path = tmp_path_factory.mktemp("dataset") / "data"
-    options = ("--num_variables", 3, "--relabelings", 3, "--instruction", "", "--max_train_samples", 40)
-    run(sys.executable, "preprocess.py", *options, "--output_dir", path)
-    return path
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """once(name, make): a folder that `make` fills, made by the first of pytest-xdist's workers that asks for it."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    shared = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.getbasetemp()
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared / f"once-{name}", shared / f"once-{name}.made"
+        with (shared / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the file is closed, and by the death of the worker
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture(scope="session")
-def start_adapter(tmp_path_factory, dataset, tokenizer) -> Path:
+def dataset(once) -> Path:
+    """A dataset of answers for the tiny model."""
+    options = {"num_variables": 3, "relabelings": 3, "instruction": "", "max_train_samples": 40}
+    return once("dataset", lambda folder: run_here("preprocess", **options, output_dir=folder / "data")) / "data"
+
+
+@pytest.fixture(scope="session")
+def start_adapter(once, dataset, tokenizer) -> Path:
     """An adapter that answers Yes or No about equally often, so that groups have different rewards; its base beside."""
-    folder = tmp_path_factory.mktemp("start")
+    return once("start", lambda folder: train_start_adapter(folder, dataset, tokenizer)) / "adapter"
+
+
+def train_start_adapter(folder: Path, dataset: Path, tokenizer) -> None:
     rows = load_from_disk(dataset)["train"]
     prompts = [encode(tokenizer, text) for text in rows["prompt"][:24]]
     answers = [encode(tokenizer, f"Answer: {answer}<|end|>") for answer in ("Yes", "No")]
@@ -192,4 +247,3 @@ def start_adapter(tmp_path_factory, dataset, tokenizer) -> Path:
     policy = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.2))
     randomize_lora_b(policy, std=0.15)
     save_model(policy, tokenizer, folder / "adapter")
-    return folder / "adapter"

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -31,27 +32,52 @@ def test_data_engine_times_every_stage(tmp_path):
 SMALL = ["--shape", "32", "1", "48", "2", "--threads", "1"]
 
 
-def run_small(script: str, path: Path, *options: str) -> tuple[dict, str]:
-    """Its figures, on a very small model, and what it printed."""
-    command = [sys.executable, f"benchmarks/{script}.py", *SMALL, "--json", str(path), *options]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(path.read_text()), done.stdout
-
-
-def run_benchmark(script: str, path: Path, *options: str) -> tuple[list[dict], str]:
-    """The rows of a contest's figures, from one repeat, and what it printed."""
-    figures, printed = run_small(script, path, "--repeats", "1", *options)
-    return figures["rows"], printed
-
-
 @pytest.fixture
 def common(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("common")
 
 
-def test_grpo_step_computes_the_tokens_that_sharing_needs(tmp_path):
+@pytest.fixture(scope="module")
+def measured() -> list:
+    """What the machine reaches in a matrix product, once it has been measured: that takes seconds."""
+    return []
+
+
+@pytest.fixture
+def run_small(monkeypatch, capsys, common, measured):
+    """Runs a benchmark on a very small model, as a script but in this process, since to import torch takes seconds.
+
+    Its figures, and what it printed.
+    """
+    machine = common.machine
+
+    def machine_once(*args) -> dict:
+        measured[:] = measured or [machine(*args)]
+        return measured[0]
+
+    monkeypatch.setattr(common, "machine", machine_once)
+
+    def run(script: str, path: Path, *options: str) -> tuple[dict, str]:
+        monkeypatch.setattr(sys, "argv", [f"benchmarks/{script}.py", *SMALL, "--json", str(path), *options])
+        runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"), run_name="__main__")
+        return json.loads(path.read_text()), capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def run_benchmark(run_small):
+    """Runs one repeat of a contest; the rows of its figures, and what it printed."""
+
+    def run(script: str, path: Path, *options: str) -> tuple[list[dict], str]:
+        figures, printed = run_small(script, path, "--repeats", "1", *options)
+        return figures["rows"], printed
+
+    return run
+
+
+def test_grpo_step_computes_the_tokens_that_sharing_needs(tmp_path, run_benchmark):
     points = ["--G", "3", "--T", "2", "4", "--prompts", "1", "--rivals", "padded"]
     figure = tmp_path / "step.png"
     rows, printed = run_benchmark("grpo_step", tmp_path / "step.json", *points, "--figure", str(figure))
@@ -69,7 +95,7 @@ def test_grpo_step_computes_the_tokens_that_sharing_needs(tmp_path):
     assert "settings: ours" in printed and figure.stat().st_size > 10_000
 
 
-def test_sft_step_shares_premises(tmp_path):
+def test_sft_step_shares_premises(tmp_path, run_benchmark):
     points = ["--rows", "4", "--claims_per_prefix", "1", "4", "--rivals", "padded"]
     rows, _ = run_benchmark("sft_step", tmp_path / "sft.json", *points)
     alone, shared = rows
@@ -79,7 +105,7 @@ def test_sft_step_shares_premises(tmp_path):
     assert shared["ours_rows_per_second"] == 4 / shared["ours"]
 
 
-def test_evaluation_gives_the_answers_of_the_plain_loop(tmp_path):
+def test_evaluation_gives_the_answers_of_the_plain_loop(tmp_path, run_benchmark):
     (row,), printed = run_benchmark("evaluation", tmp_path / "evaluation.json", "--quick", "--tokens", "3")
     assert row["row_count"] == 120 and row["premises"] == 4 and row["token_ratio"] > 5
     assert row["different_predictions"] == 0 and row["different_texts"] <= 2
@@ -111,7 +137,7 @@ def test_medians_drop_the_first_run(common):
     assert common.medians(runs)["step"] == common.Measure(2, 5)
 
 
-def test_update_memory_measures_both_paths(tmp_path):
+def test_update_memory_measures_both_paths(tmp_path, run_small):
     figures, _ = run_small("update_memory", tmp_path / "memory.json", "--G", "4", "--T", "8")
     ours, plain = figures["points"]
     assert (ours["side"], plain["side"]) == ("ours", "plain") and ours["rows"] == plain["rows"] == 4
@@ -130,7 +156,7 @@ def test_peak_memory_is_that_of_the_work(common):
 
 @pytest.fixture
 def results(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "experiments")
     return importlib.import_module("results")
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch, padded_logps, run
+from conftest import ROOT, launch, padded_logps, run_here
 from datasets import load_from_disk
+from launching import GRPO, OFTEN, SFT, curves
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from causal.tiny import tiny_model
@@ -27,36 +27,7 @@ from policy.prefix_sharing import ATTENTION
 from train_sft import Config as SftConfig
 from train_sft import learning_rate, plan_steps
 
-SFT = {
-    "max_steps": 4,  # of 15 rows: the fourth is of the second epoch
-    "batch_size": 15,
-    "claims_per_prefix": 4,
-    "relabel_each_epoch": True,
-    "micro_batch_tokens": 260,
-    "learning_rate": 1e-3,
-}
-GRPO = {
-    "max_steps": 2,
-    "prompts_per_step": 5,
-    "num_generations": 6,
-    "num_iterations": 2,
-    "claims_per_prefix": 2,
-    "relabel_each_epoch": True,
-    "micro_batch_tokens": 260,
-    "max_new_tokens": 6,
-    "learning_rate": 1e-2,
-    "warmup_steps": 0,
-    "loss_type": "dapo",
-    "beta": 0.1,
-}
 ADAPTER = "adapter_model.safetensors"
-OFTEN = {"logging_steps": 1, "eval_rows": 10, "save_steps": 1, "eval_steps": 1}
-
-
-def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard scalars: per name, (step, value)."""
-    events = EventAccumulator(str(directory)).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def assert_all_finite(curves: dict) -> None:
@@ -69,10 +40,18 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("launch")
 
 
+def train(processes: int, script: str, **options) -> None:
+    """With `processes` 0 in this process, without the launcher and DeepSpeed."""
+    if processes:
+        launch(processes, f"{script}.py", **options)
+    else:
+        run_here(script, **options)
+
+
 def launch_sft(folder: Path, dataset: Path, processes: int, name: str = "", **options) -> Path:
     output = folder / f"sft_{name or processes}"
     places = {"dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / output.name}
-    launch(processes, "train_sft.py", model="tiny", **places, **SFT, **OFTEN, keep_best=False, **options)
+    train(processes, "train_sft", model="tiny", **places, **SFT, **OFTEN, keep_best=False, **options)
     return output
 
 
@@ -88,13 +67,13 @@ def sft_one(folder, dataset):
 
 @pytest.fixture(scope="module")
 def sft_plain(folder, dataset):
-    return launch_sft(folder, dataset, 1, "plain", prefix_sharing=False)
+    return launch_sft(folder, dataset, 0, "plain", prefix_sharing=False)
 
 
 def launch_grpo(folder: Path, dataset: Path, adapter: Path, processes: int, name: str = "", **options) -> Path:
     output = folder / f"grpo_{name or processes}"
     places = {"dataset": dataset, "output_dir": output, "logging_dir": folder / "logs" / output.name}
-    launch(processes, "train_grpo.py", model=adapter, **places, **(GRPO | OFTEN | options))
+    train(processes, "train_grpo", model=adapter, **places, **(GRPO | OFTEN | options))
     return output
 
 
@@ -110,7 +89,7 @@ def grpo_one(folder, dataset, start_adapter):
 
 @pytest.fixture(scope="module")
 def grpo_plain(folder, dataset, start_adapter):
-    return launch_grpo(folder, dataset, start_adapter, 1, "plain", prefix_sharing=False)
+    return launch_grpo(folder, dataset, start_adapter, 0, "plain", prefix_sharing=False)
 
 
 def assert_same_weights(a: Path, b: Path, file: str) -> None:
@@ -252,8 +231,7 @@ def test_grpo_keeps_the_adapter_of_the_best_evaluation(grpo_two, start_adapter, 
 
 def test_evaluate_scores_the_adapter(grpo_two, dataset, folder):
     output = folder / "evaluation"
-    options = ("--model", grpo_two, "--dataset", dataset, "--split", "test", "--output_dir", output)
-    run(sys.executable, "evaluate.py", *options, "--num_resamples", 50)
+    run_here("evaluate", model=grpo_two, dataset=dataset, split="test", output_dir=output, num_resamples=50)
     predictions = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
     rows = load_from_disk(dataset)["test"]
     assert [p["input"] for p in predictions] == rows["input"] and [p["label"] for p in predictions] == rows["label"]

@@ -51,7 +51,8 @@ class Project:
 
     def __init__(self, folder: Path, cluster: dict):
         self.folder, self.environment = folder, cluster
-        names = ["*.py", "configs", "accelerate_configs", "ds_configs", "slurm"]
+        packages = [path.parent.name for path in ROOT.glob("[!.]*/__init__.py")]
+        names = ["*.py", *packages, "configs", "accelerate_configs", "ds_configs", "slurm"]
         for path in (path for name in names for path in ROOT.glob(name)):
             (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
         (folder / ".venv").symlink_to(Path(os.environ.get("VIRTUAL_ENV", ROOT / ".venv")).resolve())

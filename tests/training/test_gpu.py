@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, build_model, launch, random_groups
+from recipes import SHORT, shrunken, small_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_memory import WORKS, cpu_sized, planned_peak, real_policy
-from test_recipes import SHORT, shrunken, small_dataset
 
 from policy.loading import BF16_CAPABILITY, load_policy, save_model
 from policy.prefix_sharing import check_prefix_sharing

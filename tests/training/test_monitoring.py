@@ -28,7 +28,7 @@ import train_sft
 from policy.sampling import Completion
 from runtime.checkpoints import list_checkpoints
 from runtime.settings import parse_config
-from scoring import report
+from scoring import figures
 from scoring.metrics import classification_metrics
 from training import monitoring
 from training.monitoring import CONSOLE_LINES, LAYOUTS, Progress, report_scores
@@ -124,7 +124,7 @@ def test_every_evaluation_has_its_confusion_matrix(runs):
 
 def test_the_confusion_matrix_is_of_the_labels_and_answers(monkeypatch):
     drawn, tags = [], []
-    monkeypatch.setattr(report, "confusion_figure", lambda rows, title: drawn.append((rows, title)))
+    monkeypatch.setattr(figures, "confusion_figure", lambda rows, title: drawn.append((rows, title)))
     writer = SimpleNamespace(add_scalar=lambda tag, *_: tags.append(tag), add_figure=lambda *_, **__: None)
     labels, answers = [0, 1, 1], [0, 1, None]
     report_scores(writer, classification_metrics(labels, answers), labels, answers, 7)

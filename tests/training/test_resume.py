@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, launch
+from conftest import ROOT, launch, run_here
+from launching import GRPO, OFTEN, SFT, curves
 from safetensors.torch import load_file
-from test_launch import GRPO, OFTEN, SFT, curves
 from torch.utils.tensorboard import SummaryWriter
 
 from causal.tiny import tiny_model, tiny_tokenizer
@@ -57,9 +57,12 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert (a / "model" / "best.json").read_text() == (b / "model" / "best.json").read_text()
 
 
+def places(folder: Path) -> dict[str, Path]:
+    return {"output_dir": folder / "model", "logging_dir": folder / "logs"}
+
+
 def train(stage: str, folder: Path, processes: int = 2, **options) -> str:
-    places = {"output_dir": folder / "model", "logging_dir": folder / "logs"}
-    return launch(processes, f"train_{stage}.py", **places, **STAGES[stage], **options)
+    return launch(processes, f"train_{stage}.py", **places(folder), **STAGES[stage], **options)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +111,11 @@ def test_a_resumed_run_is_an_undisturbed_one(tmp_path, undisturbed, stage, setup
 def test_on_another_number_of_processes_weights_alone_resume(tmp_path, undisturbed):
     folder = tmp_path / "run"
     _, options = undisturbed("sft", "zero2_2xcpu", folder)
-    assert "already finished" in train("sft", folder, 1, resume_from="latest", **options)
+    here = STAGES["sft"] | places(folder) | {name: options[name] for name in ("dataset", "model")}
+    assert "already finished" in run_here("train_sft", **here, resume_from="latest")
     take_away(folder / "model", 5)
-    with pytest.raises(AssertionError, match="num_processes was 2 and is 1"):
-        train("sft", folder, 1, resume_from="latest", **options)
+    with pytest.raises(ValueError, match="num_processes was 2 and is 1"):
+        run_here("train_sft", **here, resume_from="latest")
     train("sft", folder, 1, resume_from="latest", resume_weights_only=True, **options)
     assert [step for step, _ in curves(folder / "logs")["train/loss"]] == [2, 4, 6]
     assert json.loads((folder / "model" / "finished.json").read_text())["step"] in (4, 5, 6)
