@@ -6,13 +6,12 @@
     accelerate launch --config_file accelerate_configs/zero2_2xl4.yaml evaluate.py --model models/phi3_grpo_model \\
         --dataset data/phi3 --quantization nf4 --output_dir evaluation_results/phi3_grpo_model
     python evaluate.py --compare evaluation_results/phi3_sft_model evaluation_results/phi3_grpo_model
-    python evaluate.py --curves logs/sft logs/grpo
 
 The first four write report.html, metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to
 `output_dir`. Mode generate takes the greedy answer, or the majority of `num_samples` sampled ones. Mode score samples
 nothing: it asks how probable Yes is against No, on datasets whose responses are answers alone, and writes
 calibration.png besides. `--compare` reads such directories and writes report.html, comparison.json and comparison.png;
-`--curves` reads TensorBoard directories and writes learning_curves.png. Neither needs a model.
+it needs no model.
 
 Most rows are No, so an accuracy says little: every table starts with the two answers that need no model. Rows of a
 premise are right or wrong together, so the intervals resample premises (metrics.py).
@@ -27,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataset.batches import answer_candidates, choose_rows, load_split, premise_groups
 from dataset.chat import encode
@@ -47,11 +45,9 @@ from runtime.settings import arg, check, check_choice, check_ranges, parse_confi
 from scoring import metrics
 from scoring.figures import (
     BASELINE_NAMES,
-    CURVES,
     SCORE_NAMES,
     calibration_figure,
     confusion_figure,
-    curves_figure,
     grouped_summaries,
     score_figure,
 )
@@ -89,10 +85,9 @@ class Config:
     num_resamples: int = arg(2000, "resamples of the intervals")
     seed: int = arg(0, "seed of the resamples, of the choice of max_rows and of sampling")
     compare: list[str] = arg([], "instead of a model: output directories of earlier runs, the baseline first")
-    curves: list[str] = arg([], "instead of a model: TensorBoard directories of runs")
     output_dir: str = arg(
         "",
-        f"where results go; empty: {RESULTS}/ and the model's name, comparison or curves "
+        f"where results go; empty: {RESULTS}/ and the model's name, or comparison "
         "(mode score: name-score, 9 samples: name-majority-9)",
     )
     overwrite: bool = arg(False, "use an output_dir that is not empty")
@@ -117,9 +112,8 @@ class Config:
         check(not several or self.temperature > 0, f"temperature: no sampling at {self.temperature}; {remedy}")
         check_choice("cluster", self.cluster, ("premise_id", "structure_id"))
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        reads_only = bool(self.compare or self.curves)
-        check(not (reads_only and self.model), "model: compare and curves run no model; leave one of them out")
-        check(reads_only or self.model != "", "model: name a directory or a hub model (or directories to compare)")
+        check(not (self.compare and self.model), "model: compare runs no model; leave one of them out")
+        check(bool(self.compare or self.model), "model: name a directory or a hub model (or directories to compare)")
         check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
 
 
@@ -396,36 +390,20 @@ def _difference(pair: dict, score: str) -> str:
     return f"{pair['difference'][score]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def read_curves(directory: str) -> dict[str, dict[int, float]]:
-    """{tag: {step: value}} of the CURVES that a TensorBoard directory holds; a repeated step keeps its last value."""
-    remedy = "name the logging_dir of a run of train_sft.py or train_grpo.py"
-    check(any(Path(directory).glob("*tfevents*")), f"curves: {directory} has no TensorBoard events; {remedy}")
-    events = EventAccumulator(directory, size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
-    check(len(tags) > 0, f"curves: {directory} has none of {', '.join(CURVES)}; {remedy}")
-    return {tag: dict(sorted({event.step: event.value for event in events.Scalars(tag)}.items())) for tag in tags}
-
-
-def read_and_draw(config: Config) -> None:
-    """`--compare` and `--curves`: everything is read before anything is written."""
-    check(os.environ.get("WORLD_SIZE", "1") == "1", "compare, curves: run python evaluate.py, not accelerate launch")
-    labels = distinct([Path(directory).resolve().name for directory in config.curves], config.curves)
-    runs = {label: read_curves(directory) for label, directory in zip(labels, config.curves, strict=True)}
+def compare(config: Config) -> None:
+    """`--compare`: everything is read before anything is written."""
+    check(os.environ.get("WORLD_SIZE", "1") == "1", "compare: run python evaluate.py, not accelerate launch")
     resampling = {key: getattr(config, key) for key in ("cluster", "num_resamples", "seed")}
-    comparison, models = compare_results(config.compare, **resampling) if config.compare else (None, [])
-    default = "comparison" if config.compare else "curves"
-    output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/{default}", config.overwrite)
-    if comparison is not None:
-        write_comparison(comparison, models, output_dir)
-        print("\n".join(comparison_lines(comparison)))
-    if runs:
-        curves_figure(runs).savefig(output_dir / "learning_curves.png", dpi=150)
+    comparison, models = compare_results(config.compare, **resampling)
+    output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/comparison", config.overwrite)
+    write_comparison(comparison, models, output_dir)
+    print("\n".join(comparison_lines(comparison)))
     print(f"results: {output_dir}")
 
 
 def main() -> None:
     config = parse_config(Config)
-    (read_and_draw if config.compare or config.curves else evaluate)(config)
+    (compare if config.compare else evaluate)(config)
 
 
 if __name__ == "__main__":

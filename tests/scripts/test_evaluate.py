@@ -12,9 +12,6 @@ import torch
 from accelerate import Accelerator
 from conftest import build_model
 from datasets import Dataset
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from transformers import Phi3Config, Phi3ForCausalLM
 
 import evaluate
@@ -342,10 +339,9 @@ def test_the_reliability_diagram():
             ("--model", "{place}/yes", "--mode", "score", "--dataset", "{place}/traces"),
             "mode score: dataset .* has target trace, not answers alone; use --mode generate",
         ),
-        (("--model", "{place}/yes", "--compare", "a", "b"), "compare and curves run no model"),
+        (("--model", "{place}/yes", "--compare", "a", "b"), "compare runs no model"),
         (("--compare", "a"), "compare: name at least two"),
         (("--compare", "a", "b"), "compare: a has no metrics.json; write it with python evaluate.py .* --output_dir a"),
-        (("--curves", "logs"), "curves: logs has no TensorBoard events"),
     ],
 )
 def test_mistakes_are_named_before_a_model_is_loaded(place, run, monkeypatch, arguments, message):
@@ -476,46 +472,3 @@ def test_damaged_predictions(tmp_path, text):
     (directory / "predictions.jsonl").write_text(text)
     with pytest.raises(ValueError, match=f"compare: {directory} .*; write it with .* --overwrite true"):
         evaluate.read_results(str(directory))
-
-
-# --- learning curves
-
-
-def write_events(directory: Path, scalars: dict[str, list[tuple[int, float]]]) -> Path:
-    writer = EventFileWriter(str(directory))
-    for tag, points in scalars.items():
-        for step, value in points:
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-            writer.add_event(Event(wall_time=0.0, step=step, summary=summary))
-    writer.close()
-    return directory
-
-
-def test_learning_curves(run, tmp_path):
-    losses = {"train/loss": [(10, 2.0), (20, 1.0)], "eval/f1": [(20, 0.5)], "perf/rows_per_second": [(10, 1.0)]}
-    sft = write_events(tmp_path / "sft", losses)
-    grpo = write_events(tmp_path / "grpo", {"policy/kl": [(5, 0.25)], "eval/f1": [(5, 0.5), (10, 0.75)]})
-    assert evaluate.read_curves(str(sft)) == {"eval/f1": {20: 0.5}, "train/loss": {10: 2.0, 20: 1.0}}
-    run("--curves", sft, grpo)
-    assert is_png(tmp_path / "evaluation_results" / "curves" / "learning_curves.png")
-
-
-def test_learning_curves_have_a_panel_a_tag_and_a_line_a_run():
-    runs = {"sft": {"eval/f1": {1: 0.2}, "train/loss": {1: 3.0, 2: 2.0}}, "grpo": {"eval/f1": {1: 0.5, 3: 0.6}}}
-    figure = figures.curves_figure(runs)
-    assert {ax.get_title(): len(ax.lines) for ax in figure.axes} == {"eval/f1": 2, "train/loss": 1}
-    assert list(figure.axes[0].lines[1].get_ydata()) == [0.5, 0.6]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "grpo"]
-    looks = [(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines]
-    assert looks[0] != looks[1], "the lines must differ without colour"
-
-
-def test_a_repeated_step_keeps_its_last_value(tmp_path):
-    write_events(tmp_path, {"train/loss": [(10, 1.0), (20, 3.0), (20, 2.0)]})
-    assert evaluate.read_curves(str(tmp_path)) == {"train/loss": {10: 1.0, 20: 2.0}}
-
-
-def test_events_without_curves(tmp_path):
-    write_events(tmp_path, {"perf/rows_per_second": [(1, 1.0)]})
-    with pytest.raises(ValueError, match="has none of eval/f1"):
-        evaluate.read_curves(str(tmp_path))

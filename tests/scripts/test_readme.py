@@ -52,7 +52,7 @@ def sections() -> dict[str, list[list[str]]]:
 def shortened(words: list[str]) -> list[str]:
     script = next((name for name in SHORTER if name in words), "")
     more = SHORTER.get(script, [])
-    if "--compare" in words or "--curves" in words or "--plan" in words:
+    if "--compare" in words or "--plan" in words:
         more = []
     if "--source" in words and "rows.csv" in words or "--audit" in words:
         more = []
