@@ -20,8 +20,7 @@ from causal.reasoning import STYLES, trace
 from causal.wording import (
     class_edges,
     member_edges,
-    parse_hypothesis,
-    parse_premise,
+    parse_input,
     released_order,
     split_input,
     write_independence,
@@ -31,22 +30,13 @@ from runtime.settings import check
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def read_claim(text: str) -> tuple[Premise, Claim, str]:
-    """The premise, the claim and the hypothesis of an input text. Raises Corr2CauseError, also if no graph fits."""
-    premise_text, hypothesis = split_input(text)
-    premise = parse_premise(premise_text)
-    claim = parse_hypothesis(hypothesis, premise.variables)
-    markov_equivalence_class(premise)
-    return premise, claim, hypothesis
-
-
 def explain(text: str, style: str = "compact", given_label: int | None = None) -> str:
     """What the oracle knows of one input text, in sections: claim, independences, class, reasoning, answer and why.
 
-    `style` is that of the reasoning; a `given_label` is mentioned if it is wrong. Raises as `read_claim` does, and for
-    an unknown style.
+    `style` is that of the reasoning; a `given_label` is mentioned if it is wrong. Raises Corr2CauseError for a text
+    that cannot be read, a premise that no graph fits and an unknown style.
     """
-    premise, claim, hypothesis = read_claim(text)
+    premise, claim = parse_input(text)
     names, members = premise.variables, markov_equivalence_class(premise)
     stated = sorted(premise.independences, key=released_order)
     steps = trace(premise, claim, style).splitlines()
@@ -62,7 +52,7 @@ def explain(text: str, style: str = "compact", given_label: int | None = None) -
         why += [f"The given label is {given_label} ({_answer(given_label)}), which is wrong."]
     legend = " ('->': as in every member, '-': members differ)"
     return "\n\n".join((
-        _section("Claim", [hypothesis]),
+        _section("Claim", [split_input(text)[1]]),
         _section(f"Independences: {len(stated)}", [write_independence(statement, names) for statement in stated]),
         _section(f"Class: {_count(members, 'member')}" + legend, _wrapped(class_edges(premise))),
         _section(f"Reasoning ({style})", steps[:-1]),  # the last step is the answer
@@ -186,15 +176,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             split = arguments.split or "test"
             text, label = read_row(arguments.row, arguments.dataset, split)
         try:
-            premise, claim, _ = read_claim(text)
+            explanation = explain(text, arguments.style, label)
         except Corr2CauseError as error:
             where = f"row {arguments.row}" if arguments.dataset else "the text"
             raise ValueError(f"{where}: {error}") from None
         if arguments.dataset is not None:
             print(f"Row {arguments.row} of {arguments.dataset}, split {split}\n")
-        print(explain(text, arguments.style, label))
+        print(explanation)
         if arguments.figure is not None:
-            write_figure(premise, claim, arguments.figure)
+            write_figure(*parse_input(text), arguments.figure)
             print(f"\nFigure: {arguments.figure}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -34,10 +34,10 @@ from causal import reasoning, wording
 from causal.answers import extract_answer
 from causal.graphs import MAX_VARIABLES, NUM_CLASSES, markov_equivalence_class
 from causal.released import NUM_RELEASED_CLASSES
-from causal.wording import PERTURBATIONS
+from causal.rows import PERTURBATIONS, generate_rows
 from dataset import audit
 from dataset.chat import special_tokens, templated
-from dataset.sources import HUB_CONFIGS, HUB_NAME, claim_of, parse_row, read_file, read_hub, read_label, read_premise
+from dataset.sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label
 from dataset.splits import BALANCE, SPLITS, STRATEGIES, label_weights, perturbed, relation_of, split_rows, subsample
 from runtime.ending import run_script
 from runtime.files import replacing
@@ -132,9 +132,7 @@ def generated_rows(config: DataConfig) -> Iterator[dict]:
     """The rows of every size in `num_variables`, in order."""
     relabel_seed = config.seed if config.relabelings else None
     for n in dict.fromkeys(config.num_variables):
-        rows = wording.generate_rows(
-            n, config.labels, relabel_seed, max(1, config.relabelings), config.structures, config.seed
-        )
+        rows = generate_rows(n, config.labels, relabel_seed, max(1, config.relabelings), config.structures, config.seed)
         yield from rows
 
 
@@ -164,7 +162,7 @@ def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
         try:
             row = parse_row(record)
             if config.labels == "exact" and row["exact"] is None:
-                markov_equivalence_class(read_premise(row["premise"])[0])  # says why
+                markov_equivalence_class(wording.parse_premise(row["premise"]))  # says why
         except wording.Corr2CauseError as error:
             check(config.skip_unparsable, f"{record['row']}: {error} (--skip_unparsable true leaves such rows out)")
             unlabelled.append({"row": record["row"], "reason": str(error)})
@@ -229,7 +227,7 @@ def judge(completion: str, finish_reason: str, label: int | None, special: set[s
 def completion_of(row: dict, target: str, style: str) -> str:
     """What the assistant says, before the chat template."""
     if target == "trace":
-        return reasoning.trace(*claim_of(row), style)
+        return reasoning.trace(*wording.parse_claim(row["premise"], row["hypothesis"]), style)
     return row.get("completion", ANSWERS[row["label"]])
 
 

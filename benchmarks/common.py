@@ -38,7 +38,7 @@ from datasets import disable_progress_bars  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
-from causal import wording  # noqa: E402
+from causal.rows import generate_rows  # noqa: E402
 from causal.tiny import PHI3_CHAT_TEMPLATE, PHI3_SPECIAL  # noqa: E402
 from dataset.batches import premise_groups  # noqa: E402
 from dataset.chat import encode  # noqa: E402
@@ -111,7 +111,7 @@ def bench(options: Namespace) -> Iterator[Bench]:
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE in which a word is a token, as in real vocabularies, with Phi-3's chat format."""
-    corpus = [row["input"] for n in (2, 3, 4, 5) for row in list(wording.generate_rows(n))[::7]]
+    corpus = [row["input"] for n in (2, 3, 4, 5) for row in list(generate_rows(n))[::7]]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -141,7 +141,7 @@ def write_model(directory: str, tokenizer: PreTrainedTokenizerFast, shape: list[
 
 def premises(n: int) -> list[list[dict]]:
     """The released rows of N = n, premise by premise."""
-    rows = list(wording.generate_rows(n, "released"))
+    rows = list(generate_rows(n, "released"))
     return [[rows[i] for i in group] for group in premise_groups([row["premise_id"] for row in rows], len(rows))]
 
 

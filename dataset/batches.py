@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from causal import wording
 from causal.answers import extract_answer
 from causal.reasoning import trace
+from causal.rows import perturb
 from dataset.chat import encode
 from runtime.settings import check
 
@@ -113,7 +114,7 @@ def relabel_rows(rows: "Dataset", style: str | None, seed: int, epoch: int) -> d
         premise = parse(row["premise"])
         claim = wording.parse_hypothesis(row["hypothesis"], premise.variables)
         key = f"{seed}-{epoch}-{row['premise_id']}"
-        text, hypothesis = wording.perturb(premise, claim, row["template"], "relabeling", key)
+        text, hypothesis = perturb(premise, claim, row["template"], "relabeling", key)
         response = row["response"]
         if style is not None:
             old = trace(premise, claim, style)

@@ -156,8 +156,7 @@ def test_relabelled_rows_ask_the_same_in_other_letters(traces):
     for row, prompt, response, relabelled, hypothesis in zip(rows, *columns.values(), strict=True):
         text = prompt[prompt.index("Premise: ") :].split("<|end|>")[0]
         premise_text, stated = wording.split_input(text)
-        premise = wording.parse_premise(premise_text)
-        claim = wording.parse_hypothesis(hypothesis, premise.variables)
+        premise, claim = wording.parse_claim(premise_text, hypothesis)
         assert (premise_text, stated) == (relabelled, hypothesis)
         assert graphs.structure_id(premise) == row["structure_id"]
         assert graphs.exact_label(graphs.markov_equivalence_class(premise), claim) == row["label"]

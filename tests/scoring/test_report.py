@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from causal.graphs import Corr2CauseError
 from causal.reasoning import trace
-from causal.wording import class_edges, generate_rows
-from dataset.sources import claim_of, parse_row
+from causal.rows import generate_rows
+from causal.wording import class_edges, parse_input
+from dataset.sources import parse_row
 from scoring import figures, metrics, report
 
 ROWS = [row | {"split": "test"} for row in generate_rows(3)] + [row | {"split": "test"} for row in generate_rows(4)][
@@ -77,9 +78,9 @@ def test_every_wrong_row_is_there_with_its_class_and_its_reason():
     assert sorted(claim["data-label"] for claim in claims) == sorted(str(ROWS[k]["label"]) for k in wrong)
     shown = unescape(re.sub("<[^>]*>", "", text))
     for k in wrong:
-        assert trace(*claim_of(parse_row(ROWS[k])), "full") in shown and ROWS[k]["hypothesis"] in shown
+        assert trace(*parse_input(ROWS[k]["input"]), "full") in shown and ROWS[k]["hypothesis"] in shown
     drawn = {found["alt"] for found in outline.all("img") if found["alt"].startswith("equivalence class")}
-    classes = [", ".join(class_edges(claim_of(parse_row(ROWS[k]))[0])) for k in wrong]
+    classes = [", ".join(class_edges(parse_input(ROWS[k]["input"])[0])) for k in wrong]
     assert drawn == {f"equivalence class: {edges or 'no edge'}" for edges in classes}
     assert f"Of {len(ROWS)} rows, 4 are wrong for some model." in shown
 
@@ -107,7 +108,7 @@ def test_rows_that_are_not_of_the_task_are_shown_as_they_are():
 
 
 def test_the_first_wrong_step_of_a_reasoning_is_named():
-    traces = [(*claim_of(parse_row(row)), trace(*claim_of(parse_row(row)), "full")) for row in ROWS]
+    traces = [(*parse_input(row["input"]), trace(*parse_input(row["input"]), "full")) for row in ROWS]
     premise, claim, right = next(each for each in traces if "No set" in each[2])
     assert report.judged(right, premise, claim) == "<p>every step is right, none is missing</p>"
     lines = right.split("\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from causal.wording import generate_rows
+from causal.rows import generate_rows
 
 RUN = ("Your own rows", "The data", "Evaluating and comparing", "Which recipe fits which card")
 ELSEWHERE = {
