@@ -27,8 +27,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset.batches import answer_candidates, choose_rows, load_split, premise_groups
+from dataset.batches import premise_groups
 from dataset.chat import encode
+from dataset.reading import answer_candidates, choose_rows, load_split
 from policy.loading import (
     BF16_CAPABILITY,
     check_context,

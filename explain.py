@@ -91,7 +91,7 @@ def read_row(number: str, directory: str, split: str) -> tuple[str, int]:
     remedy = "write one with preprocess.py --output_dir, or name another"
     is_dataset = (Path(directory) / "dataset_dict.json").is_file()
     check(is_dataset, f"--dataset {directory}: not a dataset of preprocess.py; {remedy}")
-    from dataset.batches import load_split  # seconds
+    from dataset.reading import load_split  # seconds
 
     try:
         rows = load_split(directory, split, texts=False)

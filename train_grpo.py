@@ -26,17 +26,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from causal.rewards import COMPONENTS, give_rewards, largest_reward, reward_weights
-from dataset.batches import (
-    answer_candidates,
-    choose_rows,
-    data_config,
-    dataset_hash,
-    epoch_batches,
-    load_split,
-    relabel_rows,
-    share_of_rank,
-)
+from dataset.batches import epoch_batches, share_of_rank
 from dataset.chat import encode
+from dataset.reading import answer_candidates, choose_rows, data_config, load_split, read_dataset_hash
+from dataset.relabelling import relabel_rows
 from policy.adapters import add_reference, disable_dropout, use_reference
 from policy.loading import (
     check_context,
@@ -400,7 +393,7 @@ def main() -> None:
     main_process = accelerator.is_main_process
     rank, world_size = accelerator.process_index, accelerator.num_processes
     check_model(config.model)
-    data_hash = dataset_hash(config.dataset)
+    data_hash = read_dataset_hash(config.dataset)
     run = Run(accelerator, config, data_hash)
     if run.finished:
         return run.end_at_once()

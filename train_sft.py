@@ -16,17 +16,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from dataset.batches import (
-    choose_rows,
-    dataset_hash,
-    encode_rows,
-    epoch_batches,
-    load_split,
-    premise_groups,
-    relabel_rows,
-    share_of_rank,
-    trace_style,
-)
+from dataset.batches import epoch_batches, premise_groups, share_of_rank
+from dataset.chat import encode_rows
+from dataset.reading import choose_rows, load_split, read_dataset_hash
+from dataset.relabelling import relabel_rows, trace_style
 from policy.loading import (
     check_context,
     check_model,
@@ -214,7 +207,7 @@ def main() -> None:
     main_process = accelerator.is_main_process
     device, world_size = accelerator.device, accelerator.num_processes
     check_model(config.model)
-    data_hash = dataset_hash(config.dataset)
+    data_hash = read_dataset_hash(config.dataset)
     run = Run(accelerator, config, data_hash)
     if run.finished:
         return run.end_at_once()

@@ -41,10 +41,9 @@ from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrain
 from causal.rows import generate_rows  # noqa: E402
 from causal.tiny import PHI3_CHAT_TEMPLATE, PHI3_SPECIAL  # noqa: E402
 from dataset.batches import premise_groups  # noqa: E402
-from dataset.chat import encode  # noqa: E402
+from dataset.chat import ANSWER_LINES, INSTRUCTIONS, add_chat, encode  # noqa: E402
 from policy.loading import load_policy, load_tokenizer  # noqa: E402
 from policy.prefix_sharing import Tokens, pack  # noqa: E402
-from preprocess import ANSWERS, INSTRUCTIONS, DataConfig, add_chat  # noqa: E402
 from runtime.settings import check  # noqa: E402
 
 PACKAGES = {"trl": "trl", "prefix-grouper": "prefix_grouper"}  # rivals that have to be installed
@@ -119,7 +118,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=4096, initial_alphabet=letters, special_tokens=special, show_progress=False
     )
-    backend.train_from_iterator([*corpus, INSTRUCTIONS["answer"], *ANSWERS], trainer)
+    backend.train_from_iterator([*corpus, INSTRUCTIONS["answer"], *ANSWER_LINES], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=special[0], pad_token=special[0])
     tokenizer.chat_template = PHI3_CHAT_TEMPLATE
     return tokenizer
@@ -147,7 +146,7 @@ def premises(n: int) -> list[list[dict]]:
 
 def chat(rows: list[dict], tokenizer) -> list[dict]:
     """Rows with `prompt` and `response`, as preprocess.py writes them."""
-    return add_chat(rows, tokenizer, DataConfig())
+    return add_chat(rows, tokenizer)
 
 
 def nearest_premises(n: int, tokenizer, prompt_tokens: int, count: int) -> list[list[dict]]:

@@ -16,8 +16,8 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 import evaluate
 from causal.tiny import tiny_model, tiny_tokenizer
-from dataset.batches import answer_candidates, load_split
 from dataset.chat import encode
+from dataset.reading import answer_candidates, load_split
 from policy.loading import stop_token_ids
 from policy.prefix_sharing import ATTENTION
 from preprocess import DataConfig, build, write_dataset
