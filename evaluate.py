@@ -39,8 +39,9 @@ from policy.loading import (
     stop_token_ids,
 )
 from policy.prefix_sharing import check_prefix_sharing
-from runtime.checkpoints import claim_output_dir, list_checkpoints
+from runtime.checkpoints import list_checkpoints
 from runtime.ending import run_script
+from runtime.files import check_vacant, make_output_dir
 from runtime.processes import start
 from runtime.settings import arg, check, check_choice, check_ranges, parse_config
 from scoring import metrics
@@ -127,9 +128,11 @@ def training_settings(model: str) -> dict:
 
 
 def claim_results_dir(directory: str, overwrite: bool) -> Path:
-    """Create the output directory. One with checkpoints is a model's: `overwrite` would delete them."""
-    check(not list_checkpoints(Path(directory)), f"output_dir {directory}: holds a model's checkpoints; name another")
-    return claim_output_dir(directory, overwrite)
+    """Create the output directory. One with checkpoints is a model's, and never taken, not even with `overwrite`."""
+    path = Path(directory)
+    check(not list_checkpoints(path), f"output_dir {directory}: holds a model's checkpoints; name another")
+    check_vacant(path, overwrite, "name another, or set overwrite true")
+    return make_output_dir(directory)
 
 
 def default_name(model: str) -> str:

@@ -25,6 +25,7 @@ from causal.wording import (
     split_input,
     write_independence,
 )
+from runtime.files import check_writable, naming
 from runtime.settings import check
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -108,26 +109,21 @@ def check_figure(path: Path, overwrite: bool) -> None:
     """Raises ValueError unless a figure can be written to the file."""
     option = f"--figure {path}"
     check(path.suffix.lower() in SUFFIXES, f"{option}: name a file that ends in {', '.join(SUFFIXES)}")
-    try:
+    with naming(option):
         check(not path.is_dir(), f"{option}: is a folder; name a file in it")
         check(overwrite or not path.exists(), f"{option}: exists; name another, or set --overwrite true")
         check(path.parent.is_dir(), f"{option}: there is no folder {path.parent}; make it, or name another")
-        tempfile.TemporaryDirectory(dir=path.parent).cleanup()
-    except OSError as error:
-        raise ValueError(f"{option}: cannot be written ({error.strerror}); name another") from None
+    check_writable(path.parent, option)
 
 
 def write_figure(premise: Premise, claim: Claim, path: Path) -> None:
     """Writes `class_figure` to the file, whole or not at all. Raises ValueError if it cannot be written."""
     from causal.drawing import class_figure  # matplotlib: half a second
 
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            new = Path(folder) / path.name
-            class_figure(premise, claim).savefig(new, dpi=150)
-            os.replace(new, path)
-    except OSError as error:
-        raise ValueError(f"--figure {path}: cannot be written ({error.strerror}); name another") from None
+    with naming(f"--figure {path}"), tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        new = Path(folder) / path.name
+        class_figure(premise, claim).savefig(new, dpi=150)
+        os.replace(new, path)
 
 
 # ---------------------------------------------------------------- command line

@@ -36,7 +36,7 @@ from dataset.report import make_report, summary
 from dataset.sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label
 from dataset.splits import BALANCE, SPLITS, STRATEGIES, perturbed, split_rows, subsample
 from runtime.ending import run_script
-from runtime.files import replacing
+from runtime.files import check_vacant, check_writable, replacing
 from runtime.settings import arg, check, check_choice, parse_config
 
 EDGES = List(List(Value("int64")))
@@ -183,19 +183,11 @@ def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iter
 
 def check_output(path: Path, overwrite: bool, needed: set[str], optional: Iterable[str] = ()) -> None:
     """Refuses a folder with anything in it; with `overwrite`, one with anything that this script has not written."""
-    check(path.is_dir() or not path.exists(), f"output_dir: {path} is a file")
+    check_vacant(path, overwrite, "name another, or replace what this script wrote with --overwrite true")
     found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    check(
-        overwrite or not found,
-        f"output_dir: {path} is not empty; name another, or replace what this script wrote with --overwrite true",
-    )
     ours = not found or needed <= found <= needed | set(optional)
-    check(ours, f"output_dir: {path} has files that are not of this script, so it is not overwritten; name another")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(dir=path.parent).cleanup()
-    except OSError as error:
-        raise ValueError(f"output_dir: {path} cannot be written ({error.strerror}); name another") from None
+    check(ours, f"output_dir {path}: has files that are not of this script, so it is not overwritten; name another")
+    check_writable(path.parent, f"output_dir {path}")
 
 
 def write_dataset(splits: dict[str, list[dict]], columns: dict, report: dict, path: Path) -> None:

@@ -317,7 +317,7 @@ def test_the_reliability_diagram():
         (("--model", "{place}/data"), "no safetensors weights in it"),
         (("--model", "{place}/yes", "--dataset", "nowhere"), "dataset nowhere: not a dataset"),
         (("--model", "{place}/yes", "--split", "dev"), "split dev: dataset .* has train, validation, test"),
-        (("--model", "{place}/yes", "--output_dir", "{place}/yes"), "output_dir .*: not empty"),
+        (("--model", "{place}/yes", "--output_dir", "{place}/yes"), "output_dir .*: is not empty"),
         (("--model", "{place}/yes", "--dtype", "int8"), "dtype: 'int8' is not one of"),
         (("--model", "{place}/yes", "--cluster", "row"), "cluster: 'row' is not one of premise_id, structure_id"),
         (("--model", "{place}/yes", "--max_rows", "-1"), "max_rows: must be 0 or more"),

@@ -662,7 +662,7 @@ def test_nothing_of_the_users_is_lost(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="has files that are not of this script, so it is not overwritten"):
         run_main(monkeypatch, *options, "--overwrite", "true")
     assert (out / "notes.txt").read_text() == "mine"
-    with pytest.raises(ValueError, match="output_dir: .* is a file"):
+    with pytest.raises(ValueError, match="output_dir .*: is a file"):
         run_main(monkeypatch, "--output_dir", out / "notes.txt")
     assert {entry.name for entry in tmp_path.iterdir()} == {"out"}
 
