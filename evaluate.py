@@ -20,11 +20,10 @@ premise are right or wrong together, so the intervals resample premises (metrics
 import json
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from dataset.batches import premise_groups
@@ -45,22 +44,16 @@ from runtime.files import check_vacant, make_output_dir
 from runtime.processes import start
 from runtime.settings import arg, check, check_choice, check_ranges, parse_config
 from scoring import metrics
-from scoring.figures import (
-    BASELINE_NAMES,
-    SCORE_NAMES,
-    calibration_figure,
-    confusion_figure,
-    grouped_summaries,
-    score_figure,
-)
 from scoring.predictions import predict, score_answers
-from scoring.report import page
+from scoring.results import RESULTS, answer_figures, compare_results, model_name, write_comparison, write_results
+from scoring.tables import comparison_lines, result_lines
 
-RESULTS = "evaluation_results"
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 MODES = ("generate", "score")
 RECORDED = ("mode", "model", "revision", "quantization", "dataset", "split", "max_rows", "seed")
 RECORDED_OF_MODE = {"generate": ("max_new_tokens", "num_samples", "temperature"), "score": ("threshold",)}
-LOW_MASS = 0.5  # below it, the two answers are not what the model would say
 
 
 @dataclass
@@ -135,12 +128,6 @@ def claim_results_dir(directory: str, overwrite: bool) -> Path:
     return make_output_dir(directory)
 
 
-def default_name(model: str) -> str:
-    """`models/sft` -> `sft`, `models/sft/checkpoint-20` -> `sft-checkpoint-20`."""
-    path = Path(model).resolve()
-    return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") else path.name
-
-
 def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtype:
     """The dtype to compute in on a GPU of this compute capability (None: no GPU)."""
     has_bf16 = capability is None or capability >= BF16_CAPABILITY
@@ -150,17 +137,23 @@ def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtyp
     return torch.float32 if capability is None else torch.bfloat16 if has_bf16 else torch.float16
 
 
-def evaluate(config: Config) -> None:
-    """Run the model on the split, on all processes; rank 0 writes the results and prints the table."""
-    name = config.name or default_name(config.model)
-    check_model(config.model)
-    check(config.dataset != "", f"dataset: name one; {config.model} has no training_config.json that does")
-    check(len(set(config.split)) == len(config.split) > 0, "split: name each split once")
+def read_rows(config: Config) -> tuple["Dataset", list[str]]:
+    """The rows of all splits, one after the other, and the split of each."""
     parts = [load_split(config.dataset, split) for split in config.split]
     parts = [choose_rows(part, config.max_rows or len(part), config.seed) for part in parts]
     from datasets import concatenate_datasets  # seconds to import, which wrong settings need not wait for
 
-    data = concatenate_datasets(parts)
+    splits = [split for split, part in zip(config.split, parts, strict=True) for _ in range(len(part))]
+    return concatenate_datasets(parts), splits
+
+
+def evaluate(config: Config) -> None:
+    """Run the model on the split, on all processes; rank 0 writes the results and prints the table."""
+    name = config.name or model_name(config.model)
+    check_model(config.model)
+    check(config.dataset != "", f"dataset: name one; {config.model} has no training_config.json that does")
+    check(len(set(config.split)) == len(config.split) > 0, "split: name each split once")
+    data, splits = read_rows(config)
     scored = config.mode == "score"
     candidates = answer_candidates(config.dataset, data, "mode score", "use --mode generate") if scored else []
     way = "-score" if scored else f"-majority-{config.num_samples}" if config.num_samples > 1 else ""
@@ -194,7 +187,6 @@ def evaluate(config: Config) -> None:
             num_samples=config.num_samples, temperature=config.temperature, seed=config.seed,
         )  # fmt: skip
     seconds = time.perf_counter() - start_time
-    splits = [split for split, part in zip(config.split, parts, strict=True) for _ in range(len(part))]
     rows = [{**row, "split": split} for row, split in zip(rows, splits, strict=True)]
     if accelerator.is_main_process:
         results = {
@@ -203,195 +195,13 @@ def evaluate(config: Config) -> None:
             "dtype": str(dtype).removeprefix("torch."),
             "num_processes": accelerator.num_processes,
             "seconds": seconds,
-            **whole_answers(rows),
+            **answer_figures(rows),
             **metrics.report(rows, config.cluster, config.num_resamples, config.seed),
         }
         write_results(rows, results, output_dir)
         print("\n".join(result_lines(results)))
         print(f"{len(rows)} rows in {seconds:.1f} s; results: {output_dir}, to be read in {output_dir / 'report.html'}")
     accelerator.end_training()
-
-
-def whole_answers(rows: list[dict]) -> dict[str, float]:
-    """Of generated answers the share of rows with a cut one; of several samples a row, how far they agree.
-
-    Of scored answers how probable it is that the model says either at all.
-    """
-    if "stopped" not in rows[0]:
-        return {"answer_mass": float(np.mean([np.exp([row["logp_no"], row["logp_yes"]]).sum() for row in rows]))}
-    figures = {"truncated_rate": sum(not row["stopped"] for row in rows) / len(rows)}
-    if "votes" in rows[0]:
-        figures["agreement"] = float(np.mean([max(row["votes"][:2]) / sum(row["votes"]) for row in rows]))
-    return figures
-
-
-def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
-    """predictions.jsonl, metrics.json, the figures of one model, and report.html."""
-    name = results["name"]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    (output_dir / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-    scores = score_figure({name: grouped_summaries(results)}, results["confidence"], name)
-    figures = {"confusion_matrix": confusion_figure(main_rows(rows), name), "scores": scores}
-    if "calibration" in results:
-        figures["calibration"] = calibration_figure(results, name)
-    for file, figure in figures.items():
-        figure.savefig(output_dir / f"{file}.png", dpi=150)
-    settings = {key: value for key, value in results.items() if not isinstance(value, dict) and key != "calibration"}
-    drawn = [("By number of variables, relation and wording", scores)]
-    models = [{"name": name, "rows": rows, "results": results}]
-    html = page(models, name, settings, "\n".join(result_lines(results)), drawn)
-    (output_dir / "report.html").write_text(html, encoding="utf-8")
-
-
-def table(constants: dict[str, dict], entries: list[tuple[str, dict]]) -> str:
-    return metrics.format_table([*((BASELINE_NAMES[key], scores) for key, scores in constants.items()), *entries])
-
-
-def result_lines(results: dict) -> list[str]:
-    """The scores of one model as text."""
-    groups = [(f"  {label}", summary) for label, summary in grouped_summaries(results).items()]
-    lines = [table(results["baselines"], [(results["name"], results["overall"]), *groups[1:]])]
-    changes = {split: part for split, part in results.get("by_split", {}).items() if "difference" in part}
-    if changes:
-        first = next(iter(results["by_split"]))
-        cells = [["difference", *SCORE_NAMES.values()]]
-        for split, part in changes.items():
-            pair = {"difference": part["difference"], "intervals": part["difference_intervals"]}
-            cells.append([f"{split} − {first}", *(_difference(pair, score) for score in SCORE_NAMES)])
-        lines.append("\n" + metrics.align(cells))
-    lines.append(
-        f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})"
-    )
-    if "calibration" in results:
-        lines += probability_lines(results)
-    if "agreement" in results:
-        samples = f"{results['num_samples']} samples a row at temperature {results['temperature']:g}"
-        lines.append(f"{samples}: {results['agreement']:.1%} of them give their row's more frequent answer")
-    if results.get("truncated_rate", 0) > 0:
-        lines.append(
-            f"{results['truncated_rate']:.1%} of rows have a completion cut at max_new_tokens; raise it if many do"
-        )
-    return lines
-
-
-def probability_lines(results: dict) -> list[str]:
-    overall, bins = results["overall"], results["calibration"]
-    entries = [("share of Yes, for every row", results["constant_probability"]), (results["name"], overall)]
-    lines = ["\n" + metrics.format_probability_table(entries)]
-    if "note" in overall:
-        lines.append(overall["note"])
-    means = [sum(part["n"] * part[key] for part in bins) / overall["n"] for key in ("mean_probability", "frequency")]
-    lines.append(
-        "calibration: mean probability of Yes {:.1%}, share of Yes {:.1%}; calibration.png by bins".format(*means)
-    )
-    mass = results["answer_mass"]
-    if mass < LOW_MASS:
-        lines.append(f"the model says one of the two answers with probability {mass:.1%}: the rest is not scored")
-    return lines
-
-
-def main_rows(rows: list[dict]) -> list[dict]:
-    """Those of the first split, of which the scores are."""
-    return [row for row in rows if row.get("split") == rows[0].get("split")]
-
-
-def read_results(directory: str) -> tuple[str, list[dict]]:
-    """(name, prediction rows) of a directory that `evaluate` wrote; ValueError naming what is missing or broken."""
-    remedy = f"write it with python evaluate.py --model MODEL --dataset DATASET --output_dir {directory}"
-    texts = {}
-    for file in ("metrics.json", "predictions.jsonl"):
-        check((Path(directory) / file).is_file(), f"compare: {directory} has no {file}; {remedy}")
-        texts[file] = (Path(directory) / file).read_text(encoding="utf-8", errors="replace")
-    try:
-        name = json.loads(texts["metrics.json"])["name"]
-        rows = [json.loads(line) for line in texts["predictions.jsonl"].split("\n") if line]
-        inputs = [row["input"] for row in rows if row["label"] in (0, 1) and row["prediction"] in (0, 1, None)]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"compare: {directory} is damaged ({error!r}); {remedy} --overwrite true") from None
-    check(len(inputs) == len(rows) > 0, f"compare: {directory} has rows without a label; {remedy} --overwrite true")
-    return name, rows
-
-
-def distinct(names: list[str], directories: list[str]) -> list[str]:
-    """The names, with their directories where a name occurs more than once."""
-    count = Counter(names)
-    return [f"{n} ({d})" if count[n] > 1 else n for n, d in zip(names, directories, strict=True)]
-
-
-def compare_results(directories: list[str], **resampling) -> tuple[dict, list[dict]]:
-    """Scores of every directory with intervals, and metrics.compare of each with the first and the one before it.
-
-    Returns that, for JSON, and the models as `report.page` takes them. `resampling`: `cluster`, `num_resamples` and
-    `seed` of metrics.py. Raises ValueError if the rows are not the same.
-    """
-    names, rows = zip(*map(read_results, directories), strict=True)
-    names = distinct(names, directories)
-    reports = [metrics.report(part, **resampling) for part in rows]
-    rows = [main_rows(part) for part in rows]
-    pairs = []
-    for a, b in [(0, k) for k in range(1, len(names))] + [(k - 1, k) for k in range(2, len(names))]:
-        try:
-            pairs.append({"names": [names[a], names[b]], **metrics.compare(rows[a], rows[b], **resampling)})
-        except ValueError as error:
-            raise ValueError(f"compare: {directories[a]} and {directories[b]}: {error}") from None
-    models = [
-        {"name": name, "rows": part, "results": {**results, "directory": directory}}
-        for name, directory, part, results in zip(names, directories, rows, reports, strict=True)
-    ]
-    shared = {key: pairs[0][key] for key in ("num_rows", "num_clusters", "confidence")}
-    shared["baselines"] = reports[0]["baselines"]
-    parts = ("by_num_variables", "by_relation", "by_split")
-    listed = [
-        {"name": m["name"], "directory": m["results"]["directory"], **m["results"]["overall"]}
-        | {part: m["results"][part] for part in parts if part in m["results"]}
-        for m in models
-    ]
-    return {**resampling, **shared, "models": listed, "pairs": pairs}, models
-
-
-def comparison_lines(comparison: dict) -> list[str]:
-    """A comparison as text."""
-    lines = [table(comparison["baselines"], [(model["name"], model) for model in comparison["models"]])]
-    cells = [["difference", *SCORE_NAMES.values(), "McNemar p"]]
-    for pair in comparison["pairs"]:
-        differences = [_difference(pair, score) for score in SCORE_NAMES]
-        cells.append([" − ".join(pair["names"][::-1]), *differences, f"{pair['mcnemar']['p_value']:.2g}"])
-    lines.append("\n" + metrics.align(cells))
-    scored = [pair for pair in comparison["pairs"] if "brier" in pair["difference"]]
-    if scored:
-        cells = [["difference", *metrics.PROBABILITY_SCORES.values()]]
-        cells += [
-            [" − ".join(p["names"][::-1]), *(_difference(p, s) for s in metrics.PROBABILITY_SCORES)] for p in scored
-        ]
-        lines.append("\n" + metrics.align(cells))
-    lines.append(
-        f"intervals: {comparison['confidence']:.0%}, paired, from {comparison['num_clusters']} clusters "
-        f"({comparison['cluster']}); McNemar's exact test takes rows as independent: trust the intervals"
-    )
-    return lines
-
-
-def write_comparison(comparison: dict, models: list[dict], output_dir: Path) -> None:
-    """comparison.json, comparison.png and report.html."""
-    (output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
-    groups = {model["name"]: grouped_summaries(model["results"]) for model in models}
-    rows = f"the same {comparison['num_rows']:,} rows"
-    figure = score_figure(groups, comparison["confidence"], rows)
-    figure.savefig(output_dir / "comparison.png", dpi=150)
-    title = " · ".join(model["name"] for model in models)
-    settings = {model["name"]: model["results"]["directory"] for model in models}
-    settings |= {key: comparison[key] for key in ("num_rows", "num_clusters", "cluster", "num_resamples", "seed")}
-    lead = "\n".join(comparison_lines(comparison))
-    html = page(models, title, settings, lead, [("By number of variables, relation and wording", figure)])
-    (output_dir / "report.html").write_text(html, encoding="utf-8")
-
-
-def _difference(pair: dict, score: str) -> str:
-    if pair["intervals"].get(score) is None:
-        return "none"
-    low, high = pair["intervals"][score]
-    return f"{pair['difference'][score]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def compare(config: Config) -> None:

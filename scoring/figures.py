@@ -8,8 +8,6 @@ from matplotlib.patches import Rectangle
 
 from scoring import metrics
 
-SCORE_NAMES = {"f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "mcc": "MCC"}
-BASELINE_NAMES = {"majority": "majority answer", "always_yes": "always Yes"}
 BASELINE_STYLES = {"always_yes": ("#D55E00", "--", 3), "majority": ("black", ":", 1.5)}  # colour, line, width (points)
 PUBLISHED = {"GPT-4": 0.291, "RoBERTa-Large MNLI, fine-tuned": 0.947}  # F1
 PUBLISHED_NOTE = "published: arXiv 2306.05836, on its first test set of 2,246 rows with the released labels"
@@ -35,18 +33,10 @@ def confusion_figure(rows: list[dict], title: str) -> Figure:
     return figure
 
 
-def grouped_summaries(results: dict) -> dict[str, dict]:
-    """metrics.report's summaries by label: of all rows, every number of variables N, every relation, every split."""
-    sizes = {f"N = {size}": summary for size, summary in results["by_num_variables"].items()}
-    splits = dict(list(results.get("by_split", {}).items())[1:])  # the first is what all the others are about
-    groups = {"all": results["overall"], **sizes, **results["by_relation"], **splits}
-    return {f"{label} ({summary['n']:,} rows)": summary for label, summary in groups.items()}
-
-
 def score_figure(models: dict[str, dict[str, dict]], confidence: float, title: str) -> Figure:
     """F1 and balanced accuracy with intervals, by group of rows and model, beside what constant answers score there.
 
-    `models` maps a model's name to its `grouped_summaries`, of which those are drawn that all of them have.
+    `models` maps a model's name to its `metrics.grouped_summaries`, of which those are drawn that all of them have.
     """
     first = next(iter(models.values()))
     groups = [label for label in first if all(label in summaries for summaries in models.values())]
@@ -58,14 +48,14 @@ def score_figure(models: dict[str, dict[str, dict]], confidence: float, title: s
     for ax, score in zip(panels, ("f1", "balanced_accuracy"), strict=True):
         for key, (colour, line, width) in BASELINE_STYLES.items():
             values = [scores[key][score] for scores in constants]
-            ax.vlines(values, ys - 0.5, ys + 0.5, colour, line, label=BASELINE_NAMES[key], linewidth=width)
+            ax.vlines(values, ys - 0.5, ys + 0.5, colour, line, label=metrics.BASELINE_NAMES[key], linewidth=width)
         for k, (name, summaries) in enumerate(models.items()):
             colour, shift = COLOURS[k % 6], 0.7 * ((k + 0.5) / len(models) - 0.5)
             for y, label in zip(ys + shift, groups, strict=True):
                 ax.plot(summaries[label]["intervals"][score], [y, y], "-|", color=colour, markersize=7)
             values = [summaries[label][score] for label in groups]
             ax.plot(values, ys + shift, MARKERS[k % 5], color=colour, label=f"{name}, {confidence:.0%} interval")
-        ax.set(xlim=(-0.03, 1.03), xlabel=f"{SCORE_NAMES[score]} (0 to 1)")
+        ax.set(xlim=(-0.03, 1.03), xlabel=f"{metrics.COMPARED_SCORES[score]} (0 to 1)")
         ax.hlines(ys[:-1] + 0.5, -0.03, 1.03, "0.85", linewidth=0.8)
         ax.grid(axis="x", color="0.9")
     for k, (name, value) in enumerate(PUBLISHED.items()):

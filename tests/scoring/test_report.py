@@ -12,7 +12,7 @@ from causal.reasoning import trace
 from causal.rows import generate_rows
 from causal.wording import class_edges, parse_input
 from dataset.sources import parse_row
-from scoring import figures, metrics, report
+from scoring import metrics, report
 
 ROWS = [row | {"split": "test"} for row in generate_rows(3)] + [row | {"split": "test"} for row in generate_rows(4)][
     :96
@@ -119,15 +119,3 @@ def test_the_first_wrong_step_of_a_reasoning_is_named():
     said = report.judged("\n".join(lines), premise, claim)
     assert f"<q>{lines[broken]}</q>; {len(lines) - 2} right, 1 wrong, 1 unreadable, 1 missing" in said
     assert report.judged("Answer: Yes", premise, claim) == ""
-
-
-def test_scores_are_drawn_by_group_and_model():
-    names = {m["name"]: figures.grouped_summaries(m["results"]) for m in (model("a", lambda k: k % 3 == 0),) * 2}
-    names |= {"b": figures.grouped_summaries(model("b", lambda k: False)["results"])}
-    del names["b"][next(label for label in names["b"] if label.startswith("N = 3"))]
-    figure = figures.score_figure(names, 0.95, "title")
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == list(names["b"]), "groups that a model lacks are left out"
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert list(lines["b, 95% interval"].get_xdata()) == [names["b"][label]["f1"] for label in labels]
-    assert {"GPT-4 (published)", "always Yes"} <= {c.get_label() for c in figure.axes[0].collections}
