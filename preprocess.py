@@ -13,7 +13,7 @@ report.json. Without `--raw true` there are also
     response  the assistant's text, up to and including the end-of-turn token
 
 which are tokenized apart, both with add_special_tokens=False. Rows over `max_length` are left out and named, never cut.
-`--audit` writes no dataset but what audit.py finds: the rows whose label is wrong, with the proof.
+`--audit` writes no dataset but what dataset/audit.py finds: the rows whose label is wrong, with the proof.
 """
 
 import json
@@ -26,10 +26,11 @@ from datasets import Dataset, DatasetDict, Features, List, Value, disable_progre
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
-from causal import reasoning, wording
-from causal.graphs import MAX_VARIABLES, NUM_CLASSES, markov_equivalence_class
+from causal.graphs import MAX_VARIABLES, NUM_CLASSES, Corr2CauseError, markov_equivalence_class
+from causal.reasoning import STYLES
 from causal.released import NUM_RELEASED_CLASSES
 from causal.rows import PERTURBATIONS, generate_rows
+from causal.wording import parse_premise
 from dataset import audit
 from dataset.chat import INSTRUCTIONS, add_chat, add_teacher, leave_out_long, special_tokens
 from dataset.report import make_report, summary
@@ -65,7 +66,7 @@ class DataConfig:
     revision: str | None = arg(None, "the tokenizer's revision on the hub")
     raw: bool = arg(False, "write the task's columns alone, without prompt and response; needs no tokenizer")
     target: str = arg("answer", "response: answer (that line alone), trace (exact reasoning) or teacher (teacher_file)")
-    trace_style: str = arg("compact", f"target trace: {' or '.join(reasoning.STYLES)}")
+    trace_style: str = arg("compact", f"target trace: {' or '.join(STYLES)}")
     teacher_file: str | None = arg(None, "target teacher: .jsonl with input, completion and finish_reason")
     instruction: str | None = arg(None, "text before the premise, so that claims share a prefix; null: by target")
     max_length: int = arg(1024, "longest prompt + response, in tokens; longer rows are left out")
@@ -91,7 +92,7 @@ def check_config(config: DataConfig) -> None:
     allowed = ("exact", "released") if config.source == "generate" else ("exact", "given")
     check_choice(f"labels (source {config.source})", config.labels, allowed)
     check_choice("target", config.target, tuple(INSTRUCTIONS))
-    check_choice("trace_style", config.trace_style, reasoning.STYLES)
+    check_choice("trace_style", config.trace_style, STYLES)
     check_choice("split", config.split, STRATEGIES)
     for name, choices in (("balance", BALANCE), ("perturbations", PERTURBATIONS)):
         for value in getattr(config, name):
@@ -151,8 +152,8 @@ def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
         try:
             row = parse_row(record)
             if config.labels == "exact" and row["exact"] is None:
-                markov_equivalence_class(wording.parse_premise(row["premise"]))  # says why
-        except wording.Corr2CauseError as error:
+                markov_equivalence_class(parse_premise(row["premise"]))  # says why
+        except Corr2CauseError as error:
             check(config.skip_unparsable, f"{record['row']}: {error} (--skip_unparsable true leaves such rows out)")
             unlabelled.append({"row": record["row"], "reason": str(error)})
             continue

@@ -130,7 +130,7 @@ def test_peak_memory_is_that_of_the_work(common):
 
 @pytest.fixture
 def results(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "experiments")
     return importlib.import_module("results")
 
 
