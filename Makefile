@@ -33,7 +33,6 @@ demo: .venv/installed
 		--model $(DEMO)/sft_model --output_dir $(DEMO)/grpo_model --logging_dir $(DEMO)/logs/GRPO
 	$(LAUNCH) evaluate.py --name SFT --model $(DEMO)/sft_model --dataset $(DEMO)/data --output_dir $(DEMO)/evaluation/SFT
 	$(LAUNCH) evaluate.py --name GRPO --model $(DEMO)/grpo_model --dataset $(DEMO)/data --output_dir $(DEMO)/evaluation/GRPO
-	$(BIN)/python evaluate.py --curves $(DEMO)/logs/SFT $(DEMO)/logs/GRPO --output_dir $(DEMO)/evaluation/curves
 	$(BIN)/python evaluate.py --compare $(DEMO)/evaluation/SFT $(DEMO)/evaluation/GRPO --output_dir $(DEMO)/evaluation/comparison
 
 results: .venv/installed

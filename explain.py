@@ -20,33 +20,24 @@ from causal.reasoning import STYLES, trace
 from causal.wording import (
     class_edges,
     member_edges,
-    parse_hypothesis,
-    parse_premise,
+    parse_input,
     released_order,
     split_input,
     write_independence,
 )
+from runtime.files import check_writable, naming
 from runtime.settings import check
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def read_claim(text: str) -> tuple[Premise, Claim, str]:
-    """The premise, the claim and the hypothesis of an input text. Raises Corr2CauseError, also if no graph fits."""
-    premise_text, hypothesis = split_input(text)
-    premise = parse_premise(premise_text)
-    claim = parse_hypothesis(hypothesis, premise.variables)
-    markov_equivalence_class(premise)
-    return premise, claim, hypothesis
-
-
 def explain(text: str, style: str = "compact", given_label: int | None = None) -> str:
     """What the oracle knows of one input text, in sections: claim, independences, class, reasoning, answer and why.
 
-    `style` is that of the reasoning; a `given_label` is mentioned if it is wrong. Raises as `read_claim` does, and for
-    an unknown style.
+    `style` is that of the reasoning; a `given_label` is mentioned if it is wrong. Raises Corr2CauseError for a text
+    that cannot be read, a premise that no graph fits and an unknown style.
     """
-    premise, claim, hypothesis = read_claim(text)
+    premise, claim = parse_input(text)
     names, members = premise.variables, markov_equivalence_class(premise)
     stated = sorted(premise.independences, key=released_order)
     steps = trace(premise, claim, style).splitlines()
@@ -62,7 +53,7 @@ def explain(text: str, style: str = "compact", given_label: int | None = None) -
         why += [f"The given label is {given_label} ({_answer(given_label)}), which is wrong."]
     legend = " ('->': as in every member, '-': members differ)"
     return "\n\n".join((
-        _section("Claim", [hypothesis]),
+        _section("Claim", [split_input(text)[1]]),
         _section(f"Independences: {len(stated)}", [write_independence(statement, names) for statement in stated]),
         _section(f"Class: {_count(members, 'member')}" + legend, _wrapped(class_edges(premise))),
         _section(f"Reasoning ({style})", steps[:-1]),  # the last step is the answer
@@ -101,7 +92,7 @@ def read_row(number: str, directory: str, split: str) -> tuple[str, int]:
     remedy = "write one with preprocess.py --output_dir, or name another"
     is_dataset = (Path(directory) / "dataset_dict.json").is_file()
     check(is_dataset, f"--dataset {directory}: not a dataset of preprocess.py; {remedy}")
-    from dataset.batches import load_split  # seconds
+    from dataset.reading import load_split  # seconds
 
     try:
         rows = load_split(directory, split, texts=False)
@@ -118,26 +109,21 @@ def check_figure(path: Path, overwrite: bool) -> None:
     """Raises ValueError unless a figure can be written to the file."""
     option = f"--figure {path}"
     check(path.suffix.lower() in SUFFIXES, f"{option}: name a file that ends in {', '.join(SUFFIXES)}")
-    try:
+    with naming(option):
         check(not path.is_dir(), f"{option}: is a folder; name a file in it")
         check(overwrite or not path.exists(), f"{option}: exists; name another, or set --overwrite true")
         check(path.parent.is_dir(), f"{option}: there is no folder {path.parent}; make it, or name another")
-        tempfile.TemporaryDirectory(dir=path.parent).cleanup()
-    except OSError as error:
-        raise ValueError(f"{option}: cannot be written ({error.strerror}); name another") from None
+    check_writable(path.parent, option)
 
 
 def write_figure(premise: Premise, claim: Claim, path: Path) -> None:
     """Writes `class_figure` to the file, whole or not at all. Raises ValueError if it cannot be written."""
     from causal.drawing import class_figure  # matplotlib: half a second
 
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            new = Path(folder) / path.name
-            class_figure(premise, claim).savefig(new, dpi=150)
-            os.replace(new, path)
-    except OSError as error:
-        raise ValueError(f"--figure {path}: cannot be written ({error.strerror}); name another") from None
+    with naming(f"--figure {path}"), tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        new = Path(folder) / path.name
+        class_figure(premise, claim).savefig(new, dpi=150)
+        os.replace(new, path)
 
 
 # ---------------------------------------------------------------- command line
@@ -186,15 +172,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             split = arguments.split or "test"
             text, label = read_row(arguments.row, arguments.dataset, split)
         try:
-            premise, claim, _ = read_claim(text)
+            explanation = explain(text, arguments.style, label)
         except Corr2CauseError as error:
             where = f"row {arguments.row}" if arguments.dataset else "the text"
             raise ValueError(f"{where}: {error}") from None
         if arguments.dataset is not None:
             print(f"Row {arguments.row} of {arguments.dataset}, split {split}\n")
-        print(explain(text, arguments.style, label))
+        print(explanation)
         if arguments.figure is not None:
-            write_figure(premise, claim, arguments.figure)
+            write_figure(*parse_input(text), arguments.figure)
             print(f"\nFigure: {arguments.figure}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,34 +13,31 @@ report.json. Without `--raw true` there are also
     response  the assistant's text, up to and including the end-of-turn token
 
 which are tokenized apart, both with add_special_tokens=False. Rows over `max_length` are left out and named, never cut.
-`--audit` writes no dataset but what audit.py finds: the rows whose label is wrong, with the proof.
+`--audit` writes no dataset but what dataset/audit.py finds: the rows whose label is wrong, with the proof.
 """
 
-import hashlib
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value, disable_progress_bars
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
-from causal import reasoning, wording
-from causal.answers import extract_answer
-from causal.graphs import MAX_VARIABLES, NUM_CLASSES, markov_equivalence_class
+from causal.graphs import MAX_VARIABLES, NUM_CLASSES, Corr2CauseError, markov_equivalence_class
+from causal.reasoning import STYLES
 from causal.released import NUM_RELEASED_CLASSES
-from causal.wording import PERTURBATIONS
+from causal.rows import PERTURBATIONS, generate_rows
+from causal.wording import parse_premise
 from dataset import audit
-from dataset.chat import special_tokens, templated
-from dataset.sources import HUB_CONFIGS, HUB_NAME, claim_of, parse_row, read_file, read_hub, read_label, read_premise
-from dataset.splits import BALANCE, SPLITS, STRATEGIES, label_weights, perturbed, relation_of, split_rows, subsample
+from dataset.chat import INSTRUCTIONS, add_chat, add_teacher, leave_out_long, special_tokens
+from dataset.report import make_report, summary
+from dataset.sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label
+from dataset.splits import BALANCE, SPLITS, STRATEGIES, perturbed, split_rows, subsample
 from runtime.ending import run_script
-from runtime.files import replacing
+from runtime.files import check_vacant, check_writable, replacing
 from runtime.settings import Settings, arg, check, check_choice, parse_config
 
 EDGES = List(List(Value("int64")))
@@ -51,15 +48,8 @@ COLUMNS = {
     "edges": {"directed": EDGES, "undirected": EDGES},
 }
 CHAT_COLUMNS = {"prompt": Value("string"), "response": Value("string")}
-ANSWERS = ("Answer: No", "Answer: Yes")  # by label
-QUESTION = "Decide whether the hypothesis follows from the premise. "
-REASONING = QUESTION + "Reason step by step. End with a line 'Answer: Yes' or 'Answer: No'."
-ANSWER_ALONE = QUESTION + "Reply with one line, 'Answer: Yes' or 'Answer: No'."
-INSTRUCTIONS = {"answer": ANSWER_ALONE, "trace": REASONING, "teacher": REASONING}  # by target
 GRPO = "grpo"  # the split of prompts that SFT has not seen
 WRITE_BATCH = 2000  # rows
-HASHED = ("input", "label", "given_label", "template", "prompt", "response")  # the others follow from the input
-OVER_LONG_SHARE = 0.05  # beyond it, what is left out changes what the dataset measures
 
 
 @dataclass
@@ -94,7 +84,7 @@ class DataConfig(Settings):
         "response: answer (that line alone), trace (exact reasoning) or teacher (teacher_file)",
         choices=INSTRUCTIONS,
     )
-    trace_style: str = arg("compact", f"target trace: {' or '.join(reasoning.STYLES)}", choices=reasoning.STYLES)
+    trace_style: str = arg("compact", f"target trace: {' or '.join(STYLES)}", choices=STYLES)
     teacher_file: str | None = arg(None, "target teacher: .jsonl with input, completion and finish_reason")
     instruction: str | None = arg(None, "text before the premise, so that claims share a prefix; null: by target")
     max_length: int = arg(1024, "longest prompt + response, in tokens; longer rows are left out", at_least=1)
@@ -150,9 +140,7 @@ def generated_rows(config: DataConfig) -> Iterator[dict]:
     """The rows of every size in `num_variables`, in order."""
     relabel_seed = config.seed if config.relabelings else None
     for n in dict.fromkeys(config.num_variables):
-        rows = wording.generate_rows(
-            n, config.labels, relabel_seed, max(1, config.relabelings), config.structures, config.seed
-        )
+        rows = generate_rows(n, config.labels, relabel_seed, max(1, config.relabelings), config.structures, config.seed)
         yield from rows
 
 
@@ -182,8 +170,8 @@ def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
         try:
             row = parse_row(record)
             if config.labels == "exact" and row["exact"] is None:
-                markov_equivalence_class(read_premise(row["premise"])[0])  # says why
-        except wording.Corr2CauseError as error:
+                markov_equivalence_class(parse_premise(row["premise"]))  # says why
+        except Corr2CauseError as error:
             check(config.skip_unparsable, f"{record['row']}: {error} (--skip_unparsable true leaves such rows out)")
             unlabelled.append({"row": record["row"], "reason": str(error)})
             continue
@@ -209,205 +197,16 @@ def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iter
     return tqdm(items, desc=name, total=total, unit=" rows", mininterval=0.5, disable=None)
 
 
-# ---------------------------------------------------------------- responses and chat template
-
-
-def add_teacher(rows: list[dict], path: Path, special: set[str]) -> tuple[list[dict], Counter]:
-    """The rows that have a good completion, with it as `completion`; and what became of every completion.
-
-    Of several good completions of one input the first is kept. Raises ValueError if there is none at all.
-    """
-    labels = {row["input"].strip(): row["label"] for row in rows}
-    kept, fates = {}, Counter()
-    for number, record in enumerate(read_file(path, "teacher_file")):
-        missing = [key for key in ("input", "completion", "finish_reason") if not isinstance(record.get(key), str)]
-        check(not missing, f"teacher_file: {path}: completion {number} has no text in {' and '.join(missing)}")
-        text, completion = record["input"].strip(), record["completion"].strip()
-        fate = judge(completion, record["finish_reason"], labels.get(text), special)
-        fate = "repeated" if fate == "kept" and text in kept else fate
-        fates[fate] += 1
-        if fate == "kept":
-            kept[text] = completion
-    check(len(kept) > 0, f"teacher_file: {path}: no finished, right completion of a row of train: {dict(fates)}")
-    return [row | {"completion": kept[text]} for row in rows if (text := row["input"].strip()) in kept], fates
-
-
-def judge(completion: str, finish_reason: str, label: int | None, special: set[str]) -> str:
-    """What becomes of a teacher's completion for a row of `label` (None: no row of train)."""
-    if label is None:
-        return "not_in_train"
-    if finish_reason != "stop":
-        return "unfinished"
-    if any(token in completion for token in special):
-        return "special_token"
-    answer = extract_answer(completion)
-    return "no_answer" if answer is None else "kept" if answer == bool(label) else "wrong"
-
-
-def completion_of(row: dict, target: str, style: str) -> str:
-    """What the assistant says, before the chat template."""
-    if target == "trace":
-        return reasoning.trace(*claim_of(row), style)
-    return row.get("completion", ANSWERS[row["label"]])
-
-
-def add_chat(rows: list[dict], tokenizer, config: DataConfig) -> list[dict]:
-    """Rows with `prompt`, `response`, and `tokens`, the lengths of the two."""
-    from dataset.chat import encode
-
-    special, instruction = special_tokens(tokenizer), config.instruction
-    instruction = INSTRUCTIONS[config.target] if instruction is None else instruction
-    held = [token for token in special if token in instruction]
-    check(not held, f"instruction: holds the special token {' '.join(held)}, which the model reads as the chat format")
-    chats = []
-    for row in progress(rows, "tokenize"):
-        user = f"{instruction}\n\n{row['input']}".strip()
-        prompt, response = templated(tokenizer, user, completion_of(row, config.target, config.trace_style), special)
-        tokens = len(encode(tokenizer, prompt)), len(encode(tokenizer, response))
-        chats.append(row | {"prompt": prompt, "response": response, "tokens": tokens})
-    return chats
-
-
-def leave_out_long(splits: dict, max_length: int) -> tuple[dict[str, list[dict]], list[dict]]:
-    """The rows of at most `max_length` tokens, and {split, row, tokens} of the others. Raises if a split gets empty.
-
-    Test and its perturbations stay row by row the same: a row that is too long in one of them leaves them all.
-    """
-    lengths = [{"split": s, "row": row["row"], "tokens": sum(row["tokens"])} for s in splits for row in splits[s]]
-    long = [entry for entry in lengths if entry["tokens"] > max_length]
-    out = {(entry["split"].partition("_")[0], entry["row"]) for entry in long}
-    kept = {s: [row for row in rows if (s.partition("_")[0], row["row"]) not in out] for s, rows in splits.items()}
-    empty, need = ", ".join(name for name, rows in kept.items() if not rows), max(entry["tokens"] for entry in lengths)
-    check(not empty, f"max_length: no row of {empty} has {max_length} tokens or fewer; {need} keeps all rows")
-    return kept, long
-
-
-# ---------------------------------------------------------------- report
-
-
-def split_figures(rows: list[dict]) -> dict:
-    """Counts of one split. `cells`: [N, relation, rows, rows of label 1]; `label_weights`: what class_weights takes."""
-    cells: dict[tuple[int, str], list[int]] = {}
-    for row in rows:
-        cell = cells.setdefault((row["num_variables"], relation_of(row)), [0, 0])
-        cell[0] += 1
-        cell[1] += row["label"]
-    return {
-        "rows": len(rows),
-        "label_1": sum(row["label"] for row in rows),
-        "label_weights": label_weights(rows),
-        **{f"{key}s": len({row[f"{key}_id"] for row in rows}) for key in ("premise", "structure")},
-        **{key: dict(sorted(Counter(str(row[key]) for row in rows).items())) for key in ("num_variables", "template")},
-        "cells": [[*cell, *counts] for cell, counts in sorted(cells.items())],
-    }
-
-
-def overlaps(splits: dict[str, list[dict]]) -> dict[str, dict[str, int]]:
-    """How many premises and structures two splits have in common."""
-    keys = ("premise", "structure")
-    ids = {name: {key: {row[f"{key}_id"] for row in rows} for key in keys} for name, rows in splits.items()}
-    return {f"{a}/{b}": {f"{k}s": len(ids[a][k] & ids[b][k]) for k in keys} for a, b in combinations(splits, 2)}
-
-
-def token_figures(rows: list[dict]) -> dict[str, dict[str, int]]:
-    lengths = np.array([row["tokens"] for row in rows])  # (rows, 2)
-    counts = {"prompt": lengths[:, 0], "response": lengths[:, 1], "total": lengths.sum(axis=1)}
-    points = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
-    figures = {part: np.percentile(values, list(points.values()), method="higher") for part, values in counts.items()}
-    return {part: dict(zip(points, map(int, values), strict=True)) for part, values in figures.items()}
-
-
-def dataset_hash(splits: dict[str, list[dict]], columns: dict) -> str:
-    digest = hashlib.sha256()
-    hashed = [column for column in HASHED if column in columns]
-    for name, row in ((name, row) for name, rows in splits.items() for row in rows):
-        digest.update("\x1f".join([name, *(str(row[column]) for column in hashed), ""]).encode())
-    return digest.hexdigest()
-
-
-def make_report(splits: dict, columns: dict, config: DataConfig, source_rows: list[dict], left_out: dict) -> dict:
-    """What report.json says; `left_out` (unparsable, over_long, teacher) is part of it."""
-    wrong = [row for row in source_rows if row["exact"] is not None and row["given_label"] != row["exact"]]
-    first_wrong = [{key: row[key] for key in ("row", "given_label", "exact")} for row in wrong[:10]]
-    report = {
-        "source": f"{HUB_NAME} ({config.hub_config})" if config.source == "hub" else config.source,
-        "source_rows": len(source_rows) + len(left_out["unparsable"]),
-        "seed": config.seed,
-        "dataset_hash": dataset_hash(splits, columns),
-        "splits": {name: split_figures(rows) for name, rows in splits.items()},
-        "overlap": overlaps(splits),
-        "given_label_not_exact": {"rows": len(wrong), "first": first_wrong},
-        "without_exact_label": sum(row["exact"] is None for row in source_rows),
-        **left_out,
-    }
-    if not config.raw:
-        first = next(iter(splits.values()))[0]
-        report["tokens"] = {name: token_figures(rows) for name, rows in splits.items()}
-        report["first_example"] = {key: first[key] for key in ("row", "prompt", "response")}
-    return report | {"config": asdict(config)}
-
-
-def summary(report: dict) -> str:
-    """The report as the console shows it."""
-    wrong, labels = report["given_label_not_exact"]["rows"], report["config"]["labels"]
-    lines = [f"source {report['source']}: {report['source_rows']:,} rows; seed {report['seed']}"]
-    lines.append(f"labels {labels}; {wrong:,} rows were given a label that is not the exact one")
-    if report["without_exact_label"]:
-        lines.append(f"{report['without_exact_label']:,} rows have no exact label: no graph satisfies their premise")
-    if report["unparsable"]:
-        lines.append(f"left out: {len(report['unparsable']):,} rows without a label (report.json says which and why)")
-    if "teacher" in report:
-        fates = ", ".join(f"{fate.replace('_', ' ')} {count:,}" for fate, count in report["teacher"].items())
-        lines.append(f"teacher completions: {fates}; rows of train without one are left out")
-    width = max(map(len, ["validation", *report["splits"]])) + 1
-    lines += ["", f"{'split':<{width}}{'rows':>9}{'label 1':>9}{'premises':>10}{'structures':>12}   rows by variables"]
-    for name, split in report["splits"].items():
-        sizes = ", ".join(f"N={n}: {rows:,}" for n, rows in split["num_variables"].items())
-        share = f"{split['label_1'] / split['rows']:.1%}"
-        numbers = f"{split['rows']:>9,}{share:>9}{split['premises']:>10,}{split['structures']:>12,}"
-        lines.append(f"{name:<{width}}{numbers}   {sizes}")
-    overlap = {
-        pair: n for pair, n in report["overlap"].items() if "_" not in pair
-    }  # of test's perturbations: report.json
-    shared = "; ".join(f"{pair} {n['premises']:,}, {n['structures']:,}" for pair, n in overlap.items())
-    lines.append(f"premises, structures in two splits: {shared or 'there is only one split'}")
-    weights = report["splits"].get("train", {}).get("label_weights")
-    lines.append(f"class_weights that balance train: {weights or 'none, it has one class only'}")
-    return "\n".join(lines + (chat_summary(report) if "tokens" in report else []))
-
-
-def chat_summary(report: dict) -> list[str]:
-    long, example, max_length = report["over_long"], report["first_example"], report["config"]["max_length"]
-    name, tokens = next(iter(report["tokens"].items()))  # train, where there is one
-    lines = ["", f"{'tokens of ' + name:<22}" + "".join(f"{point:>9}" for point in tokens["total"])]
-    lines += [f"{part:<22}" + "".join(f"{n:>9,}" for n in points.values()) for part, points in tokens.items()]
-    lines.append(f"left out: {len(long):,} rows over max_length {max_length:,} (report.json names them)")
-    share = len(long) / (len(long) + sum(split["rows"] for split in report["splits"].values()))
-    if share > OVER_LONG_SHARE:
-        need = max(row["tokens"] for row in long)
-        lines.append(f"warning: that is {share:.1%} of the rows, the longest; --max_length {need} would keep them all")
-    lines += ["", f"first example ({example['row']}):", "---- prompt", example["prompt"]]
-    return [*lines, "---- response", example["response"], "----"]
-
-
 # ---------------------------------------------------------------- output
 
 
 def check_output(path: Path, overwrite: bool, needed: set[str], optional: Iterable[str] = ()) -> None:
     """Refuses a folder with anything in it; with `overwrite`, one with anything that this script has not written."""
-    check(path.is_dir() or not path.exists(), f"output_dir: {path} is a file")
+    check_vacant(path, overwrite, "name another, or replace what this script wrote with --overwrite true")
     found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    check(
-        overwrite or not found,
-        f"output_dir: {path} is not empty; name another, or replace what this script wrote with --overwrite true",
-    )
     ours = not found or needed <= found <= needed | set(optional)
-    check(ours, f"output_dir: {path} has files that are not of this script, so it is not overwritten; name another")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(dir=path.parent).cleanup()
-    except OSError as error:
-        raise ValueError(f"output_dir: {path} cannot be written ({error.strerror}); name another") from None
+    check(ours, f"output_dir {path}: has files that are not of this script, so it is not overwritten; name another")
+    check_writable(path.parent, f"output_dir {path}")
 
 
 def write_dataset(splits: dict[str, list[dict]], columns: dict, report: dict, path: Path) -> None:
@@ -425,6 +224,14 @@ def write_dataset(splits: dict[str, list[dict]], columns: dict, report: dict, pa
             parts[name] = Dataset.from_file(str(file))
         DatasetDict(parts).save_to_disk(new)
         (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def set_aside(train: list[dict], count: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """The rows of train, and `count` of them, a random choice, that it gives away as prompts for GRPO."""
+    check(count < len(train), f"max_grpo_samples: leaves nothing of the {len(train)} rows for train; lower it")
+    given = subsample(train, count, [], f"{seed}-{GRPO}")
+    taken = {row["row"] for row in given}
+    return [row for row in train if row["row"] not in taken], given
 
 
 def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
@@ -445,24 +252,18 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
         train, special = splits.get("train", []), special_tokens(tokenizer)
         splits["train"], left_out["teacher"] = add_teacher(train, Path(config.teacher_file), special)
     if config.max_grpo_samples is not None:  # before train is balanced: prompts of GRPO are as those it is for
-        everything = splits.get("train", [])
-        check(
-            config.max_grpo_samples < len(everything),
-            f"max_grpo_samples: leaves nothing of the {len(everything)} rows for train; lower it",
-        )
-        splits[GRPO] = subsample(everything, config.max_grpo_samples, [], f"{config.seed}-{GRPO}")
-        taken = {row["row"] for row in splits[GRPO]}
-        splits["train"] = [row for row in everything if row["row"] not in taken]
+        splits["train"], splits[GRPO] = set_aside(splits.get("train", []), config.max_grpo_samples, config.seed)
     for name in (name for name in SPLITS if name in splits):
         balance = config.balance if name == "train" else []
         splits[name] = subsample(splits[name], getattr(config, f"max_{name}_samples"), balance, f"{config.seed}-{name}")
     check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")
     splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
     if tokenizer is not None:
-        splits = {name: add_chat(rows, tokenizer, config) for name, rows in splits.items()}
+        form = {"target": config.target, "trace_style": config.trace_style, "instruction": config.instruction}
+        splits = {n: add_chat(progress(rows, "tokenize"), tokenizer, **form) for n, rows in splits.items()}
         splits, left_out["over_long"] = leave_out_long(splits, config.max_length)
     columns = COLUMNS | ({} if config.raw else CHAT_COLUMNS)
-    return splits, columns, make_report(splits, columns, config, source_rows, left_out)
+    return splits, columns, make_report(splits, columns, asdict(config), source_rows, left_out)
 
 
 def main() -> None:

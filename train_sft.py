@@ -19,15 +19,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dataset.batches import (
-    encode_rows,
-    epoch_batches,
-    premise_groups,
-    premise_ids_of,
-    relabel_rows,
-    share_of_rank,
-    trace_style,
-)
+from dataset.batches import epoch_batches, premise_groups, share_of_rank
+from dataset.chat import encode_rows
+from dataset.reading import premise_ids_of
+from dataset.relabelling import relabel_rows, trace_style
 from policy.prefix_sharing import pack, plan_micro_batches, sequence_logps
 from runtime.ending import run_script
 from runtime.processes import reduce

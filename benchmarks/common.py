@@ -38,13 +38,12 @@ from datasets import disable_progress_bars  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
-from causal import wording  # noqa: E402
+from causal.rows import generate_rows  # noqa: E402
 from causal.tiny import PHI3_CHAT_TEMPLATE, PHI3_SPECIAL  # noqa: E402
 from dataset.batches import premise_groups  # noqa: E402
-from dataset.chat import encode  # noqa: E402
+from dataset.chat import ANSWER_LINES, INSTRUCTIONS, add_chat, encode  # noqa: E402
 from policy.loading import load_policy, load_tokenizer  # noqa: E402
 from policy.prefix_sharing import Tokens, pack  # noqa: E402
-from preprocess import ANSWERS, INSTRUCTIONS, DataConfig, add_chat  # noqa: E402
 from runtime.settings import check  # noqa: E402
 
 PACKAGES = {"trl": "trl", "prefix-grouper": "prefix_grouper"}  # rivals that have to be installed
@@ -111,7 +110,7 @@ def bench(options: Namespace) -> Iterator[Bench]:
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE in which a word is a token, as in real vocabularies, with Phi-3's chat format."""
-    corpus = [row["input"] for n in (2, 3, 4, 5) for row in list(wording.generate_rows(n))[::7]]
+    corpus = [row["input"] for n in (2, 3, 4, 5) for row in list(generate_rows(n))[::7]]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -119,7 +118,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=4096, initial_alphabet=letters, special_tokens=special, show_progress=False
     )
-    backend.train_from_iterator([*corpus, INSTRUCTIONS["answer"], *ANSWERS], trainer)
+    backend.train_from_iterator([*corpus, INSTRUCTIONS["answer"], *ANSWER_LINES], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=special[0], pad_token=special[0])
     tokenizer.chat_template = PHI3_CHAT_TEMPLATE
     return tokenizer
@@ -141,13 +140,13 @@ def write_model(directory: str, tokenizer: PreTrainedTokenizerFast, shape: list[
 
 def premises(n: int) -> list[list[dict]]:
     """The released rows of N = n, premise by premise."""
-    rows = list(wording.generate_rows(n, "released"))
+    rows = list(generate_rows(n, "released"))
     return [[rows[i] for i in group] for group in premise_groups([row["premise_id"] for row in rows], len(rows))]
 
 
 def chat(rows: list[dict], tokenizer) -> list[dict]:
     """Rows with `prompt` and `response`, as preprocess.py writes them."""
-    return add_chat(rows, tokenizer, DataConfig())
+    return add_chat(rows, tokenizer)
 
 
 def nearest_premises(n: int, tokenizer, prompt_tokens: int, count: int) -> list[list[dict]]:

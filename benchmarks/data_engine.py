@@ -25,13 +25,14 @@ from causal import (
     released,  # noqa: E402
     wording,  # noqa: E402
 )
+from causal import rows as task_rows  # noqa: E402
 
 STAGES = ("graphs", "classes", "separations", "members", "text", "columns", "rows")
 
 
 def clear_caches() -> None:
     """Empties the caches of the oracle, so that a repeat repeats the work."""
-    for module in (graphs, wording):
+    for module in (graphs, wording, task_rows):
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
@@ -53,8 +54,8 @@ def exact_stages(n: int) -> tuple[dict[str, float], list[dict]]:
     premises = timed(times, "separations", lambda: [graphs.premise_of(dag) for dag in dags])
     timed(times, "members", lambda: [graphs.markov_equivalence_class(premise) for premise in premises])
     texts = timed(times, "text", lambda: [wording.write_premise(premise) for premise in premises])
-    timed(times, "columns", lambda: list(map(wording.premise_columns, premises, texts)))
-    rows = timed(times, "rows", lambda: [row for p in premises for row in wording.rows_of_premise(p)])
+    timed(times, "columns", lambda: list(map(task_rows.premise_columns, premises, texts)))
+    rows = timed(times, "rows", lambda: [row for p in premises for row in task_rows.rows_of_premise(p)])
     times["rows"] -= times["text"]  # which it writes again
     return times, rows
 
@@ -63,9 +64,7 @@ def released_stages(n: int) -> tuple[dict[str, float], list[dict]]:
     """Seconds for the classes as the public generator has them, and for their rows with both labels."""
     times: dict[str, float] = {}
     classes = timed(times, "classes", lambda: list(released.released_classes(n)))
-    rows = timed(
-        times, "rows", lambda: [row for each in classes for row in wording.rows_of_premise(each.premise, each.label)]
-    )
+    rows = timed(times, "rows", lambda: [row for c in classes for row in task_rows.rows_of_premise(c.premise, c.label)])
     return times, rows
 
 

@@ -28,7 +28,9 @@ from transformers import AutoModelForCausalLM
 
 import train_grpo
 import train_sft
-from dataset.batches import encode_rows, load_split, premise_groups
+from dataset.batches import premise_groups
+from dataset.chat import encode_rows
+from dataset.reading import load_split
 from policy.loading import empty_model, load_for_inference, load_tokenizer, model_shape, with_layers
 from policy.prefix_sharing import pack
 from policy.sampling import generate

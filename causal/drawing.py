@@ -3,7 +3,7 @@
     figure = class_figure(parse_premise(text), claim)
     figure.savefig("class.svg")
 
-Edges are strings as `corr2cause.class_edges` writes them: 'A -> B' is an arrow, 'A - B' a plain line. The artist of an
+Edges are strings as `wording.class_edges` writes them: 'A -> B' is an arrow, 'A - B' a plain line. The artist of an
 edge or of a variable has its string as gid. Everything is black, white or grey, so that a print shows all there is.
 """
 

@@ -8,7 +8,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from causal import reasoning, wording
+from causal import reasoning
+from causal.rows import generate_rows
+from causal.wording import parse_claim
 
 PHI3_SPECIAL = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>")
 PHI3_CHAT_TEMPLATE = (
@@ -26,10 +28,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """
     corpus = [f" {letter}" for letter in "ABCDEFGHSTUVWXYZ"] + ["Answer: Yes", "Answer: No"]
     for n in (2, 3, 4):
-        for row in wording.generate_rows(n):
-            premise = wording.parse_premise(row["premise"])
-            claim = wording.parse_hypothesis(row["hypothesis"], premise.variables)
-            corpus += [row["input"], reasoning.trace(premise, claim)]
+        for row in generate_rows(n):
+            corpus += [row["input"], reasoning.trace(*parse_claim(row["premise"], row["hypothesis"]))]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,42 +1,32 @@
-"""Corr2Cause in words: text <-> premise and claim, the rows of the task, perturbations.
+"""Corr2Cause in words: text <-> premise and claim.
+
+    premise, claim = parse_input("Premise: Suppose there is ...\\nHypothesis: A directly causes B.")
+    write_input(write_premise(premise), write_hypothesis(claim, premise.variables, "parent"))
 
 Task and wording: Jin et al., "Can Large Language Models Infer Causation from Correlation?", ICLR 2024
-(arXiv 2306.05836). The oracle itself is graphs.py, the reasoning in words reasoning.py.
+(arXiv 2306.05836). The oracle itself is graphs.py, the reasoning in words reasoning.py, the rows of the task rows.py.
 """
 
-import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import combinations
 
 from causal.graphs import (
     DAG,
-    LETTERS,
     MAX_VARIABLES,
     Claim,
     Corr2CauseError,
     Independence,
     Premise,
-    UnsatisfiableError,
     bits,
     claim_on,
     cpdag,
     dag_edges,
-    exact_label,
-    labelled_premises,
-    markov_equivalence_class,
-    relabel_claim,
-    relabel_premise,
-    renamings,
-    representatives,
-    structure_id,
 )
-from causal.released import released_classes
 
 TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
-PERTURBATIONS = ("paraphrase", "refactorization", "relabeling", "reordering")
 
 _WORDING = {
     "parent": "{a} directly causes {b}.",
@@ -167,10 +157,15 @@ def parse_premise(text: str) -> Premise:
 
     Raises Corr2CauseError for anything malformed, duplicate or unknown and for a pair that neither correlates nor is
     marginally independent, ContradictionError for one that does both. Whether a graph exists is tested by
-    `markov_equivalence_class`.
+    `markov_equivalence_class`. A premise has up to 168 claims: what was read is kept.
     """
     if not isinstance(text, str):
         raise Corr2CauseError(f"the premise is {type(text).__name__}, not text")
+    return _parse_premise(text)
+
+
+@lru_cache(maxsize=8192)
+def _parse_premise(text: str) -> Premise:
     variables, body = _parse_header(text)
     first, however, second = body.partition("However, ")
     if however and not (first.strip() and second.strip()):
@@ -242,135 +237,23 @@ def parse_hypothesis(text: str, variables: Sequence[str]) -> Claim:
     return read_hypothesis(text, variables)[0]
 
 
+def parse_claim(premise_text: str, hypothesis: str) -> tuple[Premise, Claim]:
+    """The premise and the claim of a row, from its texts. Raises Corr2CauseError for what cannot be read."""
+    premise = parse_premise(premise_text)
+    return premise, parse_hypothesis(hypothesis, premise.variables)
+
+
+def parse_input(text: str) -> tuple[Premise, Claim]:
+    """The premise and the claim of an input text, 'Premise: P\\nHypothesis: H'. Raises as `parse_claim` does."""
+    return parse_claim(*split_input(text))
+
+
 def write_hypothesis(claim: Claim, variables: Sequence[str], template: str, paraphrase: bool = False) -> str:
     """The claim in the wording of `template` (one of TEMPLATES), or in the paraphrase of the perturbed test set."""
     if RELATION_OF.get(template) != claim.relation:
         raise Corr2CauseError(f"template {template!r} does not word a {claim.relation} claim; use one of {TEMPLATES}")
     wording = (_PARAPHRASE if paraphrase else _WORDING)[template]
     return wording.format(a=variables[claim.i], b=variables[claim.j])
-
-
-# ---------------------------------------------------------------- rows
-
-
-def premise_id(premise_text: str) -> str:
-    """12 hexadecimal digits that identify the premise's text."""
-    return hashlib.sha1(premise_text.encode()).hexdigest()[:12]
-
-
-def premise_columns(premise: Premise, text: str) -> dict:
-    """The dataset's columns that all rows of a premise, written as `text`, share.
-
-    Where no graph satisfies the premise, `edges` is None and the premise is a structure of its own.
-    """
-    identity, n = premise_id(text), len(premise.variables)
-    try:
-        structure, (directed, undirected) = structure_id(premise), cpdag(premise)
-        edges = {"directed": sorted(map(list, directed)), "undirected": sorted(map(list, undirected))}
-    except UnsatisfiableError:
-        structure, edges = f"{n}-unsatisfiable-{identity}", None
-    return {
-        "premise": text,
-        "premise_id": identity,
-        "structure_id": structure,
-        "num_variables": n,
-        "edges": edges,
-    }
-
-
-def exact_labeller(premise: Premise) -> Callable[[Claim], int | None]:
-    """A function from claims to exact labels; to None where no graph satisfies the premise."""
-    try:
-        members = markov_equivalence_class(premise)
-    except UnsatisfiableError:
-        return lambda claim: None
-    return lambda claim: exact_label(members, claim)
-
-
-@cache
-def claims_of(n: int) -> tuple[tuple[Claim, tuple[str, ...]], ...]:
-    """The six claims on each pair, in the released order, each with the templates that word it."""
-    claims = []
-    for i, j in combinations(range(n), 2):
-        claims += [(Claim("direct", i, j), ("parent",)), (Claim("direct", j, i), ("child",))]
-        claims += [
-            (Claim("indirect", *pair), ("non-parent ancestor", "non-child descendant")) for pair in ((i, j), (j, i))
-        ]
-        claims += [(Claim("collider", i, j), ("has_collider",)), (Claim("confounder", i, j), ("has_confounder",))]
-    return tuple(claims)
-
-
-def rows_of_premise(premise: Premise, label: Callable[[Claim], int] | None = None) -> Iterator[dict]:
-    """The 3N(N-1) rows of a premise: the dataset's columns without `prompt` and `response`, and the label as `exact`.
-
-    `label` gives the columns `label` and `given_label`; without it they are the exact label. Which wording an indirect
-    claim gets is a fair coin, as in the release.
-    """
-    text, exact = write_premise(premise), exact_labeller(premise)
-    shared = premise_columns(premise, text)
-    rng = random.Random(shared["premise_id"])
-    for claim, templates in claims_of(len(premise.variables)):
-        template = rng.choice(templates) if len(templates) > 1 else templates[0]
-        hypothesis = write_hypothesis(claim, premise.variables, template)
-        row = {"input": write_input(text, hypothesis), "hypothesis": hypothesis, "template": template}
-        row["exact"] = exact(claim)
-        row["label"] = row["given_label"] = row["exact"] if label is None else label(claim)
-        yield shared | row
-
-
-def generate_rows(
-    num_variables: int,
-    labels: str = "exact",
-    relabel_seed: int | None = None,
-    relabelings: int = 1,
-    structures: int | None = None,
-    seed: int = 0,
-) -> Iterator[dict]:
-    """The rows for N variables, class by class: all of them (N <= 6), or those of `structures` random classes.
-
-    `labels` is exact, or released: the row set and the labels of the public generator (released.py), which has no
-    relabelings. See `labelled_premises` for these and `representatives` for `structures`. Raises Corr2CauseError for
-    settings out of range.
-    """
-    if labels == "released":
-        if relabel_seed is not None or structures is not None:
-            raise Corr2CauseError("labels released are those of the released rows: no relabelings, all structures")
-        for released in released_classes(num_variables):
-            yield from rows_of_premise(released.premise, released.label)
-        return
-    for dag in representatives(num_variables, structures, seed):
-        for premise in labelled_premises(dag, relabel_seed, relabelings):
-            yield from rows_of_premise(premise)
-
-
-# ---------------------------------------------------------------- perturbations
-
-
-def perturb(premise: Premise, claim: Claim, template: str, kind: str, key: str) -> tuple[str, str]:
-    """(premise text, hypothesis) that say the same in other words, letters or order: the label stays.
-
-    `kind` is one of PERTURBATIONS: paraphrase (the hypothesis, as in the released perturbed set), refactorization (the
-    letters Z, Y, X... for A, B, C...), relabeling (the letters trade places, at random), reordering (of the
-    independences, at random). Random choices are a function of `key`: rows of one premise need one key.
-    """
-    if kind not in PERTURBATIONS:
-        raise Corr2CauseError(f"perturbation {kind!r} is not one of {', '.join(PERTURBATIONS)}")
-    text, variables, order = _perturbed_premise(premise, kind, key)
-    changed = relabel_claim(claim, order)
-    return text, write_hypothesis(changed, variables, template, paraphrase=kind == "paraphrase")
-
-
-@lru_cache(maxsize=1024)
-def _perturbed_premise(premise: Premise, kind: str, key: str) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
-    """(text, variables, renaming) of a perturbed premise: once for all of its claims."""
-    rng, n = random.Random(f"{kind}-{key}"), len(premise.variables)
-    order = tuple(range(n))
-    if kind == "refactorization":
-        premise = Premise(LETTERS[: -n - 1 : -1], premise.independences)
-    if kind == "relabeling":
-        order = rng.choice(renamings(n)[1:])  # the first is the identity
-        premise = relabel_premise(premise, order)
-    return write_premise(premise, shuffle=rng if kind == "reordering" else None), premise.variables, order
 
 
 # ---------------------------------------------------------------- edges in words

@@ -21,7 +21,7 @@ from causal.graphs import (
     exact_label,
     markov_equivalence_class,
 )
-from dataset.sources import check_columns, read_label, read_premise
+from dataset.sources import check_columns, read_label
 
 FILES = ("audit.jsonl", "problems.jsonl", "summary.json")
 PROBLEMS = ("unparsable", "contradictory", "unsatisfiable", "label")
@@ -39,9 +39,7 @@ def audit_record(number: int, record: dict) -> dict:
     except ValueError as error:
         return {"row": number, "problem": "label", "reason": str(error)}
     try:
-        premise_text, hypothesis = wording.split_input(record["input"])
-        premise, _, _ = read_premise(premise_text)
-        claim = wording.parse_hypothesis(hypothesis, premise.variables)
+        premise, claim = wording.parse_input(record["input"])
         members = markov_equivalence_class(premise)
     except wording.Corr2CauseError as error:
         kinds = {UnsatisfiableError: "unsatisfiable", wording.ContradictionError: "contradictory"}
@@ -49,7 +47,7 @@ def audit_record(number: int, record: dict) -> dict:
     exact, n = exact_label(members, claim), len(premise.variables)
     found = {"row": number, "given": given, "exact": exact, "num_variables": n, "relation": claim.relation}
     if given != exact:
-        found["hypothesis"] = hypothesis
+        found["hypothesis"] = wording.split_input(record["input"])[1]
         found["members"] = [named_edges(dag, premise) for dag in members]
         found["counterexample"] = None if exact else named_edges(counterexample(members, claim), premise)
     return found

@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from causal import wording
-from causal.graphs import Claim, Premise
+from causal.graphs import Claim
+from causal.rows import exact_labeller, premise_columns
 from runtime.settings import check
 
 HUB_NAME = "causal-nlp/corr2cause"
@@ -55,17 +56,17 @@ def read_file(path: Path, setting: str) -> Iterator[dict]:
 
 
 @lru_cache(maxsize=8192)
-def read_premise(text: str) -> tuple[Premise, dict, Callable[[Claim], int | None]]:
-    """(premise, the columns that its rows share, exact labels): once a premise, which has up to 168 rows."""
+def _of_premise(text: str) -> tuple[dict, Callable[[Claim], int | None]]:
+    """The columns that a premise's rows share, and their exact labels: once a premise, which has up to 168 rows."""
     premise = wording.parse_premise(text)
-    return premise, wording.premise_columns(premise, text), wording.exact_labeller(premise)
+    return premise_columns(premise, text), exact_labeller(premise)
 
 
 def parse_row(record: dict) -> dict:
     """The task's columns of one record, and its label as `exact`. Raises Corr2CauseError if it cannot be read."""
     premise_text, hypothesis = wording.split_input(record["input"])
-    premise, shared, exact = read_premise(premise_text)
-    claim, template = wording.read_hypothesis(hypothesis, premise.variables)
+    shared, exact = _of_premise(premise_text)
+    claim, template = wording.read_hypothesis(hypothesis, wording.parse_premise(premise_text).variables)
     n, template = record.get("num_variables") or shared["num_variables"], record.get("template") or template
     if str(n) != str(shared["num_variables"]):
         raise wording.Corr2CauseError(f"num_variables is {n}, but the premise has {shared['num_variables']}")
@@ -73,12 +74,6 @@ def parse_row(record: dict) -> dict:
         raise wording.Corr2CauseError(f"template {template!r} is not one of {', '.join(wording.TEMPLATES)}")
     kept = {key: record.get(key) for key in ("input", "row", "split")}
     return {**kept, **shared, "hypothesis": hypothesis, "template": template, "exact": exact(claim)}
-
-
-def claim_of(row: dict) -> tuple[Premise, Claim]:
-    """The premise and the claim of a parsed row, as values."""
-    premise, _, _ = read_premise(row["premise"])
-    return premise, wording.parse_hypothesis(row["hypothesis"], premise.variables)
 
 
 def check_columns(record: dict) -> None:

@@ -1,13 +1,14 @@
 """Which rows go where: splits by premise, structure, size or the public recipe; balance; perturbed test sets.
 
-Every choice is a function of the rows and the seed. A row is what sources.py and corr2cause.generate_rows make.
+Every choice is a function of the rows and the seed. A row is what sources.py and causal.rows.generate_rows make.
 """
 
 import random
 from collections.abc import Sequence
 
 from causal import wording
-from dataset.sources import claim_of, parse_row
+from causal.rows import perturb
+from dataset.sources import parse_row
 from runtime.settings import check
 
 SPLITS = ("train", "validation", "test")
@@ -133,13 +134,14 @@ def label_weights(rows: list[dict]) -> list[float] | None:
 
 
 def perturbed(rows: list[dict], kind: str, seed: int) -> list[dict]:
-    """The rows in other words, letters or order (`corr2cause.perturb`), in the same order and with the same labels.
+    """The rows in other words, letters or order (`causal.rows.perturb`), in the same order and with the same labels.
 
     Each is read again from its new text; AssertionError if the oracle's label of that is another.
     """
     changed = []
     for row in rows:
-        texts = wording.perturb(*claim_of(row), row["template"], kind, f"{seed}-{row['premise_id']}")
+        parsed = wording.parse_claim(row["premise"], row["hypothesis"])
+        texts = perturb(*parsed, row["template"], kind, f"{seed}-{row['premise_id']}")
         new = parse_row({"input": wording.write_input(*texts)})
         assert new["exact"] == row["exact"], f"{row['row']}: {kind} changed the label"
         new = {column: new[column] for column in ("input", "premise", "hypothesis", "premise_id", "edges", "template")}

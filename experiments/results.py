@@ -172,9 +172,6 @@ def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
         command = [sys.executable, "evaluate.py", "--cluster", "structure_id", "--compare"]
         command += [*(tested / slug(name) for name in models), "--output_dir", tested / f"comparison_{arm}"]
         stage(f"{arm}: comparison, {dataset}, {split}", tested / f"comparison_{arm}", command, logs)
-    curves = folder / f"curves_{arm}"
-    command = [sys.executable, "evaluate.py", "--output_dir", curves, "--curves"]
-    stage(f"{arm}: curves", curves, [*command, *(folder / "curves" / name for name in models)], logs)
 
 
 # --- report

@@ -5,8 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from runtime.files import is_occupied, make_output_dir, sha256
-from runtime.settings import check
+from runtime.files import check_vacant, make_output_dir, sha256
 
 MANIFEST = "manifest.json"
 
@@ -54,7 +53,7 @@ def claim_output_dir(directory: str, overwrite: bool) -> Path:
     remedy = "name another, or set overwrite true"
     if (path / "training_config.json").is_file():
         remedy = "set resume_from latest to continue its run, name another, or set overwrite true"
-    check(overwrite or not is_occupied(path), f"output_dir {directory}: not empty; {remedy}")
+    check_vacant(path, overwrite, remedy)
     for checkpoint in list_checkpoints(path):  # another run's steps would be taken for this one's
         shutil.rmtree(checkpoint)
     for name in ("finished.json", "best.json"):

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,42 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- the output directory of a run
+# --- may something be written here?
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """An OSError inside becomes one line, a ValueError: what cannot be written. `place` is the setting and its path."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{place}: cannot be written ({error.strerror}); name another") from None
+
+
+def check_writable(folder: Path, place: str) -> None:
+    """Make the folder if it is not there; ValueError, beginning with `place`, unless files can be made in it."""
+    with naming(place):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=folder, prefix=".").cleanup()
+
+
+def check_vacant(path: Path, overwrite: bool, remedy: str, setting: str = "output_dir") -> None:
+    """ValueError, naming `setting`, if `path` is a file, or without `overwrite` a folder that holds any."""
+    check(not path.exists() or path.is_dir(), f"{setting} {path}: is a file; name another")
+    vacant = overwrite or not path.exists() or not is_occupied(path)
+    check(vacant, f"{setting} {path}: is not empty; {remedy}")
+
+
+def make_output_dir(directory: str, setting: str = "output_dir") -> Path:
+    """Create the directory that `setting` names; ValueError where that cannot be or nothing can be written in it."""
+    path = Path(directory)
+    check_vacant(path, overwrite=True, remedy="", setting=setting)
+    check_writable(path, f"{setting} {directory}")
+    return path
+
+
+def is_occupied(path: Path) -> bool:
+    return any(not entry.name.startswith(".") for entry in path.iterdir())
 
 
 def lock(directory: Path) -> Any:
@@ -85,19 +121,3 @@ def lock(directory: Path) -> Any:
     except OSError as error:  # some network file systems have no locks
         print(f"output_dir {directory}: cannot be locked against a second run ({error.strerror})", flush=True)
     return file
-
-
-def make_output_dir(directory: str, setting: str = "output_dir") -> Path:
-    """Create the directory that `setting` names; ValueError where that cannot be or nothing can be written in it."""
-    path = Path(directory)
-    check(not path.exists() or path.is_dir(), f"{setting} {directory}: is a file")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / ".lock").touch()
-    except OSError as error:
-        raise ValueError(f"{setting} {directory}: cannot be written ({error.strerror}); name another") from None
-    return path
-
-
-def is_occupied(path: Path) -> bool:
-    return any(not entry.name.startswith(".") for entry in path.iterdir())

@@ -8,22 +8,13 @@ from matplotlib.patches import Rectangle
 
 from scoring import metrics
 
-SCORE_NAMES = {"f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "mcc": "MCC"}
-BASELINE_NAMES = {"majority": "majority answer", "always_yes": "always Yes"}
 BASELINE_STYLES = {"always_yes": ("#D55E00", "--", 3), "majority": ("black", ":", 1.5)}  # colour, line, width (points)
 PUBLISHED = {"GPT-4": 0.291, "RoBERTa-Large MNLI, fine-tuned": 0.947}  # F1
 PUBLISHED_NOTE = "published: arXiv 2306.05836, on its first test set of 2,246 rows with the released labels"
-CURVES = {
-    "eval/f1": "F1",
-    "eval/balanced_accuracy": "balanced accuracy",
-    "train/loss": "loss (nats per token)",
-    "reward/mean": "reward",
-    "policy/kl": "KL (nats per token)",
-}
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
 LEGEND = {"loc": "outside lower center", "ncols": 3, "frameon": False}  # below the panels, where it hides nothing
-MARKERS = ("o", "s", "^", "D", "v")  # 6, 4 and 5 of a kind: no two of 60 runs look alike
+MARKERS = ("o", "s", "^", "D", "v")
 
 
 def confusion_figure(rows: list[dict], title: str) -> Figure:
@@ -42,18 +33,10 @@ def confusion_figure(rows: list[dict], title: str) -> Figure:
     return figure
 
 
-def grouped_summaries(results: dict) -> dict[str, dict]:
-    """metrics.report's summaries by label: of all rows, every number of variables N, every relation, every split."""
-    sizes = {f"N = {size}": summary for size, summary in results["by_num_variables"].items()}
-    splits = dict(list(results.get("by_split", {}).items())[1:])  # the first is what all the others are about
-    groups = {"all": results["overall"], **sizes, **results["by_relation"], **splits}
-    return {f"{label} ({summary['n']:,} rows)": summary for label, summary in groups.items()}
-
-
 def score_figure(models: dict[str, dict[str, dict]], confidence: float, title: str) -> Figure:
     """F1 and balanced accuracy with intervals, by group of rows and model, beside what constant answers score there.
 
-    `models` maps a model's name to its `grouped_summaries`, of which those are drawn that all of them have.
+    `models` maps a model's name to its `metrics.grouped_summaries`, of which those are drawn that all of them have.
     """
     first = next(iter(models.values()))
     groups = [label for label in first if all(label in summaries for summaries in models.values())]
@@ -65,14 +48,14 @@ def score_figure(models: dict[str, dict[str, dict]], confidence: float, title: s
     for ax, score in zip(panels, ("f1", "balanced_accuracy"), strict=True):
         for key, (colour, line, width) in BASELINE_STYLES.items():
             values = [scores[key][score] for scores in constants]
-            ax.vlines(values, ys - 0.5, ys + 0.5, colour, line, label=BASELINE_NAMES[key], linewidth=width)
+            ax.vlines(values, ys - 0.5, ys + 0.5, colour, line, label=metrics.BASELINE_NAMES[key], linewidth=width)
         for k, (name, summaries) in enumerate(models.items()):
             colour, shift = COLOURS[k % 6], 0.7 * ((k + 0.5) / len(models) - 0.5)
             for y, label in zip(ys + shift, groups, strict=True):
                 ax.plot(summaries[label]["intervals"][score], [y, y], "-|", color=colour, markersize=7)
             values = [summaries[label][score] for label in groups]
             ax.plot(values, ys + shift, MARKERS[k % 5], color=colour, label=f"{name}, {confidence:.0%} interval")
-        ax.set(xlim=(-0.03, 1.03), xlabel=f"{SCORE_NAMES[score]} (0 to 1)")
+        ax.set(xlim=(-0.03, 1.03), xlabel=f"{metrics.COMPARED_SCORES[score]} (0 to 1)")
         ax.hlines(ys[:-1] + 0.5, -0.03, 1.03, "0.85", linewidth=0.8)
         ax.grid(axis="x", color="0.9")
     for k, (name, value) in enumerate(PUBLISHED.items()):
@@ -101,27 +84,4 @@ def calibration_figure(results: dict, title: str) -> Figure:
         bottom.annotate(f"{part['n']:,}", (middle, part["n"]), (0, 2), textcoords="offset points", ha="center", size=8)
     bottom.set(xlabel="probability of Yes", ylabel="rows", ylim=(0, 1.25 * max(part["n"] for part in bins)))
     figure.legend(*top.get_legend_handles_labels(), **LEGEND)
-    return figure
-
-
-def curves_figure(runs: dict[str, dict[str, dict[int, float]]]) -> Figure:
-    """A panel for each tag that some run has, a line for each run."""
-    tags = [tag for tag in CURVES if any(tag in run for run in runs.values())]
-    columns = min(3, len(tags))
-    rows = -(-len(tags) // columns)
-    figure = Figure(figsize=(1.2 + 4.2 * columns, 0.9 + 3.0 * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # inches
-    handles = {}
-    for position, tag in enumerate(tags, 1):
-        ax = figure.add_subplot(rows, columns, position)
-        for k, (name, run) in enumerate(runs.items()):
-            if tag in run:
-                steps, values = list(run[tag]), list(run[tag].values())
-                style = {"color": COLOURS[k % 6], "linestyle": LINES[k % 4], "marker": MARKERS[k % 5]}
-                (handles[name],) = ax.plot(steps, values, markevery=-(-len(steps) // 10), markersize=4, **style)
-        limits = (-0.02, 1.02) if tag.startswith("eval/") else None
-        ax.set(xlabel="optimizer step", ylabel=CURVES[tag], ylim=limits, title=tag)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(color="0.9")
-    figure.legend(handles.values(), handles.keys(), **LEGEND)
     return figure

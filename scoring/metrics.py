@@ -26,21 +26,27 @@ resamples (1: the data themselves).
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from causal.wording import RELATION_OF
 
 SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "precision", "recall")
-COMPARED_SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc")
-PROBABILITY_SCORES = {  # with their names in tables
+COMPARED_SCORES = {  # with their names in tables
+    "f1": "F1",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "mcc": "MCC",
+}
+PROBABILITY_SCORES = {
     "auroc": "AUROC",
     "average_precision": "average precision",
     "brier": "Brier",
     "log_loss": "log loss",
     "ece": "ECE",
 }
+BASELINE_NAMES = {"majority": "majority answer", "always_yes": "always Yes"}
 ONE_CLASS = "auroc and average_precision are null: the labels hold one class only"
 NUM_BINS = 10
 _ONE_ROW = np.eye(4, dtype=np.int64)
@@ -89,7 +95,7 @@ def probability_metrics(labels: Sequence[int], probabilities: Sequence[float]) -
         "average_precision": float(sk.average_precision_score(y, p)) if both else None,
         "brier": float(sk.brier_score_loss(y, p, labels=[0, 1])),
         "log_loss": float(sk.log_loss(y, p, labels=[0, 1])),
-        "ece": float(_probability_scores(np.ones((1, len(y))), y, p)["ece"][0]),
+        "ece": float(weighted_probability_scores(np.ones((1, len(y))), y, p)["ece"][0]),
         **({} if both else {"note": ONE_CLASS}),
     }
 
@@ -215,6 +221,14 @@ def report(
     }
 
 
+def grouped_summaries(results: dict) -> dict[str, dict]:
+    """`report`'s summaries by label: of all rows, every number of variables N, every relation, every split."""
+    sizes = {f"N = {size}": summary for size, summary in results["by_num_variables"].items()}
+    splits = dict(list(results.get("by_split", {}).items())[1:])  # the first is what all the others are about
+    groups = {"all": results["overall"], **sizes, **results["by_relation"], **splits}
+    return {f"{label} ({summary['n']:,} rows)": summary for label, summary in groups.items()}
+
+
 def compare(
     rows_a: Sequence[Mapping],
     rows_b: Sequence[Mapping],
@@ -259,43 +273,6 @@ def compare(
     }
 
 
-def format_table(entries: Iterable[tuple[str, Mapping]]) -> str:
-    """A plain text table, a line for each (name, metrics of `classification_metrics`); `intervals` are optional."""
-    header = ("", "F1", "balanced acc.", "accuracy", "MCC", "unanswered")
-    return align([header, *(_table_line(name, metrics) for name, metrics in entries)])
-
-
-def format_probability_table(entries: Iterable[tuple[str, Mapping]]) -> str:
-    """A plain text table, a line for each (name, metrics of `probability_metrics`); `intervals` are optional."""
-    header = ("", *PROBABILITY_SCORES.values())
-    lines = [(name, *(_with_interval(metrics, s) for s in PROBABILITY_SCORES)) for name, metrics in entries]
-    return align([header, *lines])
-
-
-def align(lines: Sequence[Sequence[str]]) -> str:
-    """The lines' cells as text, in columns."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def _with_interval(metrics: Mapping, score: str) -> str:
-    if metrics[score] is None:
-        return "none"
-    interval = metrics.get("intervals", {}).get(score)
-    return f"{metrics[score]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
-def _table_line(name: str, metrics: Mapping) -> tuple[str, ...]:
-    return (
-        name,
-        _with_interval(metrics, "f1"),
-        _with_interval(metrics, "balanced_accuracy"),
-        f"{metrics['accuracy']:.3f}",
-        f"{metrics['mcc']:.3f}",
-        f"{metrics['unanswered_rate']:.1%}",
-    )
-
-
 def _row_counts(index: int, label: int, prediction: int | None) -> np.ndarray:
     """One row as counts (4,): a one at 2 * label + counted prediction."""
     if label not in (0, 1):
@@ -321,7 +298,7 @@ def _scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _probability_scores(weights: np.ndarray, y: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:
+def weighted_probability_scores(weights: np.ndarray, y: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:
     """PROBABILITY_SCORES (R,) of labels y and probabilities p (n,), every row counted `weights` (R, n) times.
 
     A row of weights with one class only has AUROC and average precision nan.
@@ -366,7 +343,7 @@ def _resampled_probability_scores(
     y, p = _labels_and_probabilities(*_probability_columns(rows))
     of_row, num_clusters = _cluster_index(rows, cluster)
     chunks = [
-        _probability_scores(weights[:, of_row].astype(np.float64), y, p)
+        weighted_probability_scores(weights[:, of_row].astype(np.float64), y, p)
         for weights in _resampling_weights(num_clusters, num_resamples, seed, at_once=len(rows))
     ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in PROBABILITY_SCORES}

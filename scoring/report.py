@@ -1,4 +1,4 @@
-"""What evaluate.py shows a person: its figures, and report.html, one page that needs no network and no other file.
+"""report.html: what evaluate.py shows a person, on one page that needs no network and no other file.
 
 Colours are those of Okabe and Ito, which the colour-blind tell apart; lines and markers differ too, for greyscale.
 """
@@ -13,18 +13,13 @@ from matplotlib.figure import Figure
 from causal.drawing import draw_graph
 from causal.graphs import Claim, Corr2CauseError, Premise, markov_equivalence_class
 from causal.reasoning import check_trace, trace
-from causal.wording import RELATION_OF, class_edges
-from dataset.sources import claim_of, parse_row
+from causal.wording import RELATION_OF, class_edges, parse_input
+from dataset.sources import parse_row
 from scoring.figures import PUBLISHED_NOTE, calibration_figure, confusion_figure
 
 WRONG_SHOWN = 200  # rows; more make a page that no browser likes
 ANSWERS = {0: "No", 1: "Yes", None: "no answer"}
 
-
-# ---------------------------------------------------------------- figures
-
-
-# ---------------------------------------------------------------- the page
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; max-width: 62rem; padding: 1rem; }
@@ -137,7 +132,7 @@ def premise_card(claims: list[list[dict]], names: list[str]) -> str:
     """One premise with its class drawn, and its claims: each a row of every model."""
     row = claims[0][0]
     try:
-        premise, _ = claim_of(parse_row(row))
+        premise, _ = parse_input(row["input"])
         figure = Figure(figsize=(2.2, 2.2), layout="constrained")
         draw_graph(figure.subplots(), premise.variables, class_edges(premise))
         members = len(markov_equivalence_class(premise))
@@ -160,17 +155,15 @@ def _claim(given: list[dict], names: list[str]) -> str:
         said.append(f"{escape(name)}: <span{wrong}>{ANSWERS[answer['prediction']]}</span>")
     parts = []
     try:
-        parsed = parse_row(row)
-        premise, claim = claim_of(parsed)
-        if parsed["exact"] != row["label"]:
-            parts.append(
-                f"<p>The label is {ANSWERS[row['label']]}; by the definition it is {ANSWERS[parsed['exact']]}.</p>"
-            )
+        premise, claim = parse_input(row["input"])
+        exact = parse_row(row)["exact"]
+        if exact != row["label"]:
+            parts.append(f"<p>The label is {ANSWERS[row['label']]}; by the definition it is {ANSWERS[exact]}.</p>")
         reason = trace(premise, claim, "full")
         for name, answer in zip(names, given, strict=True):
             parts += [f"<p>{escape(name)}</p>", f"<pre>{escape(model_text(answer))}</pre>"]
             parts.append(judged(answer.get("completion", ""), premise, claim))
-        parts.append(f"<p>Why {ANSWERS[parsed['exact']]} is right</p><pre>{escape(reason)}</pre>")
+        parts.append(f"<p>Why {ANSWERS[exact]} is right</p><pre>{escape(reason)}</pre>")
     except Corr2CauseError as error:
         parts.append(f"<p>{escape(str(error))}</p>")
     hypothesis = row["input"].partition("Hypothesis:")[2].strip()

@@ -1,12 +1,15 @@
 """An oracle that shares no code with the product: networkx, and brute force over all labelled DAGs."""
 
+import re
 from functools import cache
 from itertools import combinations, permutations, product
 
 import networkx as nx
+from hypothesis import strategies as st
 
 from causal import graphs as g
 from causal import wording as c
+from causal.rows import generate_rows
 
 LETTERS = "ABCDEF"
 
@@ -80,10 +83,29 @@ def all_claims(n):
 
 @cache
 def rows(n):
-    return list(c.generate_rows(n))
+    return list(generate_rows(n))
 
 
 def parsed(row):
-    premise_text, hypothesis = c.split_input(row["input"])
-    premise = c.parse_premise(premise_text)
-    return premise, c.parse_hypothesis(hypothesis, premise.variables)
+    return c.parse_input(row["input"])
+
+
+@st.composite
+def premises_and_claims(draw):
+    n = draw(st.integers(2, 6))
+    code, order = draw(st.integers(0, 2 ** (n * (n - 1) // 2) - 1)), draw(st.permutations(range(n)))
+    upper = tuple(sum((code >> (v * (v - 1) // 2 + u) & 1) << u for u in range(v)) for v in range(n))
+    claim = draw(st.sampled_from(all_claims(n)))
+    template = draw(st.sampled_from([t for t in c.TEMPLATES if c.RELATION_OF[t] == claim.relation]))
+    return g.premise_of(g.relabel(upper, order)), claim, template
+
+
+def statements(premise_text):
+    """A premise's header and its sorted statements, each with its two variables and its condition sorted."""
+    header, body = " ".join(premise_text.split()).split("follows: ")
+    found = []
+    for sentence in re.split(r"\.\s*", body.replace("However, ", "").removesuffix(".")):
+        pair, _, given = sentence.partition(" are independent given ")
+        kind = next((k for k in (" correlates with ", " is independent of ", " and ") if k in pair), None)
+        found.append((kind, sorted(pair.split(kind)), sorted(re.split(", | and ", given))))
+    return header, sorted(found)

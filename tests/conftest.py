@@ -225,6 +225,17 @@ def dataset(once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def traces(tmp_path_factory) -> str:
+    """A dataset whose responses are traces."""
+    from preprocess import DataConfig, build, write_dataset
+
+    folder = tmp_path_factory.mktemp("traces") / "data"
+    config = DataConfig(num_variables=[4], target="trace", trace_style="full", max_length=4000)
+    write_dataset(*build(config), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def start_adapter(once, dataset, tokenizer) -> Path:
     """An adapter that answers Yes or No about equally often, so that groups have different rewards; its base beside."""
     return once("start", lambda folder: train_start_adapter(folder, dataset, tokenizer)) / "adapter"

@@ -5,7 +5,6 @@ a row of the HPARAMS page, with its settings and the scores of the model that it
 """
 
 import math
-import os
 import shlex
 import sys
 import time
@@ -19,13 +18,19 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from runtime.checkpoints import list_checkpoints
-from scoring.metrics import baselines
+from scoring.metrics import COMPARED_SCORES, baselines
 from training.runs import OUTWARD, Run
 from training.settings import TrainingSettings
 
 EVAL_SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "unanswered_rate", "predicted_yes_rate")
 CONSOLE_LINES = 20  # of a run whose output is no terminal, besides those of its evaluations
-SCORE_NAMES = {"loss": "loss", "f1": "F1", "balanced_accuracy": "balanced accuracy"}  # as the last lines call them
+CLOSING_SCORES = ("loss", "f1", "balanced_accuracy", "reward")  # in the last lines
+# Which model is kept, by the score that decides:
+KEPT_BY = {
+    "loss": "the lowest validation loss",
+    "f1": "the best validation F1",
+    "reward": "the best validation reward",
+}
 # The scores on the HPARAMS page, the same for both stages, as TensorBoard takes its columns from one of the runs.
 COMPARED = ("kept/step", "kept/f1", "kept/balanced_accuracy", "kept/mcc", "kept/loss", "eval/f1")
 COMPARED += ("eval/balanced_accuracy", "eval/loss", "train/loss", "reward/mean")
@@ -197,8 +202,10 @@ def finish(run: Run, writer: SummaryWriter | None, stage: str, kept: dict, step:
 
 def closing_lines(config: TrainingSettings, stage: str, kept: dict) -> list[str]:
     """Where a run's results are, and the commands that come next."""
-    scores = ", ".join(f"{name} {kept[key]:.3f}" for key, name in SCORE_NAMES.items() if key in kept)
-    rule = {"SFT": "the lowest validation loss", "GRPO": "the best validation F1"}[stage]
+    from scoring.results import RESULTS, model_name  # matplotlib takes a second, and only this rank needs it
+
+    scores = ", ".join(f"{COMPARED_SCORES.get(name, name)} {kept[name]:.3f}" for name in CLOSING_SCORES if name in kept)
+    rule = next(words for name, words in KEPT_BY.items() if name in kept)
     chosen = f"{rule}: {scores}" if config.keep_best else f"the last: {scores}"
     checkpoints = ", ".join(path.name for path in list_checkpoints(Path(config.output_dir))) or "none"
     lines = [
@@ -206,70 +213,30 @@ def closing_lines(config: TrainingSettings, stage: str, kept: dict) -> list[str]
         f"beside it: training_config.json, every setting as used; checkpoints: {checkpoints}",
         f"curves: tensorboard --logdir {config.logging_dir}",
     ]
-    test = evaluate_command(config, config.output_dir)
+    if "f1" not in kept:  # another task's rows, which evaluate.py does not know
+        return lines
+    lines.append(f"next, scores on the test split: {evaluate_command(config, config.output_dir)}")
     if stage == "SFT":
-        return [*lines, f"next, GRPO: {grpo_command(config)}", f"or scores on the test split: {test}"]
-    # evaluate.py runs on its results alone here: no model, no launcher
-    results = [results_dir(config.model), results_dir(config.output_dir)]
+        options = ("--config", "RECIPE", "--model", config.output_dir, "--dataset", config.dataset)
+        return [*lines, f"and GRPO, RECIPE being one of configs/grpo_*.yaml: {command('train_grpo.py', *options)}"]
+    results = [f"{RESULTS}/{model_name(model)}" for model in (config.model, config.output_dir)]
     return [
         *lines,
-        f"next, scores on the test split: {test}",
         f"and of what it began with: {evaluate_command(config, config.model)}",
-        f"then: {shlex.join(['python', 'evaluate.py', '--compare', *results])}",
+        f"then: {command('evaluate.py', '--compare', *results)}",
     ]
 
 
-def grpo_command(config: TrainingSettings) -> str:
-    """GRPO from an SFT model: by the recipe of the same name or else with the settings that carry over."""
-    given = sys.argv[sys.argv.index("--config") + 1] if "--config" in sys.argv[:-1] else ""
-    recipe = Path(given).with_name(Path(given).name.replace("sft", "grpo")) if given else None
-    options = ["--model", config.output_dir, "--dataset", config.dataset]
-    options += ["--output_dir", grpo_name(config.output_dir), "--logging_dir", grpo_name(config.logging_dir)]
-    if recipe is not None and recipe.is_file() and str(recipe) != given:
-        options = ["--config", str(recipe), *options]
-    else:
-        options += shared_options(config)
-    return shlex.join([*launcher(), "train_grpo.py", *options])
-
-
-def grpo_name(directory: str) -> str:
-    """Where GRPO puts what SFT has put into `directory`: models/phi3_sft_model -> models/phi3_grpo_model."""
-    path = Path(directory)
-    name = path.name.replace("sft", "grpo").replace("SFT", "GRPO")
-    return str(path.with_name(name if name != path.name else f"{name}_grpo"))
+def command(*words: str) -> str:
+    return shlex.join(["python", *words])
 
 
 def evaluate_command(config: TrainingSettings, model: str) -> str:
-    """Scores on the test split; a model that was trained here knows its dataset, precision and length of answers."""
-    options = ["--model", model]
-    if not (Path(model) / "training_config.json").is_file():
-        options += ["--dataset", config.dataset, *shared_options(config)]
-    return shlex.join([*launcher(), "evaluate.py", *options])
-
-
-def shared_options(config: TrainingSettings) -> list[str]:
-    """The settings of a run that another stage has to repeat where nothing else says them."""
-    precision = [] if config.quantization == "none" else ["--quantization", config.quantization]
-    return ["--max_new_tokens", str(config.max_new_tokens), *precision]
-
-
-def results_dir(model: str) -> str:
-    """Where evaluate.py puts a model's results if not told otherwise."""
-    path = Path(model).resolve()
-    checkpoint = path.name.startswith("checkpoint-")
-    return f"evaluation_results/{path.parent.name}-{path.name}" if checkpoint else f"evaluation_results/{path.name}"
-
-
-def launcher() -> list[str]:
-    """The words before the script's name in the command that has started it: `accelerate launch …`, or python."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
-    except OSError:
-        words = []
-    starts = [k + 1 for k, word in enumerate(words) if word in ("launch", "accelerate.commands.launch")]
-    if not starts or sys.argv[0] not in words:
-        return ["python"]
-    return ["accelerate", "launch", *words[starts[0] : words.index(sys.argv[0])]]
+    """Scores on the test split. A model that was trained here knows its dataset, precision and length of answers."""
+    options = {"dataset": config.dataset, "quantization": config.quantization, "max_new_tokens": config.max_new_tokens}
+    known = (Path(model) / "training_config.json").is_file()
+    more = [] if known else [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return command("evaluate.py", "--model", model, *more)
 
 
 # --- what is logged of a step

@@ -13,8 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 
-from dataset.batches import epoch_batches, premise_ids_of, relabel_rows, share_of_rank
+from dataset.batches import epoch_batches, share_of_rank
 from dataset.chat import encode
+from dataset.reading import premise_ids_of
+from dataset.relabelling import relabel_rows
 from policy.prefix_sharing import Tokens, joined, pack, plan_micro_batches
 from policy.sampling import Completion
 from runtime.processes import reduce

@@ -2,7 +2,7 @@
 
 `checkpoint-<step>/` is filled by all ranks together:
 
-    adapter_model.safetensors, …   the policy, as a user loads it (models.save_model)
+    adapter_model.safetensors, …   the policy, as a user loads it (policy.loading.save_model)
     rank-<r>.safetensors           what only rank r holds: its part of the optimizer, its random number generators
     run.json                       step, settings, loss scale, and what the script hands over: scores, history, position
     manifest.json                  SHA-256 of every other file

@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
-from dataset.batches import choose_rows, dataset_hash, load_split
 from dataset.chat import encode
+from dataset.reading import choose_rows, load_split, read_dataset_hash
 from policy.adapters import add_reference, disable_dropout
 from policy.loading import check_context, check_model, load_policy, load_tokenizer, stop_token_ids, training_dtype
 from policy.prefix_sharing import Tokens, check_prefix_sharing
@@ -166,7 +166,7 @@ def open_run(config: TrainingSettings, stage: str, labels: bool | None) -> Opene
     """
     accelerator = start(config.seed)
     check_model(config.model)
-    data_hash = dataset_hash(config.dataset)
+    data_hash = read_dataset_hash(config.dataset)
     run = Run(accelerator, config, data_hash)
     if run.finished:
         run.end_at_once()

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from dataset.batches import premise_ids_of
 from dataset.chat import encode
+from dataset.reading import premise_ids_of
 from policy.loading import model_card
 from scoring.metrics import classification_metrics
 from scoring.predictions import complete, predict

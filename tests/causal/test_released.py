@@ -8,7 +8,7 @@ from brute_force import nx_d_separations, nx_graph, nx_holds, parsed
 
 from causal import graphs as g
 from causal import released
-from causal import wording as c
+from causal.rows import generate_rows
 
 
 def claims(n):
@@ -58,14 +58,14 @@ EXACT = [
 def test_counts_of_the_exact_rows(n, classes, rows, valid, different, unsatisfiable):
     """For N = 6 the generator's wrong d-separations (mistake 3) add 20 premises and lose 14 classes."""
     premises, count, ones = set(), 0, 0
-    for row in c.generate_rows(n):
+    for row in generate_rows(n):
         premises.add(row["premise_id"])
         count, ones = count + 1, ones + row["label"]
         assert row["label"] == row["given_label"] == row["exact"]
     assert (len(premises), count, ones) == (classes, rows, valid)
     assert g.NUM_CLASSES[n] == classes
     wrong = without = 0
-    for row in c.generate_rows(n, labels="released"):
+    for row in generate_rows(n, labels="released"):
         wrong += row["exact"] is not None and row["label"] != row["exact"]
         without += row["exact"] is None
     assert (wrong, without) == (different, unsatisfiable)
@@ -75,7 +75,7 @@ def test_released_rows_of_up_to_five_variables_are_the_exact_ones_but_for_labels
     """Disputed ones are confirmed by networkx: every member has the premise's separations, one or none fails."""
     disputed = 0
     for n in (3, 4, 5):
-        pairs = zip(c.generate_rows(n, labels="released"), c.generate_rows(n), strict=True)
+        pairs = zip(generate_rows(n, labels="released"), generate_rows(n), strict=True)
         for row, exact in pairs:
             assert row | {"label": 0, "given_label": 0} == exact | {"label": 0, "given_label": 0}
             if row["label"] == exact["label"]:
@@ -115,4 +115,4 @@ def test_a_confounder_with_a_long_leg_to_the_second_variable_is_missed():
 
 def test_released_rows_have_no_relabelings():
     with pytest.raises(g.Corr2CauseError, match="no relabelings, all structures"):
-        list(c.generate_rows(3, labels="released", relabel_seed=0))
+        list(generate_rows(3, labels="released", relabel_seed=0))

@@ -13,6 +13,7 @@ from brute_force import nx_d_separations, nx_holds, parsed, rows
 import preprocess
 from causal import graphs as g
 from causal import wording as c
+from causal.rows import generate_rows
 from dataset.audit import FILES, write_audit
 
 GOOD = rows(4)[100]["input"]
@@ -31,7 +32,7 @@ def audit(tmp_path, records):
 
 
 def test_the_released_mistakes_are_found_and_proved(tmp_path):
-    released = [row for n in (3, 4, 5) for row in c.generate_rows(n, labels="released")]
+    released = [row for n in (3, 4, 5) for row in generate_rows(n, labels="released")]
     exact = [row["label"] for n in (3, 4, 5) for row in rows(n)]
     wrong, problems, summary = audit(tmp_path, [{"input": row["input"], "label": row["label"]} for row in released])
     assert not problems and summary["rows"] == summary["audited"] == len(released) == 9330
@@ -121,7 +122,7 @@ def test_the_command_writes_three_files_and_overwrites_only_its_own(monkeypatch,
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ("input", "label"), extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(c.generate_rows(4, labels="released"))
+        writer.writerows(generate_rows(4, labels="released"))
     command = ["preprocess.py", "--audit", str(path), "--output_dir", str(out)]
     monkeypatch.setattr(sys, "argv", command)
     preprocess.main()

@@ -1,27 +1,12 @@
-"""Batches by premise: every row once, a function of (seed, epoch), fair shares; and datasets that are not there."""
+"""Batches by premise: every row once, a function of (seed, epoch), fair shares."""
 
 import random
 from collections import Counter
 
-import pytest
-from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal import graphs, reasoning, wording
-from dataset.batches import (
-    answer_candidates,
-    choose_rows,
-    encode_rows,
-    epoch_batches,
-    load_split,
-    premise_groups,
-    relabel_rows,
-    share_of_rank,
-    trace_style,
-)
-from dataset.chat import special_tokens, templated
-from preprocess import ANSWERS, DataConfig, build, write_dataset
+from dataset.batches import epoch_batches, premise_groups, share_of_rank
 
 premise_lists = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=60)
 group_lists = st.lists(st.integers(1, 9), min_size=1, max_size=12)
@@ -101,136 +86,3 @@ def test_shares_are_fair_in_what_a_group_costs(sizes, world_size):
 def test_nothing_to_share_for_more_ranks_than_rows():
     shares = [share_of_rank([[5, 6]], rank, 4) for rank in range(4)]
     assert sorted(map(len, shares)) == [0, 0, 1, 1] and sorted(row for share in shares for row in flat(share)) == [5, 6]
-
-
-def test_prompts_and_responses_are_encoded_apart(tokenizer):
-    rows = Dataset.from_list([{"prompt": "<|user|>\nA<|end|>\n<|assistant|>\n", "response": "Answer: No<|end|>"}])
-    (prompt,), (response,) = encode_rows(tokenizer, rows)
-    assert tokenizer.decode(prompt) == rows[0]["prompt"] and tokenizer.decode(response) == rows[0]["response"]
-
-
-# --- datasets on disk
-
-
-def save(path, **splits) -> str:
-    DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(path)
-    return str(path)
-
-
-def test_load_split(tmp_path):
-    directory = save(
-        tmp_path / "d",
-        train=[{"prompt": "a", "response": "Yes", "label": 1}],
-        test=[{"prompt": "b", "response": "No", "label": 0}],
-    )
-    assert load_split(directory, "test")["prompt"][0] == "b"
-    with pytest.raises(ValueError, match="split validation: .* has train, test"):
-        load_split(directory, "validation")
-
-
-def test_a_dataset_that_cannot_be_used_is_one_line(tmp_path):
-    for directory in (tmp_path / "missing", tmp_path):
-        with pytest.raises(ValueError, match="not a dataset of preprocess.py"):
-            load_split(str(directory), "train")
-    raw = save(tmp_path / "raw", train=[{"input": "a", "label": 1}])
-    with pytest.raises(ValueError, match="raw"):
-        load_split(raw, "train")
-
-
-# --- relabelling
-
-
-@pytest.fixture(scope="module")
-def traces(tmp_path_factory) -> str:
-    """A dataset whose responses are traces."""
-    folder = tmp_path_factory.mktemp("data") / "traces"
-    config = DataConfig(num_variables=[4], target="trace", trace_style="full", max_length=4000)
-    write_dataset(*build(config), folder)
-    return str(folder)
-
-
-def test_relabelled_rows_ask_the_same_in_other_letters(traces):
-    rows = load_split(traces, "train").select(range(72))
-    columns = relabel_rows(rows, trace_style(traces), 0, 0)
-    changed = 0
-    for row, prompt, response, relabelled, hypothesis in zip(rows, *columns.values(), strict=True):
-        text = prompt[prompt.index("Premise: ") :].split("<|end|>")[0]
-        premise_text, stated = wording.split_input(text)
-        premise = wording.parse_premise(premise_text)
-        claim = wording.parse_hypothesis(hypothesis, premise.variables)
-        assert (premise_text, stated) == (relabelled, hypothesis)
-        assert graphs.structure_id(premise) == row["structure_id"]
-        assert graphs.exact_label(graphs.markov_equivalence_class(premise), claim) == row["label"]
-        assert response == reasoning.trace(premise, claim, "full") + "<|end|>"
-        assert prompt.replace(text, row["input"]) == row["prompt"]
-        changed += prompt != row["prompt"]
-    assert changed > 60
-    assert len({prompt.split("\nHypothesis")[0] for prompt in columns["prompt"]}) == len(set(rows["premise_id"])) == 2
-
-
-def test_every_epoch_has_letters_of_its_own_and_repeats_itself(traces):
-    rows = load_split(traces, "train").select(range(40))
-    epochs = [tuple(relabel_rows(rows, None, 0, epoch)["prompt"]) for epoch in range(5)]
-    assert len(set(epochs)) == 5 and tuple(relabel_rows(rows, None, 0, 3)["prompt"]) == epochs[3]
-    assert tuple(relabel_rows(rows, None, 1, 3)["prompt"]) != epochs[3]
-    assert relabel_rows(rows, None, 0, 3)["response"] == rows["response"][:]
-
-
-def test_what_cannot_be_relabelled_is_refused(traces, tmp_path):
-    rows = load_split(traces, "train").select(range(3))
-    with pytest.raises(ValueError, match="relabel_each_epoch: the response to 'Premise: .* is not its trace"):
-        relabel_rows(rows, "compact", 0, 0)
-    with pytest.raises(ValueError, match="relabel_each_epoch: the prompt does not hold its input"):
-        relabel_rows(rows.map(lambda row: {"prompt": "Question?"}), None, 0, 0)
-    with pytest.raises(ValueError, match="relabel_each_epoch: .* has no report.json, .*; use relabel_each_epoch false"):
-        trace_style(str(tmp_path))
-    (tmp_path / "report.json").write_text('{"config": {"target": "teacher"}}')
-    with pytest.raises(ValueError, match="not for target teacher"):
-        trace_style(str(tmp_path))
-    (tmp_path / "report.json").write_text('{"config": {"target": "answer", "trace_style": "compact"}}')
-    assert trace_style(str(tmp_path)) is None
-
-
-# --- the two answers
-
-
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> str:
-    """A dataset whose responses are answers alone."""
-    folder = tmp_path_factory.mktemp("data") / "answers"
-    write_dataset(*build(DataConfig(num_variables=[4], instruction="")), folder)
-    return str(folder)
-
-
-REQUEST = ("estimator exact", "use estimator sampled")
-
-
-def test_candidates_are_the_two_targets_whatever_the_label(answers, tokenizer):
-    rows = load_split(answers, "train")
-    no, yes = (templated(tokenizer, "", answer, special_tokens(tokenizer))[1] for answer in ANSWERS)
-    assert set(rows["label"]) == {0, 1} and {no, yes} == set(rows["response"])
-    assert answer_candidates(answers, rows, *REQUEST) == [(no, yes)] * len(rows)
-    swapped = {"response": [response.replace("No", "Yes") for response in rows["response"]]}
-    assert answer_candidates(answers, swapped, *REQUEST) == [(no, yes)] * len(rows)
-
-
-@pytest.mark.parametrize("response", ["Answer: Maybe", "", "Answer: Yes or No", "The node is the answer."])
-def test_responses_that_are_not_one_answer(answers, response):
-    message = "estimator exact: the response .* of dataset .* is not one Yes or No; use estimator sampled"
-    with pytest.raises(ValueError, match=message):
-        answer_candidates(answers, {"response": ["Answer: Yes<|end|>", response]}, *REQUEST)
-
-
-def test_candidates_of_a_dataset_of_other_targets(traces, tmp_path):
-    with pytest.raises(ValueError, match="estimator exact: .* target trace, not answers alone; use estimator sampled"):
-        answer_candidates(traces, load_split(traces, "train"), *REQUEST)
-    with pytest.raises(ValueError, match="estimator exact: dataset .* has no report.json, .*; use estimator sampled"):
-        answer_candidates(str(tmp_path), {"response": ["Answer: Yes<|end|>"]}, *REQUEST)
-
-
-def test_rows_are_chosen_at_random_and_by_the_seed_alone():
-    rows = Dataset.from_dict({"x": list(range(50))})
-    chosen = [choose_rows(rows, 10, seed)["x"] for seed in (0, 0, 1)]
-    assert list(chosen[0]) == list(chosen[1]) == sorted(set(chosen[0])) and len(chosen[0]) == 10
-    assert list(chosen[2]) != list(chosen[0]) and chosen[0][-1] >= 10, "not the first ones"
-    assert list(choose_rows(rows, 80, 0)["x"]) == list(range(50))

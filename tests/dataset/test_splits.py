@@ -6,6 +6,7 @@ import pytest
 from brute_force import rows
 
 from causal import wording as c
+from causal.rows import PERTURBATIONS, generate_rows, premise_id
 from dataset.splits import BALANCE, label_weights, perturbed, relation_of, released_recipe, split_rows, subsample
 
 FRACTIONS = {"validation": 0.1, "test": 0.1}
@@ -95,7 +96,7 @@ def test_label_weights_make_a_constant_answer_worth_nothing():
     assert label_weights([row for row in chosen if row["label"]]) is None
 
 
-@pytest.mark.parametrize("kind", c.PERTURBATIONS)
+@pytest.mark.parametrize("kind", PERTURBATIONS)
 def test_perturbed_rows_keep_order_labels_and_structure(kind):
     source = named(4)[::5]
     changed = perturbed(source, kind, seed=0)
@@ -103,7 +104,7 @@ def test_perturbed_rows_keep_order_labels_and_structure(kind):
         kept = ("row", "label", "given_label", "exact", "structure_id", "num_variables")
         assert {key: old[key] for key in kept} == {key: new[key] for key in kept}
         assert new["input"] == c.write_input(new["premise"], new["hypothesis"])
-        assert new["premise_id"] == c.premise_id(new["premise"])
+        assert new["premise_id"] == premise_id(new["premise"])
         assert relation_of(new) == relation_of(old)
         assert (new["premise"] == old["premise"]) or kind != "paraphrase"
         if relation_of(old) == "indirect":
@@ -113,8 +114,8 @@ def test_perturbed_rows_keep_order_labels_and_structure(kind):
 
 
 def test_a_wrong_label_is_kept_by_perturbation():
-    wrong = [row | {"row": "x"} for row in c.generate_rows(4, labels="released") if row["label"] != row["exact"]]
-    for kind in c.PERTURBATIONS:
+    wrong = [row | {"row": "x"} for row in generate_rows(4, labels="released") if row["label"] != row["exact"]]
+    for kind in PERTURBATIONS:
         assert [row["label"] for row in perturbed(wrong, kind, 0)] == [row["label"] for row in wrong]
 
 

@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from causal import reasoning, wording
+from causal.rows import generate_rows
 from causal.tiny import PHI3_SPECIAL, tiny_model, tiny_tokenizer
 from dataset.chat import encode
 from policy.adapters import adapter_base, add_reference
@@ -63,7 +64,7 @@ def test_tiny_tokenizer_is_lossless_on_any_text(tokenizer, text):
 
 
 def test_tiny_tokenizer_is_lossless_and_short_on_the_task(tokenizer):
-    for row in list(wording.generate_rows(3))[::9] + list(wording.generate_rows(4))[::90]:
+    for row in list(generate_rows(3))[::9] + list(generate_rows(4))[::90]:
         ids = encode(tokenizer, row["input"])
         assert tokenizer.decode(ids) == row["input"]
         assert len(ids) < len(row["input"]) / 3

@@ -14,7 +14,7 @@ from conftest import VOCABULARY, build_model, padded_logps
 from datasets import Dataset
 from scipy.stats import chisquare
 
-from causal import wording
+from causal.rows import generate_rows
 from dataset.batches import share_of_rank
 from dataset.chat import encode
 from policy.prefix_sharing import sequence_logps
@@ -187,7 +187,7 @@ def test_groups_keep_their_order_at_any_budget(cache_tokens, tokenizer):
 @pytest.fixture(scope="module")
 def rows(tokenizer):
     """A few rows of several premises, mixed so that grouping by premise reorders them."""
-    rows = random.Random(0).sample(list(wording.generate_rows(3)), 10)
+    rows = random.Random(0).sample(list(generate_rows(3)), 10)
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": row["input"]}], tokenize=False, add_generation_prompt=True

@@ -18,8 +18,6 @@ from scoring.metrics import (
     clustered_bootstrap,
     compare,
     constant_probability,
-    format_probability_table,
-    format_table,
     probability_metrics,
     report,
 )
@@ -170,7 +168,7 @@ def test_bad_rows(labels, predictions, message):
 # ---- probabilities
 
 
-def test_hand_computed_probability_scores():
+def test_hand_computedweighted_probability_scores():
     scores = probability_metrics([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     assert scores["auroc"] == pytest.approx(3 / 4)  # of the four pairs only 0.4 over 0.35 is the wrong way round
     assert scores["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
@@ -198,13 +196,13 @@ def test_certainty_that_is_wrong_costs_a_finite_loss():
 @pytest.mark.parametrize("seed", range(4))
 def test_resampled_scores_equal_scikit_learn_with_the_weights(seed):
     """The array formulas of the intervals, on weights among which are zeros, against scikit-learn on each resample."""
-    from scoring.metrics import _probability_scores
+    from scoring.metrics import weighted_probability_scores
 
     labels, probabilities = (np.array(column, dtype=float) for column in random_scores(80, seed))
     weights = np.random.default_rng(seed).integers(0, 4, (5, 80)).astype(float)
     weights[0] = 1
     weights[1, probabilities > 0.9] = 0  # the highest ranks hold nothing
-    ours = _probability_scores(weights, labels, probabilities)
+    ours = weighted_probability_scores(weights, labels, probabilities)
     for r, w in enumerate(weights):
         assert ours["auroc"][r] == pytest.approx(sk.roc_auc_score(labels, probabilities, sample_weight=w))
         expected = sk.average_precision_score(labels, probabilities, sample_weight=w)
@@ -261,8 +259,6 @@ def test_one_class_only_has_no_auroc():
     assert overall["auroc"] is overall["average_precision"] is overall["intervals"]["auroc"] is None
     assert "one class only" in overall["note"] and overall["brier"] > 0 and width(overall["intervals"]["brier"]) > 0
     assert compare(rows, rows, num_resamples=20)["intervals"].keys().isdisjoint({"auroc", "average_precision"})
-    line = format_probability_table([("model", overall)]).splitlines()[1]
-    assert line.split()[:3] == ["model", "none", "none"]
 
 
 def test_resamples_of_one_class_are_left_out():
@@ -529,17 +525,3 @@ def test_rows_with_equal_inputs_are_matched_in_order():
     for row in a + b:
         row["input"] = "the same" if row["label"] == 0 else "another"
     assert compare(a, b)["mcnemar"]["only_a_right"] == compare(a, b)["mcnemar"]["only_b_right"] == 1
-
-
-# ---- table
-
-
-def test_format_table():
-    rows = make_rows([1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0, 0, None], [0] * 8)
-    text = format_table([("tuned", report(rows)["overall"]), ("majority", baselines([0, 0, 1])["majority"])])
-    header, tuned, majority = text.splitlines()
-    # tp 3, fn 1, fp 2, tn 2
-    assert tuned.split() == "tuned 0.667 [0.667, 0.667] 0.625 [0.625, 0.625] 0.625 0.258 12.5%".split()
-    assert majority.split() == "majority 0.000 0.500 0.667 0.000 0.0%".split()
-    for name, value in (("F1", "0.667"), ("accuracy", "0.625 "), ("MCC", "0.258"), ("unanswered", "12.5%")):
-        assert tuned[header.index(name) :].startswith(value)

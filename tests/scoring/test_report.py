@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from causal.graphs import Corr2CauseError
 from causal.reasoning import trace
-from causal.wording import class_edges, generate_rows
-from dataset.sources import claim_of, parse_row
-from scoring import figures, metrics, report
+from causal.rows import generate_rows
+from causal.wording import class_edges, parse_input
+from dataset.sources import parse_row
+from scoring import metrics, report
 
 ROWS = [row | {"split": "test"} for row in generate_rows(3)] + [row | {"split": "test"} for row in generate_rows(4)][
     :96
@@ -77,9 +78,9 @@ def test_every_wrong_row_is_there_with_its_class_and_its_reason():
     assert sorted(claim["data-label"] for claim in claims) == sorted(str(ROWS[k]["label"]) for k in wrong)
     shown = unescape(re.sub("<[^>]*>", "", text))
     for k in wrong:
-        assert trace(*claim_of(parse_row(ROWS[k])), "full") in shown and ROWS[k]["hypothesis"] in shown
+        assert trace(*parse_input(ROWS[k]["input"]), "full") in shown and ROWS[k]["hypothesis"] in shown
     drawn = {found["alt"] for found in outline.all("img") if found["alt"].startswith("equivalence class")}
-    classes = [", ".join(class_edges(claim_of(parse_row(ROWS[k]))[0])) for k in wrong]
+    classes = [", ".join(class_edges(parse_input(ROWS[k]["input"])[0])) for k in wrong]
     assert drawn == {f"equivalence class: {edges or 'no edge'}" for edges in classes}
     assert f"Of {len(ROWS)} rows, 4 are wrong for some model." in shown
 
@@ -107,7 +108,7 @@ def test_rows_that_are_not_of_the_task_are_shown_as_they_are():
 
 
 def test_the_first_wrong_step_of_a_reasoning_is_named():
-    traces = [(*claim_of(parse_row(row)), trace(*claim_of(parse_row(row)), "full")) for row in ROWS]
+    traces = [(*parse_input(row["input"]), trace(*parse_input(row["input"]), "full")) for row in ROWS]
     premise, claim, right = next(each for each in traces if "No set" in each[2])
     assert report.judged(right, premise, claim) == "<p>every step is right, none is missing</p>"
     lines = right.split("\n")
@@ -118,15 +119,3 @@ def test_the_first_wrong_step_of_a_reasoning_is_named():
     said = report.judged("\n".join(lines), premise, claim)
     assert f"<q>{lines[broken]}</q>; {len(lines) - 2} right, 1 wrong, 1 unreadable, 1 missing" in said
     assert report.judged("Answer: Yes", premise, claim) == ""
-
-
-def test_scores_are_drawn_by_group_and_model():
-    names = {m["name"]: figures.grouped_summaries(m["results"]) for m in (model("a", lambda k: k % 3 == 0),) * 2}
-    names |= {"b": figures.grouped_summaries(model("b", lambda k: False)["results"])}
-    del names["b"][next(label for label in names["b"] if label.startswith("N = 3"))]
-    figure = figures.score_figure(names, 0.95, "title")
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == list(names["b"]), "groups that a model lacks are left out"
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert list(lines["b, 95% interval"].get_xdata()) == [names["b"][label]["f1"] for label in labels]
-    assert {"GPT-4 (published)", "always Yes"} <= {c.get_label() for c in figure.axes[0].collections}

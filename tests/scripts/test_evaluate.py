@@ -12,20 +12,19 @@ import torch
 from accelerate import Accelerator
 from conftest import build_model
 from datasets import Dataset
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from made_up import write_predictions
 from transformers import Phi3Config, Phi3ForCausalLM
 
 import evaluate
 from causal.tiny import tiny_model, tiny_tokenizer
-from dataset.batches import answer_candidates, load_split
 from dataset.chat import encode
+from dataset.reading import answer_candidates, load_split
 from policy.loading import stop_token_ids
 from policy.prefix_sharing import ATTENTION
 from preprocess import DataConfig, build, write_dataset
-from scoring import figures, metrics
+from scoring import metrics
 from scoring.predictions import majority, predict, score_answers
+from scoring.results import answer_figures
 
 
 def constant_model(tokenizer, prompt: str, answer: str) -> Phi3ForCausalLM:
@@ -125,7 +124,7 @@ def test_the_test_set_in_other_words(place, run, tmp_path, capsys):
     assert [row["split"] for row in rows] == ["test"] * len(test) + ["test_paraphrase"] * len(worded)
     assert results["num_rows"] == len(test) and set(results["by_split"]) == {"test", "test_paraphrase"}
     assert results["by_split"]["test_paraphrase"]["difference"]["f1"] == 0, "this model says Yes to all words"
-    assert "test_paraphrase − test" in capsys.readouterr().out
+    assert "test_paraphrase - test" in capsys.readouterr().out
     run("--compare", "a", "a", "--num_resamples", 5, "--output_dir", "b")
     models = json.loads((tmp_path / "b" / "comparison.json").read_text())["models"]
     assert models[0]["n"] == len(test) and models[0]["by_split"].keys() == results["by_split"].keys()
@@ -181,11 +180,6 @@ def test_a_majority_as_users_run_it(place, run, tmp_path, capsys):
 def test_several_samples_have_a_temperature_and_one_is_greedy():
     assert evaluate.Config(model="tiny", num_samples=2).temperature == 1
     assert evaluate.Config(model="tiny").temperature == evaluate.Config(model="tiny", temperature=0.0).temperature == 0
-
-
-def test_names_of_models():
-    names = {"models/sft": "sft", "models/sft/checkpoint-20": "sft-checkpoint-20", "org/Phi-3.5": "Phi-3.5"}
-    assert {model: evaluate.default_name(model) for model in names} == names
 
 
 def test_dtype_follows_the_gpu():
@@ -270,7 +264,7 @@ def test_greedy_answers_are_the_more_probable_ones(candidates, rows, tokenizer):
     scored = score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, micro_batch_tokens=4000)
     assert [row["prediction"] for row in greedy] == [row["prediction"] for row in scored] == says
     assert 0 < sum(says) < len(says)
-    assert evaluate.whole_answers(scored)["answer_mass"] > 0.95
+    assert answer_figures(scored)["answer_mass"] > 0.95
 
 
 def test_scoring_as_users_run_it(place, run, tmp_path, capsys):
@@ -296,19 +290,6 @@ def test_scoring_as_users_run_it(place, run, tmp_path, capsys):
     assert pair["difference"]["accuracy"] == 0 and "auroc" not in pair["difference"]
 
 
-def test_the_reliability_diagram():
-    bins = [
-        {"low": 0.0, "high": 0.1, "n": 90, "mean_probability": 0.04, "frequency": 0.1, "interval": [0.05, 0.2]},
-        {"low": 0.9, "high": 1.0, "n": 10, "mean_probability": 0.95, "frequency": 0.5, "interval": [0.2, 0.7]},
-    ]
-    top, bottom = figures.calibration_figure({"calibration": bins, "confidence": 0.95}, "sft").axes
-    lines = {line.get_label(): line.get_xydata().tolist() for line in top.lines}
-    assert lines["calibrated"] == [[0, 0], [1, 1]]
-    assert lines["model, 95% intervals"] == [[0.04, 0.1], [0.95, 0.5]]
-    assert [bar.get_height() for bar in bottom.patches] == [90, 10]
-    assert [text.get_text() for text in bottom.texts] == ["90", "10"]
-
-
 # --- errors, all of them before a model is loaded
 
 
@@ -320,7 +301,7 @@ def test_the_reliability_diagram():
         (("--model", "{place}/data"), "no safetensors weights in it"),
         (("--model", "{place}/yes", "--dataset", "nowhere"), "dataset nowhere: not a dataset"),
         (("--model", "{place}/yes", "--split", "dev"), "split dev: dataset .* has train, validation, test"),
-        (("--model", "{place}/yes", "--output_dir", "{place}/yes"), "output_dir .*: not empty"),
+        (("--model", "{place}/yes", "--output_dir", "{place}/yes"), "output_dir .*: is not empty"),
         (("--model", "{place}/yes", "--dtype", "int8"), "dtype: 'int8' is not one of"),
         (("--model", "{place}/yes", "--cluster", "row"), "cluster: 'row' is not one of premise_id, structure_id"),
         (("--model", "{place}/yes", "--max_rows", "-1"), "max_rows: must be 0 or more"),
@@ -342,10 +323,9 @@ def test_the_reliability_diagram():
             ("--model", "{place}/yes", "--mode", "score", "--dataset", "{place}/traces"),
             "mode score: dataset .* has target trace, not answers alone; use --mode generate",
         ),
-        (("--model", "{place}/yes", "--compare", "a", "b"), "compare and curves run no model"),
+        (("--model", "{place}/yes", "--compare", "a", "b"), "compare runs no model"),
         (("--compare", "a"), "compare: name at least two"),
         (("--compare", "a", "b"), "compare: a has no metrics.json; write it with python evaluate.py .* --output_dir a"),
-        (("--curves", "logs"), "curves: logs has no TensorBoard events"),
     ],
 )
 def test_mistakes_are_named_before_a_model_is_loaded(place, run, monkeypatch, arguments, message):
@@ -381,36 +361,6 @@ def test_overwriting_spares_a_models_checkpoints(place, run, tmp_path):
 # --- comparison
 
 
-def make_predictions(name: str, accuracy: float, labels_seed: int = 0) -> list[dict]:
-    """Rows of a model that is right on about `accuracy` of 120 rows with 12 premises, and sometimes says nothing."""
-    labels, answers = random.Random(labels_seed), random.Random(name)
-    rows = []
-    for i in range(120):
-        label = int(labels.random() < 0.3)
-        prediction = None if answers.random() < 0.05 else label if answers.random() < accuracy else 1 - label
-        row = {"input": f"row {i}", "label": label, "prediction": prediction, "completion": "", "stopped": True}
-        places = {"premise_id": f"p{i % 12}", "structure_id": f"s{i % 6}", "num_variables": 3 + i % 2}
-        rows.append({**row, **places, "template": ("parent", "has_collider")[i % 2]})
-    return rows
-
-
-def write_predictions(directory: Path, accuracy: float, labels_seed: int = 0, name: str = "") -> Path:
-    """What --compare reads of a run."""
-    directory.mkdir()
-    rows = make_predictions(directory.name, accuracy, labels_seed)
-    (directory / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (directory / "metrics.json").write_text(json.dumps({"name": name or directory.name}))
-    return directory
-
-
-def test_written_predictions_are_read_back_whatever_the_model_said(tmp_path):
-    rows = make_predictions("sft", 0.7)
-    rows[0]["completion"] = 'No\n\r\u2028\x85\x00"é\ufffd'
-    results = {"name": "sft $x_1$", "truncated_rate": 0.0, **metrics.report(rows, num_resamples=5)}
-    evaluate.write_results(rows, results, tmp_path)
-    assert evaluate.read_results(str(tmp_path)) == (results["name"], rows)
-
-
 def test_comparison_pairs_models_with_the_first_and_the_previous(run, tmp_path, capsys):
     directories = [write_predictions(tmp_path / n, a) for n, a in (("base", 0.5), ("sft", 0.7), ("grpo", 0.9))]
     run("--compare", *directories, "--num_resamples", 40, "--seed", 3)
@@ -426,8 +376,8 @@ def test_comparison_pairs_models_with_the_first_and_the_previous(run, tmp_path, 
     assert comparison["models"][2]["intervals"] == metrics.clustered_bootstrap(rows["grpo"], "premise_id", 40, 3)
     assert is_png(output / "comparison.png")
     printed = capsys.readouterr().out
-    assert "majority answer" in printed and "always Yes" in printed
-    shown = next(line for line in printed.split("\n") if line.startswith("grpo − base"))
+    assert "majority answer" in printed and "always Yes" in printed and printed.isascii()
+    shown = next(line for line in printed.split("\n") if line.startswith("grpo - base"))
     assert f"{comparison['pairs'][1]['difference']['f1']:+.3f} [" in shown
     assert shown.endswith(f"{comparison['pairs'][1]['mcnemar']['p_value']:.2g}")
 
@@ -448,74 +398,3 @@ def test_scored_models_are_compared_by_their_probabilities(run, tmp_path, capsys
     assert low < pair["difference"]["auroc"] == b - a < high
     table = capsys.readouterr().out.split("AUROC")[1]
     assert f"{b - a:+.3f} [{low:+.3f}, {high:+.3f}]" in table and "Brier" in table
-
-
-def test_a_model_does_not_differ_from_itself(tmp_path):
-    directory = write_predictions(tmp_path / "sft", 0.7)
-    comparison, _ = evaluate.compare_results([str(directory)] * 2, cluster="premise_id", num_resamples=30, seed=0)
-    pair = comparison["pairs"][0]
-    assert set(pair["difference"].values()) == {0.0} and pair["mcnemar"]["p_value"] == 1
-    assert all(interval == [0, 0] for interval in pair["intervals"].values())
-
-
-def test_models_of_one_name_are_told_apart(tmp_path):
-    directories = [str(write_predictions(tmp_path / n, 0.7, name="sft")) for n in ("a", "b")]
-    comparison, _ = evaluate.compare_results(directories, cluster="premise_id", num_resamples=5, seed=0)
-    assert [model["name"] for model in comparison["models"]] == [f"sft ({directory})" for directory in directories]
-
-
-def test_comparing_other_rows_names_the_directories(tmp_path):
-    a, b = write_predictions(tmp_path / "a", 0.7), write_predictions(tmp_path / "b", 0.7, labels_seed=1)
-    with pytest.raises(ValueError, match=f"compare: {a} and {b}: the labels differ"):
-        evaluate.compare_results([str(a), str(b)], cluster="premise_id", num_resamples=5, seed=0)
-
-
-@pytest.mark.parametrize("text", ['{"input": "a", "label": 1}', '{"input": "a", "lab', "[1, 2]", "", '{"label": 2}'])
-def test_damaged_predictions(tmp_path, text):
-    directory = write_predictions(tmp_path / "a", 0.7)
-    (directory / "predictions.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=f"compare: {directory} .*; write it with .* --overwrite true"):
-        evaluate.read_results(str(directory))
-
-
-# --- learning curves
-
-
-def write_events(directory: Path, scalars: dict[str, list[tuple[int, float]]]) -> Path:
-    writer = EventFileWriter(str(directory))
-    for tag, points in scalars.items():
-        for step, value in points:
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-            writer.add_event(Event(wall_time=0.0, step=step, summary=summary))
-    writer.close()
-    return directory
-
-
-def test_learning_curves(run, tmp_path):
-    losses = {"train/loss": [(10, 2.0), (20, 1.0)], "eval/f1": [(20, 0.5)], "perf/rows_per_second": [(10, 1.0)]}
-    sft = write_events(tmp_path / "sft", losses)
-    grpo = write_events(tmp_path / "grpo", {"policy/kl": [(5, 0.25)], "eval/f1": [(5, 0.5), (10, 0.75)]})
-    assert evaluate.read_curves(str(sft)) == {"eval/f1": {20: 0.5}, "train/loss": {10: 2.0, 20: 1.0}}
-    run("--curves", sft, grpo)
-    assert is_png(tmp_path / "evaluation_results" / "curves" / "learning_curves.png")
-
-
-def test_learning_curves_have_a_panel_a_tag_and_a_line_a_run():
-    runs = {"sft": {"eval/f1": {1: 0.2}, "train/loss": {1: 3.0, 2: 2.0}}, "grpo": {"eval/f1": {1: 0.5, 3: 0.6}}}
-    figure = figures.curves_figure(runs)
-    assert {ax.get_title(): len(ax.lines) for ax in figure.axes} == {"eval/f1": 2, "train/loss": 1}
-    assert list(figure.axes[0].lines[1].get_ydata()) == [0.5, 0.6]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "grpo"]
-    looks = [(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines]
-    assert looks[0] != looks[1], "the lines must differ without colour"
-
-
-def test_a_repeated_step_keeps_its_last_value(tmp_path):
-    write_events(tmp_path, {"train/loss": [(10, 1.0), (20, 3.0), (20, 2.0)]})
-    assert evaluate.read_curves(str(tmp_path)) == {"train/loss": {10: 1.0, 20: 2.0}}
-
-
-def test_events_without_curves(tmp_path):
-    write_events(tmp_path, {"perf/rows_per_second": [(1, 1.0)]})
-    with pytest.raises(ValueError, match="has none of eval/f1"):
-        evaluate.read_curves(str(tmp_path))

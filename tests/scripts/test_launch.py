@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from causal.tiny import tiny_model
-from dataset.batches import relabel_rows
 from dataset.chat import encode
+from dataset.relabelling import relabel_rows
 from policy.loading import save_model
 from policy.prefix_sharing import ATTENTION
 from train_sft import Config as SftConfig

@@ -12,6 +12,7 @@ from datasets import load_from_disk
 
 import preprocess
 from causal import graphs, reasoning, wording
+from causal.rows import PERTURBATIONS, generate_rows, premise_id
 from dataset.chat import encode
 from policy import loading
 from policy.loading import load_tokenizer
@@ -33,7 +34,7 @@ def one_tokenizer(monkeypatch, tokenizer):
 @pytest.fixture(scope="session")
 def rows():
     """The 198 rows of all 11 premises over A, B and C, labels exact."""
-    return list(wording.generate_rows(3, relabel_seed=5, relabelings=6))
+    return list(generate_rows(3, relabel_seed=5, relabelings=6))
 
 
 @pytest.fixture
@@ -262,7 +263,7 @@ def test_hub_rows_keep_their_splits(monkeypatch, rows):
     for (_, part), kept in zip(parts.items(), splits.values(), strict=True):
         assert [row["input"] for row in part] == [row["input"] for row in kept]
     assert list(splits) == ["train", "validation", "test"]
-    ids = [{wording.premise_id(row["premise"]) for row in part} for part in parts.values()]
+    ids = [{premise_id(row["premise"]) for row in part} for part in parts.values()]
     assert report["overlap"]["train/validation"]["premises"] == len(ids[0] & ids[1]) > 0
     splits, _, report = build(DataConfig(source="hub", split="premise"))
     assert all(both["premises"] == 0 for both in report["overlap"].values())
@@ -395,7 +396,7 @@ def test_balance_needs_both_classes(tmp_path, rows):
 
 
 def test_perturbed_test_sets_are_row_by_row_the_test_set():
-    kinds = list(wording.PERTURBATIONS)
+    kinds = list(PERTURBATIONS)
     splits, _, report = build(DataConfig(num_variables=[4], perturbations=kinds, max_test_samples=40, raw=True))
     assert list(splits) == ["train", "validation", "test", *(f"test_{kind}" for kind in kinds)]
     for kind in kinds:
@@ -482,8 +483,7 @@ def test_seven_variables_are_sampled():
 def test_full_traces_are_right(rows):
     splits, _, _ = build(DataConfig(num_variables=[4], target="trace", trace_style="full", max_length=4000))
     for row in splits["test"]:
-        premise = wording.parse_premise(row["premise"])
-        claim = wording.parse_hypothesis(row["hypothesis"], premise.variables)
+        premise, claim = wording.parse_claim(row["premise"], row["hypothesis"])
         assert reasoning.check_trace(row["response"].removesuffix("<|end|>"), premise, claim).complete
         assert row["response"].startswith(("No set of variables", "The pair A and B"))
 
@@ -662,7 +662,7 @@ def test_nothing_of_the_users_is_lost(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="has files that are not of this script, so it is not overwritten"):
         run_main(monkeypatch, *options, "--overwrite", "true")
     assert (out / "notes.txt").read_text() == "mine"
-    with pytest.raises(ValueError, match="output_dir: .* is a file"):
+    with pytest.raises(ValueError, match="output_dir .*: is a file"):
         run_main(monkeypatch, "--output_dir", out / "notes.txt")
     assert {entry.name for entry in tmp_path.iterdir()} == {"out"}
 

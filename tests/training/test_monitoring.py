@@ -28,12 +28,12 @@ import train_sft
 from policy.sampling import Completion
 from runtime.checkpoints import list_checkpoints
 from runtime.settings import parse_config
-from scoring import figures
+from scoring import figures, results
 from scoring.metrics import classification_metrics
-from training import monitoring
 from training.monitoring import CONSOLE_LINES, LAYOUTS, Progress, report_scores
 from training.rollouts import Prompt, Sample, as_cell, completion_table
 
+RECIPE = "configs/grpo_tiny.yaml"
 SCRIPTS = {"SFT": train_sft, "GRPO": train_grpo}
 SHORT = {
     "max_steps": 3,
@@ -235,41 +235,25 @@ def test_a_run_without_a_terminal_shows_that_it_lives(capsys, total, first):
     assert lines[-1].startswith(f"SFT step {total} of {total}: ") and lines[-1].endswith(" 00:00 left")
 
 
-def test_the_last_lines_say_where_everything_is_and_what_to_type(runs):
+def test_the_last_lines_say_where_everything_is_and_what_to_type(runs, monkeypatch):
     """Their commands are of settings that the scripts take."""
+    monkeypatch.chdir(ROOT)
     configs = {"train_grpo.py": train_grpo.Config, "evaluate.py": evaluate.Config}
-    assert monitoring.grpo_name("logs/tiny_sft") == "logs/tiny_grpo" and monitoring.grpo_name("out/a") == "out/a_grpo"
-    for stage, typed in (("SFT", ["train_grpo.py", "evaluate.py"]), ("GRPO", ["evaluate.py"] * 3)):
+    for stage, typed in (("SFT", ["evaluate.py", "train_grpo.py"]), ("GRPO", ["evaluate.py"] * 3)):
         output = str(runs.folder / stage)
-        number = 5 if stage == "SFT" else 6
-        last = runs.text[stage].splitlines()[-number:]
+        last = runs.text[stage].splitlines()[-3 - len(typed) :]
         step = json.loads((Path(output) / "best.json").read_text())["step"]
         assert last[0].startswith(f"{'model' if stage == 'SFT' else 'adapter'}: {output} (step {step}, the ")
         assert last[1].endswith("checkpoint-1, checkpoint-2" if stage == "SFT" else "checkpoint-2, checkpoint-3")
         assert last[2] == f"curves: tensorboard --logdir {runs.folder / 'logs' / stage}"
-        commands = [shlex.split(line.split(": python ")[1]) for line in last[3:]]
+        commands = [shlex.split(line.split(": python ")[1].replace("RECIPE", RECIPE)) for line in last[3:]]
         assert [words[0] for words in commands] == typed
         given = [parse_config(configs[words[0]], words[1:]) for words in commands]
         if stage == "SFT":
-            assert (given[0].model, given[1].model) == (output, output)
-            assert given[0].output_dir == str(runs.folder / "GRPO")
-            assert given[0].logging_dir == str(runs.folder / "logs" / "GRPO")
+            assert [g.model for g in given] == [output, output]
         else:
             assert [g.model for g in given] == [output, str(runs.places["model"]), ""]
-            names = [evaluate.default_name(one.model) for one in (given[1], given[0])]
+            names = [results.model_name(one.model) for one in (given[1], given[0])]
             assert given[2].compare == [f"evaluation_results/{name}" for name in names]
-        for one in given[:2]:
-            assert one.dataset == str(runs.places["dataset"])
-            assert one.max_new_tokens == (16 if stage == "SFT" else 6)
-
-
-def test_sft_by_a_recipe_is_followed_by_its_grpo_recipe(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["train_sft.py", "--config", "configs/sft_phi3.yaml"])
-    config = parse_config(train_sft.Config)
-    words = shlex.split(monitoring.grpo_command(config))
-    assert words[:4] == ["python", "train_grpo.py", "--config", "configs/grpo_phi3.yaml"]
-    assert parse_config(train_grpo.Config, words[2:]) == parse_config(train_grpo.Config, words[2:4])
-    monkeypatch.setattr(sys, "argv", ["train_sft.py"])
-    words = shlex.split(monitoring.grpo_command(config))
-    assert "--config" not in words and words[-2:] == ["--quantization", "nf4"]
+        assert {one.dataset for one in given[:2]} == {str(runs.places["dataset"])}
+        assert [one.max_new_tokens for one in given[:2]] == ([16, 8] if stage == "SFT" else [6, 6])  # 8: the recipe's

@@ -1,0 +1,152 @@
+"""The rows of the task: made from premises, with exact labels; the same in other words, letters or order.
+
+rows = list(generate_rows(3))                        # every claim on every class of three variables
+texts = perturb(premise, claim, "parent", "relabeling", key="0")
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
+from itertools import combinations
+
+from causal.graphs import (
+    LETTERS,
+    Claim,
+    Corr2CauseError,
+    Premise,
+    UnsatisfiableError,
+    cpdag,
+    exact_label,
+    labelled_premises,
+    markov_equivalence_class,
+    relabel_claim,
+    relabel_premise,
+    renamings,
+    representatives,
+    structure_id,
+)
+from causal.released import released_classes
+from causal.wording import write_hypothesis, write_input, write_premise
+
+PERTURBATIONS = ("paraphrase", "refactorization", "relabeling", "reordering")
+
+
+def premise_id(premise_text: str) -> str:
+    """12 hexadecimal digits that identify the premise's text."""
+    return hashlib.sha1(premise_text.encode()).hexdigest()[:12]
+
+
+def premise_columns(premise: Premise, text: str) -> dict:
+    """The dataset's columns that all rows of a premise, written as `text`, share.
+
+    Where no graph satisfies the premise, `edges` is None and the premise is a structure of its own.
+    """
+    identity, n = premise_id(text), len(premise.variables)
+    try:
+        structure, (directed, undirected) = structure_id(premise), cpdag(premise)
+        edges = {"directed": sorted(map(list, directed)), "undirected": sorted(map(list, undirected))}
+    except UnsatisfiableError:
+        structure, edges = f"{n}-unsatisfiable-{identity}", None
+    return {
+        "premise": text,
+        "premise_id": identity,
+        "structure_id": structure,
+        "num_variables": n,
+        "edges": edges,
+    }
+
+
+def exact_labeller(premise: Premise) -> Callable[[Claim], int | None]:
+    """A function from claims to exact labels; to None where no graph satisfies the premise."""
+    try:
+        members = markov_equivalence_class(premise)
+    except UnsatisfiableError:
+        return lambda claim: None
+    return lambda claim: exact_label(members, claim)
+
+
+@cache
+def claims_of(n: int) -> tuple[tuple[Claim, tuple[str, ...]], ...]:
+    """The six claims on each pair, in the released order, each with the templates that word it."""
+    claims = []
+    for i, j in combinations(range(n), 2):
+        claims += [(Claim("direct", i, j), ("parent",)), (Claim("direct", j, i), ("child",))]
+        claims += [
+            (Claim("indirect", *pair), ("non-parent ancestor", "non-child descendant")) for pair in ((i, j), (j, i))
+        ]
+        claims += [(Claim("collider", i, j), ("has_collider",)), (Claim("confounder", i, j), ("has_confounder",))]
+    return tuple(claims)
+
+
+def rows_of_premise(premise: Premise, label: Callable[[Claim], int] | None = None) -> Iterator[dict]:
+    """The 3N(N-1) rows of a premise: the dataset's columns without `prompt` and `response`, and the label as `exact`.
+
+    `label` gives the columns `label` and `given_label`; without it they are the exact label. Which wording an indirect
+    claim gets is a fair coin, as in the release.
+    """
+    text, exact = write_premise(premise), exact_labeller(premise)
+    shared = premise_columns(premise, text)
+    rng = random.Random(shared["premise_id"])
+    for claim, templates in claims_of(len(premise.variables)):
+        template = rng.choice(templates) if len(templates) > 1 else templates[0]
+        hypothesis = write_hypothesis(claim, premise.variables, template)
+        row = {"input": write_input(text, hypothesis), "hypothesis": hypothesis, "template": template}
+        row["exact"] = exact(claim)
+        row["label"] = row["given_label"] = row["exact"] if label is None else label(claim)
+        yield shared | row
+
+
+def generate_rows(
+    num_variables: int,
+    labels: str = "exact",
+    relabel_seed: int | None = None,
+    relabelings: int = 1,
+    structures: int | None = None,
+    seed: int = 0,
+) -> Iterator[dict]:
+    """The rows for N variables, class by class: all of them (N <= 6), or those of `structures` random classes.
+
+    `labels` is exact, or released: the row set and the labels of the public generator (released.py), which has no
+    relabelings. See `labelled_premises` for these and `representatives` for `structures`. Raises Corr2CauseError for
+    settings out of range.
+    """
+    if labels == "released":
+        if relabel_seed is not None or structures is not None:
+            raise Corr2CauseError("labels released are those of the released rows: no relabelings, all structures")
+        for released in released_classes(num_variables):
+            yield from rows_of_premise(released.premise, released.label)
+        return
+    for dag in representatives(num_variables, structures, seed):
+        for premise in labelled_premises(dag, relabel_seed, relabelings):
+            yield from rows_of_premise(premise)
+
+
+# ---------------------------------------------------------------- perturbations
+
+
+def perturb(premise: Premise, claim: Claim, template: str, kind: str, key: str) -> tuple[str, str]:
+    """(premise text, hypothesis) that say the same in other words, letters or order: the label stays.
+
+    `kind` is one of PERTURBATIONS: paraphrase (the hypothesis, as in the released perturbed set), refactorization (the
+    letters Z, Y, X... for A, B, C...), relabeling (the letters trade places, at random), reordering (of the
+    independences, at random). Random choices are a function of `key`: rows of one premise need one key.
+    """
+    if kind not in PERTURBATIONS:
+        raise Corr2CauseError(f"perturbation {kind!r} is not one of {', '.join(PERTURBATIONS)}")
+    text, variables, order = _perturbed_premise(premise, kind, key)
+    changed = relabel_claim(claim, order)
+    return text, write_hypothesis(changed, variables, template, paraphrase=kind == "paraphrase")
+
+
+@lru_cache(maxsize=1024)
+def _perturbed_premise(premise: Premise, kind: str, key: str) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+    """(text, variables, renaming) of a perturbed premise: once for all of its claims."""
+    rng, n = random.Random(f"{kind}-{key}"), len(premise.variables)
+    order = tuple(range(n))
+    if kind == "refactorization":
+        premise = Premise(LETTERS[: -n - 1 : -1], premise.independences)
+    if kind == "relabeling":
+        order = rng.choice(renamings(n)[1:])  # the first is the identity
+        premise = relabel_premise(premise, order)
+    return write_premise(premise, shuffle=rng if kind == "reordering" else None), premise.variables, order

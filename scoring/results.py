@@ -1,0 +1,133 @@
+"""The directories that evaluate.py writes: results of one model, comparisons of several, and how they are read back."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from runtime.settings import check
+from scoring import metrics
+from scoring.figures import calibration_figure, confusion_figure, score_figure
+from scoring.report import page
+from scoring.tables import comparison_lines, result_lines
+
+RESULTS = "evaluation_results"
+
+
+def model_name(model: str) -> str:
+    """What tables and folders call it: `models/sft` -> `sft`, `models/sft/checkpoint-20` -> `sft-checkpoint-20`."""
+    path = Path(model).resolve()
+    return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") else path.name
+
+
+# --- one model
+
+
+def answer_figures(rows: list[dict]) -> dict[str, float]:
+    """Of generated answers `truncated_rate`, the share of rows with a cut one; of several samples a row, `agreement`.
+
+    Of scored answers `answer_mass`: how probable it is that the model says either of them at all.
+    """
+    if "stopped" not in rows[0]:
+        return {"answer_mass": float(np.mean([np.exp([row["logp_no"], row["logp_yes"]]).sum() for row in rows]))}
+    shares = {"truncated_rate": sum(not row["stopped"] for row in rows) / len(rows)}
+    if "votes" in rows[0]:
+        shares["agreement"] = float(np.mean([max(row["votes"][:2]) / sum(row["votes"]) for row in rows]))
+    return shares
+
+
+def main_rows(rows: list[dict]) -> list[dict]:
+    """Those of the first split, of which the scores are."""
+    return [row for row in rows if row.get("split") == rows[0].get("split")]
+
+
+def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
+    """predictions.jsonl, metrics.json, the figures of one model, and report.html."""
+    name = results["name"]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (output_dir / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+    scores = score_figure({name: metrics.grouped_summaries(results)}, results["confidence"], name)
+    figures = {"confusion_matrix": confusion_figure(main_rows(rows), name), "scores": scores}
+    if "calibration" in results:
+        figures["calibration"] = calibration_figure(results, name)
+    for file, figure in figures.items():
+        figure.savefig(output_dir / f"{file}.png", dpi=150)
+    settings = {key: value for key, value in results.items() if not isinstance(value, dict) and key != "calibration"}
+    drawn = [("By number of variables, relation and wording", scores)]
+    models = [{"name": name, "rows": rows, "results": results}]
+    html = page(models, name, settings, "\n".join(result_lines(results)), drawn)
+    (output_dir / "report.html").write_text(html, encoding="utf-8")
+
+
+# --- comparisons
+
+
+def read_results(directory: str) -> tuple[str, list[dict]]:
+    """(name, prediction rows) of a directory that `evaluate` wrote; ValueError naming what is missing or broken."""
+    remedy = f"write it with python evaluate.py --model MODEL --dataset DATASET --output_dir {directory}"
+    texts = {}
+    for file in ("metrics.json", "predictions.jsonl"):
+        check((Path(directory) / file).is_file(), f"compare: {directory} has no {file}; {remedy}")
+        texts[file] = (Path(directory) / file).read_text(encoding="utf-8", errors="replace")
+    try:
+        name = json.loads(texts["metrics.json"])["name"]
+        rows = [json.loads(line) for line in texts["predictions.jsonl"].split("\n") if line]
+        inputs = [row["input"] for row in rows if row["label"] in (0, 1) and row["prediction"] in (0, 1, None)]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"compare: {directory} is damaged ({error!r}); {remedy} --overwrite true") from None
+    check(len(inputs) == len(rows) > 0, f"compare: {directory} has rows without a label; {remedy} --overwrite true")
+    return name, rows
+
+
+def distinct(names: list[str], directories: list[str]) -> list[str]:
+    """The names, with their directories where a name occurs more than once."""
+    count = Counter(names)
+    return [f"{n} ({d})" if count[n] > 1 else n for n, d in zip(names, directories, strict=True)]
+
+
+def compare_results(directories: list[str], **resampling) -> tuple[dict, list[dict]]:
+    """Scores of every directory with intervals, and metrics.compare of each with the first and the one before it.
+
+    Returns that, for JSON, and the models as `report.page` takes them. `resampling`: `cluster`, `num_resamples` and
+    `seed` of metrics.py. Raises ValueError if the rows are not the same.
+    """
+    names, rows = zip(*map(read_results, directories), strict=True)
+    names = distinct(names, directories)
+    reports = [metrics.report(part, **resampling) for part in rows]
+    rows = [main_rows(part) for part in rows]
+    pairs = []
+    for a, b in [(0, k) for k in range(1, len(names))] + [(k - 1, k) for k in range(2, len(names))]:
+        try:
+            pairs.append({"names": [names[a], names[b]], **metrics.compare(rows[a], rows[b], **resampling)})
+        except ValueError as error:
+            raise ValueError(f"compare: {directories[a]} and {directories[b]}: {error}") from None
+    models = [
+        {"name": name, "rows": part, "results": {**results, "directory": directory}}
+        for name, directory, part, results in zip(names, directories, rows, reports, strict=True)
+    ]
+    shared = {key: pairs[0][key] for key in ("num_rows", "num_clusters", "confidence")}
+    shared["baselines"] = reports[0]["baselines"]
+    parts = ("by_num_variables", "by_relation", "by_split")
+    listed = [
+        {"name": m["name"], "directory": m["results"]["directory"], **m["results"]["overall"]}
+        | {part: m["results"][part] for part in parts if part in m["results"]}
+        for m in models
+    ]
+    return {**resampling, **shared, "models": listed, "pairs": pairs}, models
+
+
+def write_comparison(comparison: dict, models: list[dict], output_dir: Path) -> None:
+    """comparison.json, comparison.png and report.html."""
+    (output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+    groups = {model["name"]: metrics.grouped_summaries(model["results"]) for model in models}
+    rows = f"the same {comparison['num_rows']:,} rows"
+    figure = score_figure(groups, comparison["confidence"], rows)
+    figure.savefig(output_dir / "comparison.png", dpi=150)
+    title = " · ".join(model["name"] for model in models)
+    settings = {model["name"]: model["results"]["directory"] for model in models}
+    settings |= {key: comparison[key] for key in ("num_rows", "num_clusters", "cluster", "num_resamples", "seed")}
+    lead = "\n".join(comparison_lines(comparison))
+    html = page(models, title, settings, lead, [("By number of variables, relation and wording", figure)])
+    (output_dir / "report.html").write_text(html, encoding="utf-8")

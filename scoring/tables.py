@@ -1,0 +1,122 @@
+"""Scores as text, in plain ASCII: what evaluate.py prints, and what report.html begins with."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from scoring.metrics import BASELINE_NAMES, COMPARED_SCORES, PROBABILITY_SCORES, grouped_summaries
+
+LOW_MASS = 0.5  # below it, the two answers are not what the model would say
+
+
+def result_lines(results: dict) -> list[str]:
+    """The scores of one model as text."""
+    groups = [(f"  {label}", summary) for label, summary in grouped_summaries(results).items()]
+    lines = [score_table(results["baselines"], [(results["name"], results["overall"]), *groups[1:]])]
+    changes = {split: part for split, part in results.get("by_split", {}).items() if "difference" in part}
+    if changes:
+        first = next(iter(results["by_split"]))
+        cells = [["difference", *COMPARED_SCORES.values()]]
+        for split, part in changes.items():
+            pair = {"difference": part["difference"], "intervals": part["difference_intervals"]}
+            cells.append([f"{split} - {first}", *(_difference(pair, score) for score in COMPARED_SCORES)])
+        lines.append("\n" + align(cells))
+    lines.append(
+        f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})"
+    )
+    if "calibration" in results:
+        lines += probability_lines(results)
+    if "agreement" in results:
+        samples = f"{results['num_samples']} samples a row at temperature {results['temperature']:g}"
+        lines.append(f"{samples}: {results['agreement']:.1%} of them give their row's more frequent answer")
+    if results.get("truncated_rate", 0) > 0:
+        lines.append(
+            f"{results['truncated_rate']:.1%} of rows have a completion cut at max_new_tokens; raise it if many do"
+        )
+    return lines
+
+
+def probability_lines(results: dict) -> list[str]:
+    overall, bins = results["overall"], results["calibration"]
+    entries = [("share of Yes, for every row", results["constant_probability"]), (results["name"], overall)]
+    lines = ["\n" + format_probability_table(entries)]
+    if "note" in overall:
+        lines.append(overall["note"])
+    means = [sum(part["n"] * part[key] for part in bins) / overall["n"] for key in ("mean_probability", "frequency")]
+    lines.append(
+        "calibration: mean probability of Yes {:.1%}, share of Yes {:.1%}; calibration.png by bins".format(*means)
+    )
+    mass = results["answer_mass"]
+    if mass < LOW_MASS:
+        lines.append(f"the model says one of the two answers with probability {mass:.1%}: the rest is not scored")
+    return lines
+
+
+def comparison_lines(comparison: dict) -> list[str]:
+    """A comparison as text."""
+    lines = [score_table(comparison["baselines"], [(model["name"], model) for model in comparison["models"]])]
+    cells = [["difference", *COMPARED_SCORES.values(), "McNemar p"]]
+    for pair in comparison["pairs"]:
+        differences = [_difference(pair, score) for score in COMPARED_SCORES]
+        cells.append([" - ".join(pair["names"][::-1]), *differences, f"{pair['mcnemar']['p_value']:.2g}"])
+    lines.append("\n" + align(cells))
+    scored = [pair for pair in comparison["pairs"] if "brier" in pair["difference"]]
+    if scored:
+        cells = [["difference", *PROBABILITY_SCORES.values()]]
+        cells += [[" - ".join(p["names"][::-1]), *(_difference(p, s) for s in PROBABILITY_SCORES)] for p in scored]
+        lines.append("\n" + align(cells))
+    lines.append(
+        f"intervals: {comparison['confidence']:.0%}, paired, from {comparison['num_clusters']} clusters "
+        f"({comparison['cluster']}); McNemar's exact test takes rows as independent: trust the intervals"
+    )
+    return lines
+
+
+def _difference(pair: dict, score: str) -> str:
+    if pair["intervals"].get(score) is None:
+        return "none"
+    low, high = pair["intervals"][score]
+    return f"{pair['difference'][score]:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+# --- tables
+
+
+def score_table(constants: dict[str, dict], entries: list[tuple[str, dict]]) -> str:
+    """The constant answers, then the entries, each (name, scores)."""
+    return format_table([*((BASELINE_NAMES[key], scores) for key, scores in constants.items()), *entries])
+
+
+def format_table(entries: Iterable[tuple[str, Mapping]]) -> str:
+    """A plain text table, a line for each (name, metrics of `classification_metrics`); `intervals` are optional."""
+    header = ("", "F1", "balanced acc.", "accuracy", "MCC", "unanswered")
+    return align([header, *(_table_line(name, scores) for name, scores in entries)])
+
+
+def format_probability_table(entries: Iterable[tuple[str, Mapping]]) -> str:
+    """A plain text table, a line for each (name, metrics of `probability_metrics`); `intervals` are optional."""
+    header = ("", *PROBABILITY_SCORES.values())
+    lines = [(name, *(_with_interval(scores, s) for s in PROBABILITY_SCORES)) for name, scores in entries]
+    return align([header, *lines])
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """The lines' cells as text, in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _with_interval(scores: Mapping, score: str) -> str:
+    if scores[score] is None:
+        return "none"
+    interval = scores.get("intervals", {}).get(score)
+    return f"{scores[score]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _table_line(name: str, scores: Mapping) -> tuple[str, ...]:
+    return (
+        name,
+        _with_interval(scores, "f1"),
+        _with_interval(scores, "balanced_accuracy"),
+        f"{scores['accuracy']:.3f}",
+        f"{scores['mcc']:.3f}",
+        f"{scores['unanswered_rate']:.1%}",
+    )

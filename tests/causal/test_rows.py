@@ -1,0 +1,107 @@
+"""Rows: their columns, relabelling, perturbations, and settings that are out of range."""
+
+import re
+
+import pytest
+from brute_force import premises_and_claims, rows, statements
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from causal import graphs as g
+from causal import wording as c
+from causal.reasoning import trace
+from causal.rows import PERTURBATIONS, generate_rows, perturb
+
+GOOD = (
+    "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
+    "variables are as follows: A correlates with C. B correlates with C. However, A is independent of B."
+)
+
+
+def test_rows_have_the_columns_and_templates_of_the_release():
+    columns = {"input", "premise", "hypothesis", "premise_id", "structure_id", "label", "given_label", "exact"}
+    for row in rows(4):
+        assert set(row) == columns | {"num_variables", "template", "edges"}
+        assert row["input"] == f"Premise: {row['premise']}\nHypothesis: {row['hypothesis']}"
+        first, last = re.findall(r"\b[A-D]\b", row["hypothesis"])
+        if row["template"] not in ("non-parent ancestor", "non-child descendant"):
+            assert (first < last) == (row["template"] != "child")
+        assert set(row["edges"]) == {"directed", "undirected"}
+    assert {row["template"] for row in rows(4)} == set(c.TEMPLATES)
+    assert len({row["structure_id"] for row in rows(4)}) == len({row["premise_id"] for row in rows(4)}) == 20
+
+
+def test_released_order_never_lets_a_later_letter_cause_an_earlier_one_and_relabelling_does():
+    def backward(generated):
+        return sum(row["label"] for row in generated if row["template"] == "child")
+
+    assert backward(rows(4)) == 0
+    assert backward(generate_rows(4, relabel_seed=0, relabelings=3)) > 0
+
+
+def test_relabelling_is_deterministic_distinct_and_exhaustive():
+    first, again = ([*generate_rows(4, relabel_seed=7, relabelings=4)] for _ in range(2))
+    assert first == again
+    assert first != [*generate_rows(4, relabel_seed=8, relabelings=4)]
+    per_structure = {}
+    for row in first:
+        per_structure.setdefault(row["structure_id"], set()).add(row["premise"])
+    assert len(per_structure) == 20
+    versions = {g.structure_id(g.premise_of(dag)): len(g.labelled_premises(dag, 0, 99)) for dag in g.representatives(4)}
+    assert {key: len(texts) for key, texts in per_structure.items()} == {k: min(4, v) for k, v in versions.items()}
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: list(generate_rows(7)), "num_variables 7 has too many classes to list; set structures"),
+        (lambda: list(generate_rows(1)), "num_variables is 1"),
+        (lambda: list(generate_rows(9)), "num_variables is 9"),
+        (
+            lambda: perturb(c.parse_premise(GOOD), g.Claim("direct", 0, 1), "parent", "noise", ""),
+            "perturbation 'noise'",
+        ),
+        (lambda: list(generate_rows(3, relabelings=2)), "relabel_seed"),
+        (lambda: list(generate_rows(3, relabel_seed=1, relabelings=0)), "relabelings is 0"),
+        (lambda: c.write_hypothesis(g.Claim("direct", 0, 1), "AB", "has_collider"), "does not word a direct claim"),
+        (lambda: trace(c.parse_premise(GOOD), g.Claim("direct", 0, 1), style="verbose"), "trace style 'verbose'"),
+    ],
+)
+def test_settings_out_of_range_are_named(call, message):
+    with pytest.raises(g.Corr2CauseError, match=message):
+        call()
+
+
+# ---------------------------------------------------------------- perturbations
+
+
+@pytest.mark.parametrize("kind", PERTURBATIONS)
+@settings(max_examples=80, deadline=None)
+@given(case=premises_and_claims(), key=st.text(max_size=3))
+def test_perturbations_keep_the_label(kind, case, key):
+    premise, claim, template = case
+    text, hypothesis = perturb(premise, claim, template, kind, key)
+    assert (text, hypothesis) == perturb(premise, claim, template, kind, key)
+    changed = c.parse_premise(text)
+    read = c.parse_hypothesis(hypothesis, changed.variables)
+    members, changed_members = map(g.markov_equivalence_class, (premise, changed))
+    assert g.exact_label(changed_members, read) == g.exact_label(members, claim)
+    assert g.structure_id(changed) == g.structure_id(premise)
+    assert (changed.variables == premise.variables) != (kind == "refactorization")
+    if kind != "relabeling":
+        assert (changed.independences, read) == (premise.independences, claim)
+
+
+def test_perturbations_change_what_they_are_named_for():
+    premise = g.premise_of((0, 1, 2, 4))  # A -> B -> C -> D
+    text, claim = c.write_premise(premise), g.Claim("direct", 0, 1)
+    changed = {kind: perturb(premise, claim, "parent", kind, "key") for kind in PERTURBATIONS}
+    assert changed["paraphrase"] == (text, "A directly affects B.")
+    assert changed["refactorization"][1] == "Z directly causes Y." and "Z, Y, X and W." in changed["refactorization"][0]
+    assert changed["relabeling"][0] != text and "A, B, C and D." in changed["relabeling"][0]
+    reordered, hypothesis = changed["reordering"]
+    assert hypothesis == "A directly causes B." and reordered != text
+    assert sorted(reordered.split(". ")) != reordered.split(". ")
+    assert statements(reordered) == statements(text)
+    keys = {perturb(premise, claim, "parent", "relabeling", str(key))[0] for key in range(30)}
+    assert len(keys) > 5
