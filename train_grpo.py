@@ -36,11 +36,11 @@ from training.grpo_metrics import (
     write_completions,
 )
 from training.health import check_graph, sampling_gap_cause
-from training.monitoring import Laps, nan_means
+from training.monitoring import Laps
 from training.optimization import backward, set_learning_rate, step_optimizer
 from training.rewards import Reward, load_reward
 from training.rollouts import MicroBatch, Prompt, PromptQueue, micro_batches, tokens_saved
-from training.settings import CLASS_WEIGHTS, TrainingSettings
+from training.settings import TrainingSettings
 from training.setup import Setup, open_run
 from training.validation import Validation
 
@@ -77,12 +77,6 @@ class Config(TrainingSettings):
     process_weight: float = arg(
         0.0, "weight of the reasoning's steps: -1 to 1, for datasets whose target is a trace", at_least=0
     )
-    class_weights: list[float] = arg(
-        [1.0, 1.0],
-        "factor of the answer's reward where the label is No and Yes; cancels in group scaling",
-        above=0,
-        words=CLASS_WEIGHTS,
-    )
 
     loss_type: str = arg(
         "grpo",
@@ -111,7 +105,6 @@ class Config(TrainingSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        check(len(self.class_weights) == 2, f"class_weights: {CLASS_WEIGHTS}, got {self.class_weights}")
         weighted = self.reward_function is not None or max(self.outcome_weight, self.process_weight) > 0
         check(weighted, "outcome_weight, process_weight: one must be above 0")
 
@@ -325,7 +318,7 @@ def main() -> None:
         window.append(values)
         progress.update(step + 1, **{name: values[tag] for name, tag in SHOWN.items()})
         if s.is_time(step + 1, config.logging_steps):
-            s.log(nan_means(window) | {"perf/tokens_saved": tokens_saved(batches)}, step + 1)
+            s.log(window, step + 1, {"perf/tokens_saved": tokens_saved(batches)})
             window.clear()
         if s.is_time(step + 1, config.eval_steps):
             validation(step + 1)

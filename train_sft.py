@@ -29,7 +29,7 @@ from runtime.processes import reduce
 from runtime.settings import arg, check, parse_config
 from training.health import check_graph
 from training.optimization import backward, set_learning_rate, step_optimizer
-from training.settings import CLASS_WEIGHTS, TrainingSettings
+from training.settings import TrainingSettings
 from training.setup import Setup, open_run
 from training.validation import Validation
 
@@ -42,11 +42,11 @@ class Config(TrainingSettings):
     adaptation: str = arg("full", "lora | full", choices=("lora", "full"), section="policy")
     lora_dropout: float = arg(0.0, "dropout probability before LoRA's A", at_least=0, below=1)
 
-    class_weights: list[float] = arg(
-        [1.0, 1.0], "loss weight of rows whose label is No and Yes", above=0, words=CLASS_WEIGHTS, section="objective"
-    )
     prompt_loss_weight: float = arg(
-        0.0, "loss weight of a prompt token; above 0 helps a model that starts from random weights", at_least=0
+        0.0,
+        "loss weight of a prompt token; above 0 helps a model that starts from random weights",
+        at_least=0,
+        section="objective",
     )
 
     num_train_epochs: float = arg(3.0, "passes over the training rows", at_least=0, section="optimisation")
@@ -57,7 +57,6 @@ class Config(TrainingSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        check(len(self.class_weights) == 2, f"class_weights: {CLASS_WEIGHTS}, got {self.class_weights}")
         check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs: must be above 0 (or set max_steps)")
 
 
@@ -249,7 +248,7 @@ def main() -> None:
         speed = means["perf/tokens_per_second"]
         progress.update(step + 1, loss=window[-1]["loss"] / window[-1]["weight"], tokens_per_second=speed)
         if s.is_time(step + 1, config.logging_steps):
-            s.log(values | means, step + 1)
+            s.log([values], step + 1, means)
             window, window_start = [], time.perf_counter()
         if s.is_time(step + 1, config.eval_steps):
             loss = evaluation_loss(accelerator, policy, validation_rows, premise_ids, config)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from runtime.settings import Settings, arg
+from runtime.settings import Settings, arg, check
 
 CLASS_WEIGHTS = "two numbers above 0, for No and Yes"  # what the two stages' own class_weights must be
 
@@ -54,6 +54,15 @@ class TrainingSettings(Settings):
         8192, "tokens in the key-value cache of one process: prompts and longest completions", at_least=1
     )
 
+    class_weights: list[float] = arg(
+        [1.0, 1.0],
+        "factor of the rows whose label is No and Yes: in the loss (SFT) or the reward of an answer (GRPO), where group "
+        "scaling cancels it",
+        above=0,
+        words=CLASS_WEIGHTS,
+        section="objective",
+    )
+
     learning_rate: float = arg(2e-4, "peak learning rate, reached after the warm-up", above=0, section="optimisation")
     weight_decay: float = arg(0.0, "AdamW weight decay", at_least=0)
     max_grad_norm: float = arg(1.0, "gradient norm beyond which gradients are clipped", above=0)
@@ -80,3 +89,7 @@ class TrainingSettings(Settings):
     )
     resume_weights_only: bool = arg(False, "resume with a new optimizer, on any number of processes or other settings")
     time_limit: float = arg(0.0, "minutes after which the run saves and stops, to be resumed; 0: none", at_least=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(len(self.class_weights) == 2, f"class_weights: {CLASS_WEIGHTS}, got {self.class_weights}")

@@ -20,7 +20,7 @@ from policy.prefix_sharing import Tokens, check_prefix_sharing
 from policy.sampling import Sampler
 from runtime.processes import start
 from training.health import Monitor, Motion, check_gradient_flow, check_optimizer, check_stop_tokens
-from training.monitoring import Progress, finish, open_writer, write_scalars
+from training.monitoring import Progress, finish, nan_means, open_writer, write_scalars
 from training.optimization import prepare
 from training.runs import Run
 from training.settings import TrainingSettings
@@ -146,11 +146,11 @@ class Setup(Opened):
         state["monitor"] = self.monitor.state()
         self.run.save(step, self.policy, self.tokenizer, self.optimizer, self.writer, state)
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Write values by tag to TensorBoard, and what is known of the policy at this step."""
+    def log(self, window: list[dict[str, float]], step: int, more: dict[str, float]) -> None:
+        """Write to TensorBoard, by tag: the means of a window's values, and what is known at its last step."""
         if self.writer is not None:
             moved = {"health/weight_change": self.motion.change(self.policy)}
-            write_scalars(self.writer, values | moved | self.monitor.flags(), step)
+            write_scalars(self.writer, nan_means(window) | more | moved | self.monitor.flags(), step)
 
     def finish(self, kept: dict[str, Any]) -> None:
         """End the run: `kept` has the step and the scores of the model in output_dir."""

@@ -414,7 +414,7 @@ def test_a_field_that_a_script_still_has_has_not_gone(tmp_path, capsys):
 
 OTHER_DEFAULTS = {"model", "claims_per_prefix", "output_dir", "logging_dir", "learning_rate"}
 OTHER_DEFAULTS |= {"logging_steps", "eval_steps", "save_steps"}
-OTHER_MEANINGS = {"max_steps", "class_weights"}  # steps are optional in SFT; weights are of losses, and of rewards
+OTHER_MEANINGS = {"max_steps"}  # optional in SFT
 
 
 def test_fields_that_both_stages_share_stand_once():
