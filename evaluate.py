@@ -14,7 +14,7 @@ calibration.png besides. `--compare` reads such directories and writes report.ht
 it needs no model.
 
 Most rows are No, so an accuracy says little: every table starts with the two answers that need no model. Rows of a
-premise are right or wrong together, so the intervals resample premises (metrics.py).
+premise are right or wrong together, so the intervals resample premises (scoring/metrics.py).
 """
 
 import json

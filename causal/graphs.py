@@ -2,7 +2,7 @@
 
 A claim is valid (label 1) iff it holds in every DAG of the premise's Markov equivalence class (Jin et al., ICLR 2024,
 arXiv 2306.05836). The class is built from its CPDAG (PC skeleton, v-structures, Meek's rules), never by scanning all
-labelled DAGs, so that N = 6 costs seconds. corr2cause.py is the text around it, reasoning.py the steps in words.
+labelled DAGs, so that N = 6 costs seconds. wording.py is the text around it, reasoning.py the steps in words.
 
 Notation: variables are 0..N-1; a set of variables is a bitmask; a DAG is a tuple of parent bitmasks, `dag[v]`; an
 independence is (i, j, given) with i < j and `given` a bitmask; a PDAG is a tuple `out` of bitmasks in which i -> j sets
