@@ -56,8 +56,8 @@ class TrainingSettings(Settings):
 
     class_weights: list[float] = arg(
         [1.0, 1.0],
-        "factor of the rows whose label is No and Yes: in the loss (SFT) or the reward of an answer (GRPO), where group "
-        "scaling cancels it",
+        "factor of the rows whose label is No and Yes, in the loss (SFT) or in the reward of an answer (GRPO), where "
+        "group scaling cancels it",
         above=0,
         words=CLASS_WEIGHTS,
         section="objective",

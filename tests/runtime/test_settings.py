@@ -342,9 +342,9 @@ def test_help_has_every_field_in_a_section(script, capsys):
 def test_sections_of_both_stages_come_in_one_order(capsys):
     """A field of a script's own joins the section that it names, though the shared ones come first."""
     sft, grpo = (sections_of_help(help_of(SCRIPTS[name], capsys)) for name in ("train_sft", "train_grpo"))
-    shared = ["model and data", "policy", "generation", "optimisation", "watching", "interruptions"]
+    shared = ["model and data", "policy", "generation", "objective", "optimisation", "watching", "interruptions"]
     assert list(grpo) == ["options", *TrainingSettings.sections]
-    assert list(sft) == [name for name in grpo if name in ("options", "objective", *shared)]
+    assert list(sft) == [name for name in grpo if name in ("options", *shared)]
     assert "adaptation" in sft["policy"] and "max_steps" in grpo["optimisation"]
     assert set(shared) == set(section_of_fields(TrainingSettings).values())
 
