@@ -37,7 +37,7 @@ from training.runs import INTERRUPTED, Run, Stop
 OFTEN = OFTEN | {"save_total_limit": 0, "logging_steps": 2}
 STAGES = {
     "sft": SFT | OFTEN | {"max_steps": 6, "adaptation": "lora", "lora_dropout": 0.3},
-    "grpo": GRPO | OFTEN | {"max_steps": 4, "resample_rounds": 1},
+    "grpo": GRPO | OFTEN | {"max_steps": 4},
 }
 
 
