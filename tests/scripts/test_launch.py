@@ -117,7 +117,7 @@ def test_sft_writes_a_model_its_checkpoints_and_its_configuration(sft_two, folde
     model = AutoModelForCausalLM.from_pretrained(sft_two)
     start = dict(tiny_model(0, ATTENTION).named_parameters())
     assert all(not torch.equal(p, start[name]) for name, p in model.named_parameters())
-    assert {p.name for p in sft_two.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    assert {p.name for p in sft_two.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
     config = json.loads((sft_two / "training_config.json").read_text())
     assert {name: config[name] for name in SFT} == SFT
     logged = curves(folder / "logs" / "sft_2")
@@ -202,19 +202,6 @@ def test_grpo_with_shared_prefixes_equals_grpo_without(grpo_one, grpo_plain, fol
         assert_same_weights(grpo_one / checkpoint, grpo_plain / checkpoint, ADAPTER)
 
 
-@pytest.mark.parametrize("options", [{"estimator": "exact"}, {"resample_rounds": 2, "beta": 0.0}], ids=str)
-def test_other_ways_to_draw_are_the_same_on_two_processes(folder, dataset, start_adapter, options):
-    """The exact estimator; and dead groups replaced, whose number differs from rank to rank."""
-    name = next(iter(options))
-    one, two = (launch_grpo(folder, dataset, start_adapter, n, f"{name}_{n}", **options) for n in (1, 2))
-    assert_same_curves(folder / "logs" / one.name, folder / "logs" / two.name, rel=1e-3)
-    assert_same_weights(one / "checkpoint-2", two / "checkpoint-2", ADAPTER)
-    logged = {tag: [value for _, value in points] for tag, points in curves(folder / "logs" / two.name).items()}
-    assert all(value > 0 for value in logged["policy/mean_abs_advantage"])
-    if name == "resample_rounds":
-        assert max(logged["rollout/replaced_rate"]) > 0, "no group was dead: nothing was tested"
-
-
 def test_grpo_keeps_the_adapter_of_the_best_evaluation(grpo_two, start_adapter, folder):
     """Among equals, any."""
     evaluations = curves(folder / "logs" / "grpo_2")["eval/f1"]
@@ -250,9 +237,7 @@ def test_the_configuration_of_two_l4_trains_in_bf16(folder, dataset, sft_two, st
         output, logs = folder / f"{stage}_bf16", folder / "logs" / f"{stage}_bf16"
         text = launch(2, f"train_{stage}.py", **places, **options, output_dir=output, logging_dir=logs)
         assert "torch.bfloat16, DEEPSPEED" in text
-        launched = "accelerate launch --config_file accelerate_configs/zero2_2xl4.yaml --num_processes 2"
-        following = {"sft": "next, GRPO: {} train_grpo.py", "grpo": "test split: {} evaluate.py"}[stage]
-        assert f"{following.format(launched)} --model {output}" in text
+        assert f"next, scores on the test split: python evaluate.py --model {output}\n" in text
         logged = curves(logs)
         assert_all_finite(logged)
         assert {value for _, value in logged["health/step_skipped"]} == {0}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, launch, run_here
+from datasets import Dataset
 from launching import GRPO, OFTEN, SFT, curves
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
@@ -37,7 +38,7 @@ from training.runs import INTERRUPTED, Run, Stop
 OFTEN = OFTEN | {"save_total_limit": 0, "logging_steps": 2}
 STAGES = {
     "sft": SFT | OFTEN | {"max_steps": 6, "adaptation": "lora", "lora_dropout": 0.3},
-    "grpo": GRPO | OFTEN | {"max_steps": 4, "resample_rounds": 1},
+    "grpo": GRPO | OFTEN | {"max_steps": 4},
 }
 
 
@@ -387,23 +388,20 @@ def test_a_run_is_only_requeued_if_it_has_done_a_step(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize("taken", [[3], [3, 4], [7, 5, 4], [10, 10]])
-def test_the_queue_of_prompts_goes_on_where_it_was(taken):
-    premises = [str(k // 4) for k in range(14)]
-    made = []
+def test_the_queue_of_prompts_goes_on_where_it_was(taken, tokenizer):
+    texts = [str(k) for k in range(14)]
+    rows = Dataset.from_dict({"prompt": texts, "response": texts, "premise_id": [str(k // 4) for k in range(14)]})
 
-    def prompts_of_epoch(epoch: int) -> list:
-        made.append(epoch)
-        return [f"{epoch}-{row}" for row in range(14)]
+    def queue() -> PromptQueue:
+        return PromptQueue(Accelerator(), tokenizer, rows, seed=0, claims_per_prefix=3, new_tokens=1)
 
-    one = PromptQueue(premises, 0, 3, prompts_of_epoch)
+    one, other, fresh = queue(), queue(), queue()
     for count in taken:
         one.take(count)
-    other = PromptQueue(premises, 0, 3, prompts_of_epoch)
     other.restore(json.loads(json.dumps(one.state())))
     assert [one.take(count) for count in (2, 6, 9)] == [other.take(count) for count in (2, 6, 9)]
-    fresh = PromptQueue(premises, 0, 3, prompts_of_epoch)
     fresh.restore({})
-    assert fresh.take(3) == PromptQueue(premises, 0, 3, prompts_of_epoch).take(3)
+    assert fresh.take(3) == queue().take(3)
 
 
 def test_the_monitor_remembers(capsys):
