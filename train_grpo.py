@@ -261,7 +261,7 @@ def main() -> None:
     world_size = accelerator.num_processes
     validation = Validation(s, reward if config.reward_function else None)
     window: list[dict[str, float]] = s.saved.get("window", [])  # values of the steps since the last logged ones
-    groups_of = f"{config.prompts_per_step} prompts × {config.num_generations} completions"
+    groups_of = f"{config.prompts_per_step} prompts x {config.num_generations} completions"
     s.announce(f"{len(s.train)} prompts, {config.max_steps} steps of {groups_of}")
     if not s.saved:
         validation(0)

@@ -3,9 +3,9 @@
     python benchmarks/evaluation.py --json evaluation.json      # 1,162 rows on 21 premises of N = 2 to 6
     python benchmarks/evaluation.py --quick                     # 120 rows on 4 premises
 
-Ours is `generation.predict`, which evaluate.py calls: the claims of a premise share its tokens. The rival `padded` is
-transformers' `generate` on prompts sorted by length, padded to the left, at the batch size that is fastest on a part of
-the rows. Every answer has `--tokens` tokens: none stops early. The sides take turns, the first turn is dropped, medians
+Ours is `predict` of scoring/predictions.py, which evaluate.py calls: the claims of a premise share its tokens. The
+rival `padded` is transformers' `generate` on prompts sorted by length, padded to the left, at the batch size that is
+fastest on a part of the rows. Every answer has `--tokens` tokens: none stops early. The sides take turns, the first turn is dropped, medians
 in seconds. Predictions must be equal, and texts are compared row by row: with random weights they may differ where two
 tokens are equally probable but for rounding, and such rows are counted.
 """
@@ -20,6 +20,7 @@ from datasets import Dataset
 
 from causal.answers import extract_answer
 from dataset.chat import encode
+from policy.sampling import Sampler
 from runtime.ending import run_script
 from scoring.predictions import predict
 
@@ -45,10 +46,10 @@ class Ours(Side):
         self.texts: list[str] = []
 
     def step(self, cache_tokens: int) -> Run:
-        lengths = {"max_new_tokens": self.tokens, "cache_tokens": cache_tokens}
+        sampler = Sampler(self.model, self.bench.tokenizer, set(), self.tokens, cache_tokens)
         with self.clock.phase("step"):
-            inputs = (self.accelerator, self.model, self.bench.tokenizer, self.rows)
-            results = predict(*inputs, stop_ids=set(), **lengths)
+            prompts = [encode(self.bench.tokenizer, text) for text in self.rows["prompt"]]
+            results = predict(self.accelerator, sampler, self.rows, prompts)
         self.texts = [result["completion"] for result in results]
         assert not any(result["stopped"] for result in results), "an answer has stopped early"
         return self.clock.take()

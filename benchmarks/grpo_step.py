@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import common
@@ -38,15 +39,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import train_grpo
 from dataset.batches import premise_groups
 from policy.adapters import add_reference, use_reference
-from policy.prefix_sharing import TOLERANCE, Tokens, sequence_logps
-from policy.sampling import Completion
+from policy.prefix_sharing import TOLERANCE, Tokens, joined, sequence_logps
+from policy.sampling import Completion, Sampler
 from runtime.ending import run_script
 from runtime.settings import check
-from training.rollouts import Rollout, Sample, loss_counts, make_prompts, samples_of, sequences, tokens_of
+from training.grpo_metrics import LossCounts
+from training.rollouts import MicroBatch, make_prompts, micro_batches
 
 RIVALS = ["trl", "prefix-grouper", "padded"]
 PARTS = [("rollout",), ("scoring", "update")]  # the phases that the elements of a setting decide
 BETA = 0.03
+ALONE = SimpleNamespace(
+    num_processes=1, process_index=0, device=torch.device("cpu")
+)  # as an Accelerator of one process
 WHOLE = 10**9  # a token budget that holds a whole step; with 1, each group stands alone
 
 
@@ -57,7 +62,7 @@ class Point:
         self.bench, self.g, self.t = where, g, t
         chats = common.nearest_premises(n, where.tokenizer, options.prompt_tokens, max(1, options.prompts // claims))
         self.rows = Dataset.from_list([row for premise in chats for row in premise[:claims]])
-        prompts = make_prompts(where.tokenizer, self.rows, self.rows["label"])
+        prompts = make_prompts(where.tokenizer, self.rows)
         self.groups = [[prompts[row] for row in group] for group in premise_groups(self.rows["premise_id"], claims)]
         self.prompts = [prompt.tokens for prompt in prompts]
         self.size = g * len(self.rows)  # sequences of a step
@@ -69,13 +74,17 @@ class Point:
             beta=BETA, prefix_sharing=share, micro_batch_tokens=budget, cache_tokens=budget, **lengths
         )
 
-    def rollout(self, completions: list[Tokens] | None = None) -> Rollout:
-        """The prompts with these completions, or with random ones for what starts after the sampling."""
-        if completions is None:
+    def completions(self, tokens: list[Tokens] | None = None) -> list[list[Completion]]:
+        """(N, G) of these tokens, or of random ones for what starts after the sampling."""
+        if tokens is None:
             random, shape = torch.Generator().manual_seed(0), (self.size, self.t)
-            completions = torch.randint(10, len(self.bench.tokenizer), shape, generator=random).tolist()
-        done = map(Completion, completions)
-        return [[[Sample(prompt, next(done), "") for _ in range(self.g)] for prompt in group] for group in self.groups]
+            tokens = torch.randint(10, len(self.bench.tokenizer), shape, generator=random).tolist()
+        done = [Completion(of_one, [0.0] * len(of_one)) for of_one in tokens]
+        return [done[n : n + self.g] for n in range(0, self.size, self.g)]
+
+    def batches(self, completions: list[list[Completion]], budget: int, share: bool) -> list[MicroBatch]:
+        every = torch.ones(len(completions), self.g, dtype=torch.bool)
+        return micro_batches(ALONE, self.groups, completions, every, budget, share)
 
 
 # --- the sides
@@ -93,32 +102,33 @@ class Product(Side):
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
         self.steps_done = 0
 
-    def sample(self, setting: str) -> Rollout:
+    def sample(self, setting: str) -> list[list[Completion]]:
         point, whole = self.point, setting == "step"
         self.steps_done += 1
         self.model.eval()
         if self.share:
-            inputs = (self.model, point.bench.tokenizer, point.groups, set(), self.steps_done, 0)
-            return train_grpo.sample(*inputs, point.config(WHOLE if whole else 1))
+            sampler = Sampler(self.model, point.bench.tokenizer, set(), point.t, WHOLE if whole else 1)
+            config = point.config(sampler.cache_tokens)
+            return train_grpo.sample(SimpleNamespace(sampler=sampler), point.groups, self.steps_done, config)
         prompts = [prompt for prompt in point.prompts for _ in range(point.g)]
         options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
         pad, batch = point.bench.tokenizer.pad_token_id, len(prompts) if whole else point.g
-        return point.rollout(common.padded_generate(self.model, prompts, batch, point.t, pad, **options))
+        return point.completions(common.padded_generate(self.model, prompts, batch, point.t, pad, **options))
 
-    def learn(self, rollout: Rollout, setting: str) -> None:
+    def learn(self, completions: list[list[Completion]], setting: str) -> None:
         """Scoring and update of a rollout."""
         config = self.point.config(WHOLE if setting == "step" else 1, self.share)
-        for sample, reward in zip(samples_of(rollout), torch.randn(self.point.size).tolist(), strict=True):
-            sample.reward = reward
-        train_grpo.give_advantages(rollout, "group", 1.0)
-        counts = loss_counts(rollout, rollout, rollout)
+        rewards = torch.randn(len(completions), self.point.g)
+        advantages = train_grpo.group_advantages(rewards, "group", 1.0)
+        counts = LossCounts.over_ranks(ALONE, completions)
         with self.clock.phase("scoring"):
-            batches = train_grpo.micro_batches(rollout, config)
+            batches = self.point.batches(completions, config.micro_batch_tokens, self.share)
             references = [train_grpo.score_reference(self.model, batch, config) for batch in batches]
         with self.clock.phase("update"):
             self.model.train()
             for batch, reference in zip(batches, references, strict=True):
-                train_grpo.update_micro_batch(self.model, batch, None, reference, counts, config)[0].backward()
+                inputs = (self.model, batch, None, reference, advantages, counts, config)
+                train_grpo.micro_batch_loss(*inputs)[0].backward()
             torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -126,9 +136,9 @@ class Product(Side):
     def step(self, sampling: str, batching: str) -> Run:
         with self.clock.phase("step"):
             with self.clock.phase("rollout"):
-                rollout = self.sample(sampling)
-            check_lengths([sample.completion.tokens for sample in samples_of(rollout)], self.point.t)
-            self.learn(rollout, batching)
+                completions = self.sample(sampling)
+            check_lengths([completion.tokens for row in completions for completion in row], self.point.t)
+            self.learn(completions, batching)
         return self.clock.take()
 
 
@@ -142,7 +152,7 @@ class Grouped(Product):
 
     def step(self, sampling: str, batching: str) -> Run:
         with self.in_place():
-            self.learn(self.point.rollout(), batching)
+            self.learn(self.point.completions(), batching)
         return self.clock.take()
 
     @contextmanager
@@ -190,9 +200,9 @@ class Grouped(Product):
 
     def check_equal(self) -> None:
         """Its log-probabilities are ours, with one group and with all groups in a batch."""
-        rollout = self.point.rollout()
-        for batch in (rollout[:1], rollout):
-            inputs = tokens_of(batch)
+        for budget in (1, WHOLE):
+            batch = self.point.batches(self.point.completions(), budget, share=True)[0]
+            inputs = (batch.prompts, batch.completions)
             with torch.no_grad(), use_reference(self.model):
                 expected = sequence_logps(self.model, *inputs)[0]
                 with self.in_place():
@@ -285,7 +295,9 @@ def measure(point: Point, options, rate: float) -> list[dict]:
     if "prefix-grouper" in sides:
         sides["prefix-grouper"].check_equal()
     settings, found = common.contest(sides, PARTS, options)
-    heads, groups, work = point.size * point.t, dict.fromkeys(PHASES, sequences(point.rollout())), {}
+    (whole,) = point.batches(point.completions(), WHOLE, share=True)
+    groups = dict.fromkeys(PHASES, joined(whole.prompts, whole.completions))
+    heads, work = point.size * point.t, {}
     # The last token of a completion is sampled and not computed in the rollout.
     groups["rollout"] = [[sequence[:-1] for sequence in group] for group in groups["rollout"]]
     for name, run in found.items():
