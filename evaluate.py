@@ -204,8 +204,9 @@ def evaluate(config: Config) -> None:
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     dtype = inference_dtype(config.dtype, capability)
     model = load_for_inference(config.model, config.quantization, dtype, device, config.revision)
-    answers = {text for pair in candidates for text in pair}
-    room = max((len(encode(tokenizer, text)) for text in answers), default=config.max_new_tokens)
+    ids = {text: encode(tokenizer, text) for text in {text for pair in candidates for text in pair}}
+    answers = [(ids[no], ids[yes]) for no, yes in candidates]
+    room = max(map(len, ids.values()), default=config.max_new_tokens)
     prompts = [encode(tokenizer, text) for text in data["prompt"]]
     check_context(model, max(map(len, prompts)) + room)
     accelerator.print(f"{name}: {len(data):,} rows on {accelerator.num_processes} x {device.type}, {dtype}", flush=True)
@@ -216,7 +217,7 @@ def evaluate(config: Config) -> None:
     start_time = time.perf_counter()
     if scored:
         rows = score_answers(
-            accelerator, model, tokenizer, data, prompts, candidates,
+            accelerator, model, data, prompts, answers,
             micro_batch_tokens=config.micro_batch_tokens, threshold=config.threshold, share=config.prefix_sharing,
         )  # fmt: skip
     else:

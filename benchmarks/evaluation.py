@@ -5,9 +5,9 @@
 
 Ours is `predict` of scoring/predictions.py, which evaluate.py calls: the claims of a premise share its tokens. The
 rival `padded` is transformers' `generate` on prompts sorted by length, padded to the left, at the batch size that is
-fastest on a part of the rows. Every answer has `--tokens` tokens: none stops early. The sides take turns, the first turn is dropped, medians
-in seconds. Predictions must be equal, and texts are compared row by row: with random weights they may differ where two
-tokens are equally probable but for rounding, and such rows are counted.
+fastest on a part of the rows. Every answer has `--tokens` tokens: none stops early. The sides take turns, the first
+turn is dropped, medians in seconds. Predictions must be equal, and texts are compared row by row: with random weights
+they may differ where two tokens are equally probable but for rounding, and such rows are counted.
 """
 
 import random

@@ -49,9 +49,8 @@ from training.rollouts import MicroBatch, make_prompts, micro_batches
 RIVALS = ["trl", "prefix-grouper", "padded"]
 PARTS = [("rollout",), ("scoring", "update")]  # the phases that the elements of a setting decide
 BETA = 0.03
-ALONE = SimpleNamespace(
-    num_processes=1, process_index=0, device=torch.device("cpu")
-)  # as an Accelerator of one process
+# One process, as an Accelerator says it:
+ALONE = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
 WHOLE = 10**9  # a token budget that holds a whole step; with 1, each group stands alone
 
 

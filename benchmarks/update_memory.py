@@ -58,10 +58,10 @@ def probe(options) -> None:
         point = Point(where, options.num_variables, options.G[0], options.T[0], 1, options)
         model = where.policy()
         add_reference(model)
-        side, rollout = Product(point, model, options.probe == "ours"), point.rollout()
-        side.learn(rollout, "step")
+        side, completions = Product(point, model, options.probe == "ours"), point.completions()
+        side.learn(completions, "step")
         tokens = side.clock.take()["update"].tokens
-        size = peak_memory(lambda: side.learn(rollout, "step"))
+        size = peak_memory(lambda: side.learn(completions, "step"))
     print(json.dumps({"side": options.probe} | point.at | {"rows": point.size, "tokens": tokens, "bytes": size}))
 
 

@@ -10,13 +10,12 @@ either, than the exact trace, and tests/causal/test_rewards.py tries.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from causal.answers import extract_answer, gives_answer
 from causal.graphs import Claim, Premise
 from causal.reasoning import is_right, read_step, required_steps, sentence_spans, subject
-from causal.wording import parse_hypothesis, parse_premise
+from causal.wording import parse_claim
 
 RIGHT_REWARD = 1.0
 WRONG_REWARD = -1.0
@@ -112,17 +111,12 @@ def corr2cause_reward(
     its name is a metric: of the answers, and of those to rows of one label (NaN for the others).
     """
 
-    @lru_cache(maxsize=4096)
-    def parsed(premise: str) -> Premise:
-        return parse_premise(premise)
-
     def judge(completion: str, row: Mapping[str, Any]) -> dict[str, Any]:
         label, answer = int(row["label"]), extract_answer(completion)
         right = float(answer is bool(label))
         judgement: dict[str, Any] = {"outcome": outcome_reward(completion, label, class_weights)}
         if process:
-            premise = parsed(row["premise"])
-            claim = parse_hypothesis(row["hypothesis"], premise.variables)
+            premise, claim = parse_claim(row["premise"], row["hypothesis"])  # which reads a premise once
             judgement["process"] = process_of(step_points(completion, premise, claim), premise, claim)
         return judgement | {
             "reward/accuracy": right,

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 
 from causal.answers import extract_answer
 from dataset.batches import premise_groups, share_of_rank
-from dataset.chat import encode
 from policy.prefix_sharing import Tokens, pack, plan_micro_batches, sequence_logps
 from policy.sampling import Sampler
 from runtime.processes import gather
@@ -92,24 +91,21 @@ def majority(samples: list[tuple[str, bool]]) -> dict:
 def score_answers(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    tokenizer,
     rows: "Dataset",
     prompts: list[Tokens],
-    candidates: list[tuple[str, str]],
+    answers: list[tuple[Tokens, Tokens]],
     *,
     micro_batch_tokens: int,
     threshold: float = 0.5,
     share: bool = True,
 ) -> list[dict]:
-    """How probable the model finds the No and the Yes that `candidates` writes for every row; nothing is sampled.
+    """How probable the model finds No and Yes as answers to the rows, whose prompts are `prompts`; nothing is sampled.
 
-    `candidates[i]` is (No, Yes) as row i's response would write it, the end of the turn included. Ranks share the rows
-    as in `predict`. Each result has the columns that metrics.py reads, `logp_no` and `logp_yes`, in nats, the sums over
-    a candidate's tokens given the prompt, `probability` of Yes if it is one of the two, sigmoid(logp_yes - logp_no),
-    and `prediction`, 1 where that is more than `threshold`.
+    `answers[i]` is (No, Yes) as row i's response would write it, the end of the turn included. Ranks share the rows as
+    in `predict`. Each result has the columns that metrics.py reads, `logp_no` and `logp_yes`, in nats, the sums over an
+    answer's tokens given the prompt, `probability` of Yes if it is one of the two, sigmoid(logp_yes - logp_no), and
+    `prediction`, 1 where that is more than `threshold`.
     """
-    ids = {text: encode(tokenizer, text) for text in {text for pair in candidates for text in pair}}
-    answers = [[ids[text] for text in pair] for pair in candidates]
 
     def sequences(group: list[int]) -> list[Tokens]:
         return [prompts[index] + answer for index in group for answer in answers[index]]

@@ -11,11 +11,11 @@ def test_relabelled_rows_ask_the_same_in_other_letters(traces):
     rows = load_split(traces, "train").select(range(72))
     columns = relabel_rows(rows, trace_style(traces), 0, 0)
     changed = 0
-    for row, prompt, response, relabelled, hypothesis in zip(rows, *columns.values(), strict=True):
+    for row, prompt, response, relabelled, hypothesis, written in zip(rows, *columns.values(), strict=True):
         text = prompt[prompt.index("Premise: ") :].split("<|end|>")[0]
         premise_text, stated = wording.split_input(text)
         premise, claim = wording.parse_claim(premise_text, hypothesis)
-        assert (premise_text, stated) == (relabelled, hypothesis)
+        assert (premise_text, stated) == (relabelled, hypothesis) and written == text
         assert graphs.structure_id(premise) == row["structure_id"]
         assert graphs.exact_label(graphs.markov_equivalence_class(premise), claim) == row["label"]
         assert response == reasoning.trace(premise, claim, "full") + "<|end|>"

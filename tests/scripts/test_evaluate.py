@@ -21,6 +21,7 @@ from dataset.chat import encode
 from dataset.reading import answer_candidates, load_split
 from policy.loading import stop_token_ids
 from policy.prefix_sharing import ATTENTION
+from policy.sampling import Sampler
 from preprocess import DataConfig, build, write_dataset
 from scoring import metrics
 from scoring.predictions import majority, predict, score_answers
@@ -205,6 +206,12 @@ def candidates(place, rows) -> list[tuple[str, str]]:
     return answer_candidates(str(place / "data"), rows, "mode score", "use --mode generate")
 
 
+def tokens_of(tokenizer, rows, candidates) -> tuple[list, list]:
+    """Prompts and (No, Yes) of every row as `score_answers` takes them."""
+    answers = [tuple(encode(tokenizer, text) for text in pair) for pair in candidates]
+    return [encode(tokenizer, text) for text in rows["prompt"]], answers
+
+
 @torch.no_grad()
 def plain_logp(model, tokenizer, prompt: str, answer: str) -> float:
     """Log-probability of an answer after its prompt, from one sequence and the model's own mask."""
@@ -216,8 +223,9 @@ def plain_logp(model, tokenizer, prompt: str, answer: str) -> float:
 def test_scores_equal_a_plain_forward_pass_at_any_budget(family, candidates, rows, tokenizer):
     model = build_model(family, vocab_size=len(tokenizer)).train()
     model.config.max_position_embeddings = 512
+    encoded = tokens_of(tokenizer, rows, candidates)
     first, *others = (
-        score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, micro_batch_tokens=budget)
+        score_answers(Accelerator(cpu=True), model, rows, *encoded, micro_batch_tokens=budget)
         for budget in (10_000, 400, 1)
     )
     assert model.training, "training goes on in the mode it was in"
@@ -239,9 +247,10 @@ def test_scores_do_not_depend_on_the_other_rows(candidates, rows, tokenizer):
     model = build_model("phi3", vocab_size=len(tokenizer))
     model.config.max_position_embeddings = 512
     options = {"micro_batch_tokens": 1000, "threshold": 0.3}
-    together = score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, **options)
+    prompts, answers = tokens_of(tokenizer, rows, candidates)
+    together = score_answers(Accelerator(cpu=True), model, rows, prompts, answers, **options)
     for k in (3, 17):
-        (alone,) = score_answers(Accelerator(cpu=True), model, tokenizer, rows.select([k]), candidates[:1], **options)
+        (alone,) = score_answers(Accelerator(cpu=True), model, rows.select([k]), [prompts[k]], answers[:1], **options)
         assert alone["logp_yes"] == pytest.approx(together[k]["logp_yes"], abs=1e-5)
         assert alone["input"] == together[k]["input"]
     assert all(result["prediction"] == (result["probability"] > 0.3) for result in together)
@@ -258,10 +267,9 @@ def test_greedy_answers_are_the_more_probable_ones(candidates, rows, tokenizer):
     prompts = [prompt + "#?"[yes] for prompt, yes in zip(rows["prompt"], says, strict=True)]
     rows = rows.remove_columns("prompt").add_column("prompt", prompts)
     stop_ids = stop_token_ids(tokenizer, model)
-    greedy = predict(
-        Accelerator(cpu=True), model, tokenizer, rows, stop_ids=stop_ids, max_new_tokens=4, cache_tokens=4000
-    )
-    scored = score_answers(Accelerator(cpu=True), model, tokenizer, rows, candidates, micro_batch_tokens=4000)
+    prompts, answers = tokens_of(tokenizer, rows, candidates)
+    greedy = predict(Accelerator(cpu=True), Sampler(model, tokenizer, stop_ids, 4, 4000), rows, prompts)
+    scored = score_answers(Accelerator(cpu=True), model, rows, prompts, answers, micro_batch_tokens=4000)
     assert [row["prediction"] for row in greedy] == [row["prediction"] for row in scored] == says
     assert 0 < sum(says) < len(says)
     assert answer_figures(scored)["answer_mass"] > 0.95

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 from matplotlib import image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -30,8 +31,10 @@ from runtime.checkpoints import list_checkpoints
 from runtime.settings import parse_config
 from scoring import figures, results
 from scoring.metrics import classification_metrics
+from training.grpo_metrics import Rollout, as_cell, completion_table
 from training.monitoring import CONSOLE_LINES, LAYOUTS, Progress, report_scores
-from training.rollouts import Prompt, Sample, as_cell, completion_table
+from training.rewards import Judgement
+from training.rollouts import Prompt
 
 RECIPE = "configs/grpo_tiny.yaml"
 SCRIPTS = {"SFT": train_sft, "GRPO": train_grpo}
@@ -50,7 +53,7 @@ STAGES = {
         "prompts_per_step": 8,
         "num_generations": 4,
         "max_new_tokens": 6,
-        "format_weight": 0.5,
+        "process_weight": 0.5,
         "num_logged_completions": 4,
     },
 }
@@ -202,21 +205,23 @@ def test_any_text_stays_in_its_cell_and_is_shown_as_it_is():
         assert shown[1].count("\n") == max(0, len(text.splitlines()) - 1)
 
 
-def test_completions_are_shown_with_group_label_rewards_and_advantage():
-    prompt = Prompt(17, [5], 1, None, None, "A | B")
-    one = Sample(prompt, Completion([1]), "Answer: Yes", 1.0, {"outcome": 1.0, "format": 0.5}, 1.25, -0.75)
-    lines = completion_table([[[one, one], [one]]], 2).splitlines()
+def test_completions_are_shown_with_claim_target_rewards_and_advantage():
+    prompt = Prompt(17, [5], {"prompt": "?", "hypothesis": "A | B", "response": "Edge A B: -.\nAnswer: Yes<|end|>"})
+    written, judged = Completion([1], text="Answer: No"), Judgement(1.25, {"outcome": 1.0, "process": 0.5})
+    tensor = torch.full((2, 2), -0.75)
+    rollout = Rollout([prompt] * 2, [[written] * 2] * 2, [[judged] * 2] * 2, tensor, tensor, tensor != 0)
+    lines = completion_table(rollout, 3).splitlines()
     head, *rows = (cells(row) for row in markdown_to_safe_html("\n".join(lines)).split("<tr>")[1:])
-    assert head == ["group", "claim", "label", "outcome", "format", "reward", "advantage", "mass", "completion"]
-    assert rows == [["17", "A | B", "Yes", "+1.00", "+0.50", "+1.25", "-0.75", "1", "Answer: Yes"]] * 2
-    assert completion_table([], 3).count("\n") == 1
+    assert head == ["prompt", "claim", "target", "outcome", "process", "reward", "advantage", "completion"]
+    assert rows == [["17", "A | B", "Answer: Yes<|end|>", "+1.00", "+0.50", "+1.25", "-0.75", "Answer: No"]] * 3
+    assert completion_table(Rollout([], [], [], tensor[:0], tensor[:0], tensor[:0] > 0), 3).count("\n") == 1
 
 
 def test_a_run_shows_its_completions(runs):
     texts = events(runs.folder, "GRPO").Tensors("rollout/completions/text_summary")
     assert [e.step for e in texts] == [2, 3]
     rows = markdown_to_safe_html(texts[0].tensor_proto.string_val[0]).split("<tr>")[1:]
-    assert [len(cells(row)) for row in rows] == [9] * 5
+    assert [len(cells(row)) for row in rows] == [8] * 5
 
 
 # --- the console
@@ -244,7 +249,7 @@ def test_the_last_lines_say_where_everything_is_and_what_to_type(runs, monkeypat
         last = runs.text[stage].splitlines()[-3 - len(typed) :]
         step = json.loads((Path(output) / "best.json").read_text())["step"]
         assert last[0].startswith(f"{'model' if stage == 'SFT' else 'adapter'}: {output} (step {step}, the ")
-        assert last[1].endswith("checkpoint-1, checkpoint-2" if stage == "SFT" else "checkpoint-2, checkpoint-3")
+        assert last[1].endswith("checkpoint-2, checkpoint-3")
         assert last[2] == f"curves: tensorboard --logdir {runs.folder / 'logs' / stage}"
         commands = [shlex.split(line.split(": python ")[1].replace("RECIPE", RECIPE)) for line in last[3:]]
         assert [words[0] for words in commands] == typed
