@@ -50,7 +50,6 @@ GRPO = {
     "relabel_each_epoch": True,
     "max_new_tokens": 6,
     "learning_rate": 1e-3,
-    "resample_rounds": 1,
     "eval_steps": 4,
     "eval_rows": 12,
     "save_steps": 1,

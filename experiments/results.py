@@ -1,4 +1,4 @@
-"""The experiment of RESULTS.md: does GRPO improve the supervised model on graphs that neither has seen?
+"""The experiment of docs/results.md: does GRPO improve the supervised model on graphs that neither has seen?
 
     make results                                                      # seeds 0, 1 and 2, on two CPU processes
     python experiments/results.py --seeds 0 --arms answers --processes 1
@@ -10,8 +10,7 @@ is seen in training, under any letters. The arms, from configs/*_results.yaml an
     answers    SFT (10,000 rows, 3 epochs, best by validation loss), and from it, on 5,000 other prompts:
                SFT+       supervised on, for the passes over tokens that GRPO makes
                GRPO       sampled, 8 completions a prompt
-               GRPO exact both answers of a prompt by their probabilities, as many steps
-    weighted   SFT with balanced classes in its loss, and exact GRPO from it
+    weighted   SFT with balanced classes in its loss, and GRPO from it
     traces     SFT on reasoning traces, and from it, on other graphs of N = 6, GRPO with outcome and process rewards
 
 Answers are scored on the test set, its paraphrase and its relabelling; traces on those of N = 4 and on the test set of
@@ -39,7 +38,6 @@ LAUNCH = {
     2: [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2_2xcpu.yaml"],
 }
 SPLITS = ("test", "test_paraphrase", "test_relabeling")
-EXACT = ("--estimator", "exact")
 BALANCED = ("--class_weights", "0.6", "3.05")  # inverse to the shares of No and Yes
 # Passes over a prompt's tokens: GRPO samples, scores the reference and updates (a forward and a backward pass, which
 # counts as two), SFT only updates. 150 steps of 128 prompts × 5 / 3 = 32,000 rows: 667 steps of 48.
@@ -96,7 +94,6 @@ ARMS = {
             "SFT": Model(SFT, "sft_results", "answers"),
             "SFT+": Model(SFT, "sft_results", "answers", "SFT", MORE),
             "GRPO": Model(GRPO, "grpo_results", "answers", "SFT"),
-            "GRPO exact": Model(GRPO, "grpo_results", "answers", "SFT", EXACT),
         },
     ),
     "weighted": Arm(
@@ -104,7 +101,7 @@ ARMS = {
         SCORE,
         {
             "SFT weighted": Model(SFT, "sft_results", "answers", None, BALANCED),
-            "GRPO from weighted": Model(GRPO, "grpo_results", "answers", "SFT weighted", EXACT),
+            "GRPO from weighted": Model(GRPO, "grpo_results", "answers", "SFT weighted"),
         },
     ),
     "traces": Arm(

@@ -228,7 +228,7 @@ SIGNS = (
     Sign(
         "no_reward_signal", 3, lambda h: h["policy/mean_abs_advantage"] == 0,
         "all rewards agree in every group, so nothing can be learned (the graph is not the fault): raise temperature "
-        "({temperature}) or num_generations ({num_generations}), set resample_rounds, or use other prompts",
+        "({temperature}) or num_generations ({num_generations}), or use other prompts",
     ),
     Sign(
         "no_gradient", 1, lambda h: h["train/grad_norm"] == 0 and h["health/signal"] > 0,
@@ -287,7 +287,7 @@ SIGNS = (
     Sign(
         "dead_groups", 10, lambda h: h["reward/frac_zero_std"] > 0.95,
         "{reward/frac_zero_std:.0%} of the groups have rewards that agree ({reward/frac_all_right:.0%} all right, "
-        "{reward/frac_all_wrong:.0%} all wrong): set resample_rounds ({resample_rounds}), raise num_generations "
+        "{reward/frac_all_wrong:.0%} all wrong): raise num_generations "
         "({num_generations}) or temperature ({temperature}), or use prompts of another difficulty",
     ),
     Sign(
@@ -302,13 +302,12 @@ SIGNS = (
     ),
     Sign(
         "truncation", 5, lambda h: h["rollout/truncated_rate"] > 0.25,
-        "{rollout/truncated_rate:.0%} of the completions are cut: raise max_new_tokens ({max_new_tokens}), or set "
-        "length_weight",
+        "{rollout/truncated_rate:.0%} of the completions are cut: raise max_new_tokens ({max_new_tokens})",
     ),
     Sign(
         "unparsable", 5, lambda h: h["rollout/unanswered_rate"] > 0.2,
         "{rollout/unanswered_rate:.0%} of the completions give no answer: look at rollout/completions in TensorBoard; "
-        "start from a longer SFT, lower learning_rate ({learning_rate}), or set format_weight",
+        "start from a longer SFT, lower learning_rate ({learning_rate}), or raise max_new_tokens ({max_new_tokens})",
     ),
     Sign(
         "one_answer", 20, _drifted,
@@ -317,7 +316,7 @@ SIGNS = (
     ),
     Sign(
         "length_jump", 3, _length_jumped,
-        "completions are suddenly much longer ({rollout/completion_length:.0f} tokens): set length_weight, or lower "
+        "completions are suddenly much longer ({rollout/completion_length:.0f} tokens): raise beta ({beta}), or lower "
         "learning_rate ({learning_rate})",
     ),
     Sign(

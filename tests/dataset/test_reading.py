@@ -52,7 +52,7 @@ def answers(tmp_path_factory) -> str:
     return str(folder)
 
 
-REQUEST = ("estimator exact", "use estimator sampled")
+REQUEST = ("mode score", "use --mode generate")
 
 
 def test_candidates_are_the_two_targets_whatever_the_label(answers, tokenizer):
@@ -66,13 +66,13 @@ def test_candidates_are_the_two_targets_whatever_the_label(answers, tokenizer):
 
 @pytest.mark.parametrize("response", ["Answer: Maybe", "", "Answer: Yes or No", "The node is the answer."])
 def test_responses_that_are_not_one_answer(answers, response):
-    message = "estimator exact: the response .* of dataset .* is not one Yes or No; use estimator sampled"
+    message = "mode score: the response .* of dataset .* is not one Yes or No; use --mode generate"
     with pytest.raises(ValueError, match=message):
         answer_candidates(answers, {"response": ["Answer: Yes<|end|>", response]}, *REQUEST)
 
 
 def test_candidates_of_a_dataset_of_other_targets(traces, tmp_path):
-    with pytest.raises(ValueError, match="estimator exact: .* target trace, not answers alone; use estimator sampled"):
+    with pytest.raises(ValueError, match="mode score: .* target trace, not answers alone; use --mode generate"):
         answer_candidates(traces, load_split(traces, "train"), *REQUEST)
-    with pytest.raises(ValueError, match="estimator exact: dataset .* has no report.json, .*; use estimator sampled"):
+    with pytest.raises(ValueError, match="mode score: dataset .* has no report.json, .*; use --mode generate"):
         answer_candidates(str(tmp_path), {"response": ["Answer: Yes<|end|>"]}, *REQUEST)

@@ -151,7 +151,7 @@ def test_peak_memory_is_that_of_the_work(common):
     assert 64 * 2**20 <= size + 2**20 <= 80 * 2**20
 
 
-# --- the experiment of RESULTS.md
+# --- the experiment of docs/results.md
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """The gradient-flow check passes what learns and names what does not; weights that should move are watched."""
 
+import dataclasses
+import re
+
 import pytest
 import torch
 from conftest import build_model
@@ -7,6 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+import train_grpo
+import train_sft
 from policy.adapters import add_reference
 from policy.prefix_sharing import sequence_logps
 from training.health import (
@@ -264,6 +269,14 @@ def test_every_advice_can_be_written(name, capsys, tmp_path):
         monitor.history.add(HEALTHY)
         monitor._say(1, next(sign for sign in SIGNS if sign.name == name))
     assert f"step 1: {name}: " in capsys.readouterr().out
+
+
+def test_advice_names_settings_that_there_are():
+    """With and without its value: a word with an underscore is a setting, unless it is a part of a metric's name."""
+    fields = {field.name for script in (train_sft, train_grpo) for field in dataclasses.fields(script.Config)}
+    for sign in SIGNS:
+        named = re.findall(r"{(\w+)}", sign.advice) + re.findall(r"(?<![\w/])[a-z]+(?:_[a-z]+)+(?![\w/])", sign.advice)
+        assert set(named) <= fields, f"{sign.name}: {set(named) - fields}"
 
 
 @pytest.mark.parametrize(
