@@ -135,6 +135,11 @@ def micro_batches(groups: list[list[int]], rows: Rows, config: Config) -> list[l
     return [[groups[g] for g in batch] for batch in plan]
 
 
+def share(accelerator, groups: list[list[int]], rows: Rows) -> list[list[int]]:
+    """This rank's groups of a step."""
+    return share_of_rank(groups, accelerator.process_index, accelerator.num_processes, rows.packed_tokens)
+
+
 def window_means(window: list[dict[str, float]], seconds: float) -> dict[str, float]:
     """Of the steps in the window, which took `seconds`: the mean loss of a target token, rows and tokens a second."""
     sums = {name: sum(done[name] for done in window) for name in window[0]}
@@ -150,7 +155,7 @@ def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], conf
     """Mean negative log-likelihood over all completion tokens of the rows, weighted as in training, on all ranks."""
     model.eval()
     groups = premise_groups(premise_ids, config.claims_per_prefix)
-    mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes, rows.packed_tokens)
+    mine = share(accelerator, groups, rows)
     sums = {"loss": 0.0, "weight": 0.0}
     for batch in micro_batches(mine, rows, config):
         sums["loss"] += float(loss_sum(model, rows, batch, config.prefix_sharing))
@@ -158,11 +163,6 @@ def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], conf
     model.train()
     sums = reduce(accelerator, sums)
     return sums["loss"] / sums["weight"]
-
-
-def share(accelerator, groups: list[list[int]], rows: Rows) -> list[list[int]]:
-    """This rank's groups of a step."""
-    return share_of_rank(groups, accelerator.process_index, accelerator.num_processes, rows.packed_tokens)
 
 
 def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | None:
@@ -238,10 +238,8 @@ def main() -> None:
         done = {"loss": loss_of_step, "weight": rows.total_weight(mine), "rows": sum(map(len, mine))}
         done["tokens"] = sum(len(rows.contexts[i]) + len(rows.targets[i]) for group in mine for i in group)
         window.append(reduce(accelerator, done))
-        values = {
-            "health/loss_finite": float(math.isfinite(window[-1]["loss"])),
-            "health/signal": 1.0,
-        }  # all have labels
+        # In GRPO the signal is the mean advantage; here every row has something to teach.
+        values = {"health/loss_finite": float(math.isfinite(window[-1]["loss"])), "health/signal": 1.0}
         values |= s.motion.values(policy, grad_norm, stepped) | {"train/learning_rate": rate}
         s.monitor.update(step + 1, values)
         means = window_means(window, time.perf_counter() - window_start)
