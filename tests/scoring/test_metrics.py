@@ -168,7 +168,7 @@ def test_bad_rows(labels, predictions, message):
 # ---- probabilities
 
 
-def test_hand_computedweighted_probability_scores():
+def test_hand_computed_probability_scores():
     scores = probability_metrics([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     assert scores["auroc"] == pytest.approx(3 / 4)  # of the four pairs only 0.4 over 0.35 is the wrong way round
     assert scores["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
