@@ -191,8 +191,19 @@ def _tile_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tile: 
     return [query[:, :, tile.rows], keys, values]
 
 
-def tree_attention(module, query, key, value, attention_mask, *, tiles: list[Tile] | None = None, **options):
-    """An attention function of transformers: SDPA by tiles for a packed row (1, heads, L, d), else SDPA as it is."""
+def tree_attention(
+    module, query, key, value, attention_mask, *, tiles: list[Tile] | None = None, keep=None, branches=None, **options
+):
+    """An attention function of transformers: SDPA by tiles for a packed row (1, heads, L, d), else SDPA as it is.
+
+    In sampling (policy/sampling.py) `keep` takes a packed row's keys and values, by module, and `branches`, a
+    BranchCache, attends for new tokens.
+    """
+    if branches is not None:
+        return branches.attend(module, query, key, value, options["scaling"]), None
+    if keep is not None:
+        # Phi-3's values are a view of its queries, keys and values in one: that would keep all three.
+        keep[module] = [key.contiguous(), value.contiguous()]
     if tiles is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return _TreeAttention.apply(query, key, value, tiles, partial(sdpa_attention_forward, module, **options)), None

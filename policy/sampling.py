@@ -1,22 +1,31 @@
-"""Sampling by hand: every prompt's prefix computed once, every sequence with random numbers of its own.
+"""Sampling by hand: every prefix computed and kept once, every sequence with random numbers of its own.
 
-The prompts of a batch are packed as prefix trees (prefix_sharing.py) and run once. Then each group is a row: its part
-of the key-value cache exists once for all of its samples, and each step runs one new token for every sequence that has
-not stopped, which sees its own prompt and its own tokens. Sequences that have stopped take no part.
+Groups of prompts wait in a queue. As many as the key-value cache has room for are packed as prefix trees
+(prefix_sharing.py) and run in one pass; then each step runs one new token for every sequence that has not stopped. A
+token sees the prefix of its prompt, which the cache holds once for all sequences of the group, and its own sequence:
+the softmax over both is put together from those over each. The room of what has stopped goes to the next group at once,
+so that no batch waits for its longest completion.
 
-Dimensions: B sequences, R groups, S live sequences of a group at most, C cached tokens of a group, V vocabulary.
+Dimensions: B sequences in the cache, R groups, S sequences of a group at most, C tokens of a group's prefix tree at
+most, T own tokens of a sequence, H key-value heads, Q query heads for each of them, d head dimension, V vocabulary.
 """
 
+import math
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers.cache_utils import Cache, DynamicLayer
 
-from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, pack, plan_micro_batches
+from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, pack
+
+BLOCK = 64  # tokens by which the room for own tokens grows
+SPARE = 4  # one sequence in so many may have stopped before the cache is rearranged
 
 
 @dataclass
@@ -29,38 +38,143 @@ class Completion:
     text: str = ""
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values (R, heads, C, head dim) in buffers with room: DynamicLayer would copy all for every token."""
+# --- the cache
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Append tokens; returns all keys and values so far, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            # Phi-3's values are a view of its queries, keys and values in one: that would keep all three.
-            self._hold(key_states.contiguous(), value_states.contiguous(), key_states.shape[2])
-        else:
-            filled = self.keys.shape[2]
-            length = filled + key_states.shape[2]
-            for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-                buffer[:, :, filled:length] = new
-            self._hold(*self.buffers, length)
-        return self.keys, self.values
 
-    def split_rows(self, columns: torch.Tensor, room: int) -> None:
-        """Make rows of the one packed row; `columns` (R, C) are the packed tokens of each, `room` more will fit."""
-        rows, length = columns.shape
-        buffers = []
-        for x in (self.keys, self.values):
-            buffers.append(x.new_empty((rows, x.shape[1], length + room, x.shape[3])))
-            buffers[-1][:, :, :length] = x[0][:, columns].transpose(0, 1)
-        self._hold(*buffers, length)
+class BranchCache:
+    """Keys and values of sequences that branch off shared prefixes, and the attention of a new token over them.
 
-    def keep_rows(self, rows: torch.Tensor) -> None:
-        self._hold(*(buffer[rows] for buffer in self.buffers), self.keys.shape[2])
+    The prefix tree of a group is held once, (R, H, C, d), and each sequence's own tokens by themselves,
+    (B, H, room, d), in room that grows by BLOCK. Both are held for each layer, by its attention module.
+    """
 
-    def _hold(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
-        self.buffers = [keys, values]
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.prefixes: dict[Any, list[torch.Tensor]] = {}  # keys and values, (R, H, C, d)
+        self.own: dict[Any, list[torch.Tensor]] = {}  # keys and values, (B, H, room, d)
+        self.rows: list[int] = []  # (B,) the group of each sequence
+        self.lengths: list[int] = []  # (B,) how many tokens of its own it has
+        self.visible = torch.zeros((0, 0), dtype=torch.bool)  # (B, C) what it sees of its group's prefix tree
+
+    def add(self, tree: PackedTree, groups: list[list[int]], packed: dict[Any, list[torch.Tensor]]) -> None:
+        """The sequences of `tree`, by group; `packed` are the tree's keys and values of each layer, (1, H, L, d)."""
+        nodes = [sorted({node for b in group for node in tree.paths[b]}) for group in groups]
+        columns = pad_sequence([torch.tensor(of_group) for of_group in nodes], batch_first=True)  # (R, C)
+        visible = torch.zeros((len(tree.paths), columns.shape[1]), dtype=torch.bool)
+        for group, of_group in zip(groups, nodes, strict=True):
+            for b in group:
+                visible[b, torch.tensor(tree.paths[b]) - of_group[0]] = True  # a group is one stretch of the packed row
+        columns = columns.to(self.device)
+        for layer, pair in packed.items():
+            prefixes = [x[0][:, columns].transpose(0, 1) for x in pair]  # (R, H, C, d)
+            own = [x.new_zeros((len(visible), x.shape[1], 0, x.shape[3])) for x in prefixes]
+            self.prefixes[layer] = _stack(self.prefixes.get(layer), prefixes)
+            self.own[layer] = _stack(self.own.get(layer), own)
+        (self.visible,) = _stack([self.visible] if self.rows else None, [visible])
+        first = len(set(self.rows))
+        self.rows += [first + r for r, group in enumerate(groups) for _ in group]
+        self.lengths += [0] * len(visible)
+        self._arrange()
+
+    def keep(self, sequences: Sequence[int]) -> None:
+        """Drop all sequences but these, and the prefixes that none of them has."""
+        groups = sorted({self.rows[b] for b in sequences})
+        for held, chosen in ((self.own, sequences), (self.prefixes, groups)):
+            index = torch.tensor(chosen, device=self.device)
+            for layer, pair in held.items():
+                held[layer] = [x[index] for x in pair]
+        self.visible = self.visible[torch.tensor(sequences)]
+        self.rows = [groups.index(self.rows[b]) for b in sequences]
+        self.lengths = [self.lengths[b] for b in sequences]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Which sequences are where, if those of a group stand side by side, (R, S), and the prefix that they see."""
+        groups: list[list[int]] = [[] for _ in range(max(self.rows) + 1)]
+        for b, row in enumerate(self.rows):
+            groups[row].append(b)
+        width = max(map(len, groups))
+        grid = torch.tensor([group + group[:1] * (width - len(group)) for group in groups])  # the first fills up
+        place = {b: r * width + s for r, group in enumerate(groups) for s, b in enumerate(group)}
+        bias = torch.zeros(self.visible.shape).masked_fill_(~self.visible, -math.inf)
+        self.visible_to = bias[grid].to(self.device)  # (R, S, C): 0 or -inf
+        self.prefix_bias: torch.Tensor | None = None  # (R, 1, S·Q, C), once the number of query heads is known
+        self.grid, self.place = (
+            grid.to(self.device),
+            torch.tensor([place[b] for b in range(len(place))]).to(self.device),
+        )
+
+    def grow(self, most: int) -> None:
+        """Make room for one more token of every sequence; no sequence will ever have more than `most`."""
+        room = next(iter(self.own.values()))[0].shape[2]
+        self.ends = torch.tensor(self.lengths, device=self.device)  # (B,) where the new token goes
+        self.lengths = [length + 1 for length in self.lengths]
+        self.longest = max(self.lengths)
+        if self.longest > room:
+            more = min(BLOCK, most - room)
+            for layer, pair in self.own.items():
+                self.own[layer] = [pad(x, (0, 0, 0, more)) for x in pair]
+        self.own_bias = None
+        if min(self.lengths) < self.longest:
+            unseen = torch.arange(self.longest, device=self.device) > self.ends[:, None]
+            self.own_bias = torch.zeros(unseen.shape, device=self.device).masked_fill_(unseen, -math.inf)[:, None, None]
+
+    def attend(
+        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Attention of the new tokens (1, heads, B, d), which it keeps: (1, B, heads, d).
+
+        The softmax over prefix and own tokens is the mean of those over each, weighted by their sums of exponentials:
+        with l their logarithms, a sigmoid of the difference (as in FlashAttention, arXiv 2205.14135, section 3.1).
+        """
+        size, heads = key.shape[2], key.shape[1]
+        every = torch.arange(size, device=self.device)
+        for held, new in zip(self.own[layer], (key, value), strict=True):
+            held[every, :, self.ends] = new[0].transpose(0, 1)
+        query = query[0].transpose(0, 1).unflatten(1, (heads, -1)) * scaling  # (B, H, Q, d)
+        if self.prefix_bias is None:
+            self.prefix_bias = self.visible_to.repeat_interleave(query.shape[2], dim=1)[:, None]
+
+        own, own_total = _attend(query, *(x[:, :, : self.longest] for x in self.own[layer]), self.own_bias)
+
+        width = self.grid.shape[1]
+        grid = query[self.grid].transpose(1, 2).flatten(2, 3)  # (R, H, S·Q, d)
+        parts = _attend(grid, *self.prefixes[layer], self.prefix_bias)
+        prefix, prefix_total = (  # (B, H, Q, d), (B, H, Q, 1)
+            x.unflatten(2, (width, -1)).transpose(1, 2).flatten(0, 1)[self.place] for x in parts
+        )
+        share = torch.sigmoid(own_total - prefix_total)
+        return torch.lerp(prefix, own, share).to(value.dtype).flatten(1, 2)[None]
+
+
+def _attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of queries (X, H, Y, d) over keys and values (X, H, Z, d): softmax(q·k + bias)·v (X, H, Y, d), and the logarithm
+    of the sum of exponentials (X, H, Y, 1), both in fp32; `bias` is (X, 1, Y, Z), or (X, 1, 1, Z)."""
+    scores = (query @ keys.transpose(2, 3)).float()
+    if bias is not None:
+        scores += bias
+    most = scores.amax(-1, keepdim=True)
+    scores = scores.sub_(most).exp_()
+    total = scores.sum(-1, keepdim=True)
+    return (scores.to(values.dtype) @ values).float() / total, most + total.log()
+
+
+def _stack(old: list[torch.Tensor] | None, new: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors below each other, those with fewer columns (the last dimension but d) filled up with zeros."""
+    if old is None:
+        return new
+    stacked = []
+    for pair in zip(old, new, strict=True):
+        dim = 1 if pair[0].dim() == 2 else 2
+        width = max(x.shape[dim] for x in pair)
+        behind = (0, 0) * (pair[0].dim() - 1 - dim)
+        stacked.append(torch.cat([pad(x, (*behind, 0, width - x.shape[dim])) for x in pair]))
+    return stacked
+
+
+# --- sampling
 
 
 @torch.no_grad()
@@ -72,92 +186,117 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     seeds: list[list[tuple[int, ...]]] | None = None,
+    cache_tokens: float = math.inf,
 ) -> list[list[Completion]]:
     """One completion for each prompt of each group; repeat a prompt to get several samples, at one prefill's price.
 
     `temperature` 0 is greedy. Otherwise sequence k of group g draws from softmax(logits / temperature), all of it
     (top_p 1, top_k off), with the random stream that `seeds[g][k]` names: what is sampled does not depend on the batch
-    it is sampled in. The model must be in eval mode: dropout or gradient checkpointing would change what is sampled.
+    it is sampled in. At most `cache_tokens` tokens are in the key-value cache, if all completions get their longest; a
+    group that needs more is sampled alone. The model must be in eval mode: dropout or gradient checkpointing would
+    change what is sampled.
     """
     assert not model.training, "sample in eval mode: dropout would make the sampled policy another one"
     assert temperature == 0 or seeds is not None, "sampling needs one seed a sequence"
     device = next(model.parameters()).device
-    uniforms = None
-    if temperature > 0:
-        streams = [np.random.default_rng(seed) for group_seeds in seeds for seed in group_seeds]
-        uniforms = np.stack([stream.random(max_new_tokens) for stream in streams])  # (B, T)
-    prompts = [prompt for group in groups for prompt in group]
-    padding = len(prompts)  # the index of a sequence that is none
-    completions = [Completion() for _ in prompts]
-    remaining = iter(range(len(prompts)))
-    live = [[next(remaining) for _ in group] for group in groups]  # per row of the cache
-
-    tree = pack(groups)
-    logits, cache = _prefill(model, tree, device)  # (B, V)
-    visible = _split_cache(cache, tree, live, max_new_tokens, device)  # (B + 1, C and room): what a sequence sees
-    filled = cache.get_seq_length()
-    for t in range(max_new_tokens):
-        order = [b for row in live for b in row]
-        tokens, logps = _choose(logits, temperature, None if uniforms is None else uniforms[order, t])
-        for b, token, logp in zip(order, tokens, logps, strict=True):
-            completions[b].tokens.append(token)
-            completions[b].logps.append(logp)
-            completions[b].stopped = token in stop_ids
-        live = [[b for b in row if not completions[b].stopped] for row in live]
-        if t == max_new_tokens - 1 or not any(live):
-            break
-        if not all(live):
-            kept = [r for r, row in enumerate(live) if row]
-            live = [live[r] for r in kept]
-            for layer in cache.layers:
-                layer.keep_rows(torch.tensor(kept, device=device))
-        slots = pad_sequence([torch.tensor(row) for row in live], batch_first=True, padding_value=padding)  # (R, S)
-        newest = torch.tensor([completion.tokens[-1] for completion in completions] + [0])[slots]
-        depths = torch.tensor([len(prompt) + t for prompt in prompts] + [0])[slots]
-        slots = slots.to(device)
-        rows, columns = torch.tensor([(r, s) for r, row in enumerate(live) for s in range(len(row))], device=device).T
-        # Padding sees itself too: a row of attention that sees nothing would be NaN, and NaN spreads.
-        visible[slots, filled + torch.arange(slots.shape[1], device=device)] = True
-        filled += slots.shape[1]
+    completions = [[Completion() for _ in group] for group in groups]
+    prefixes = [len(pack([group])) for group in groups]
+    # The largest first: an out-of-memory error comes at once, or not at all.
+    waiting = deque(sorted(range(len(groups)), key=lambda g: (-prefixes[g] - len(groups[g]) * max_new_tokens, g)))
+    stops = np.array(sorted(stop_ids), dtype=np.int64)
+    cache, live = BranchCache(device), []  # (B,) the sequences in the cache
+    while True:
+        going = [b for b, one in enumerate(live) if not one.stopped]
+        if not (going or waiting):
+            return completions
+        held = sum(prefixes[g] for g in {live[b].group for b in going}) + len(going) * max_new_tokens
+        admitted: list[int] = []
+        while waiting and (
+            held + prefixes[waiting[0]] + len(groups[waiting[0]]) * max_new_tokens <= cache_tokens
+            or not (going or admitted)
+        ):
+            admitted.append(waiting.popleft())
+            held += prefixes[admitted[-1]] + len(groups[admitted[-1]]) * max_new_tokens
+        if len(going) < len(live) and (admitted or len(live) - len(going) > len(live) // SPARE):
+            live = [live[b] for b in going]  # the room of what has stopped is given back
+            if going:
+                cache.keep(going)
+            else:
+                cache = BranchCache(device)
+        if admitted:
+            fresh = [Live(g, k, len(tokens)) for g in admitted for k, tokens in enumerate(groups[g])]
+            for one in fresh if temperature > 0 else ():
+                one.draws = np.random.default_rng(seeds[one.group][one.index]).random(max_new_tokens)
+            logits = _prefill(model, cache, [groups[g] for g in admitted], device)
+            _extend(fresh, logits, completions, stops, temperature, max_new_tokens)
+            live += fresh
+            continue  # some may have stopped with their first token
+        cache.grow(max_new_tokens)
+        newest = torch.tensor([[completions[one.group][one.index].tokens[-1] for one in live]], device=device)  # (1, B)
+        depths = torch.tensor([[one.depth for one in live]], device=device)
         logits = model(
-            input_ids=newest.to(device),
-            position_ids=depths.to(device),
-            attention_mask=visible[slots, :filled][:, None],  # (R, 1, S, C)
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[rows, columns]  # (B of them that live, V)
-    done = iter(completions)
-    return [[next(done) for _ in group] for group in groups]
+            input_ids=newest, position_ids=depths, attention_mask=_no_mask(device), branches=cache, use_cache=False
+        ).logits[0]  # (B, V)
+        _extend(live, logits, completions, stops, temperature, max_new_tokens)
 
 
-def _prefill(model: torch.nn.Module, tree: PackedTree, device: torch.device) -> tuple[torch.Tensor, Cache]:
-    """The logits (B, V) after each sequence of `tree`, and the keys and values of the packed row."""
-    cache = Cache(layer_class_to_replicate=RoomyLayer)  # no sliding window: it would drop packed tokens
-    last_nodes, which = torch.tensor([path[-1] for path in tree.paths]).unique(return_inverse=True)
-    out = model(**tree.inputs(device), past_key_values=cache, use_cache=True, logits_to_keep=last_nodes.to(device))
-    return out.logits[0, which.to(device)], cache
+@dataclass
+class Live:
+    """A sequence in the cache: which of which group it is, how deep its next token is, and its random numbers."""
+
+    group: int
+    index: int
+    depth: int
+    stopped: bool = False
+    draws: np.ndarray | None = None
 
 
-def _split_cache(
-    cache: Cache, tree: PackedTree, rows: list[list[int]], max_new_tokens: int, device: torch.device
+def _no_mask(device: torch.device) -> torch.Tensor:
+    """Never read: a mask of four dimensions keeps the model from making one of its own."""
+    return torch.empty((1, 1, 0, 0), dtype=torch.bool, device=device)
+
+
+def _prefill(
+    model: torch.nn.Module, cache: BranchCache, groups: list[list[Tokens]], device: torch.device
 ) -> torch.Tensor:
-    """Give each group its own row of the cache, padded to the longest; `rows` are the groups' sequences.
-
-    Returns which columns of its row a sequence sees (B + 1, C + room for new tokens), the last one seeing none yet.
-    """
-    nodes = [sorted({node for b in row for node in tree.paths[b]}) for row in rows]
-    columns = pad_sequence([torch.tensor(row) for row in nodes], batch_first=True)  # (R, C); padding is never seen
-    room = max_new_tokens * max(map(len, rows))
-    for layer in cache.layers:
-        layer.split_rows(columns.to(device), room)
-    visible = torch.zeros((len(tree.paths) + 1, columns.shape[1] + room), dtype=torch.bool)
-    for row, row_nodes in zip(rows, nodes, strict=True):
-        for b in row:
-            visible[b, torch.tensor(tree.paths[b]) - row_nodes[0]] = True  # a group is one stretch of the packed row
-    return visible.to(device)
+    """Run the packed prompts of the groups, put them into the cache; the logits (B, V) after each of them."""
+    tree = pack(groups)
+    last_nodes, which = torch.tensor([path[-1] for path in tree.paths]).unique(return_inverse=True)
+    packed: dict[Any, list[torch.Tensor]] = {}
+    inputs = tree.inputs(device) | {"keep": packed, "use_cache": False}
+    logits = model(**inputs, logits_to_keep=last_nodes.to(device)).logits[0, which.to(device)]
+    places = iter(range(len(tree.paths)))
+    cache.add(tree, [[next(places) for _ in group] for group in groups], packed)
+    return logits
 
 
-def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None) -> tuple[list[int], list[float]]:
+def _extend(
+    live: list[Live],
+    logits: torch.Tensor,
+    completions: list[list[Completion]],
+    stops: np.ndarray,
+    temperature: float,
+    max_new_tokens: int,
+) -> None:
+    """Choose the next token of every sequence from `logits` (B, V), and note which of them stop with it."""
+    counts = [len(completions[one.group][one.index].tokens) for one in live]
+    points = None
+    if temperature > 0:  # what has stopped may draw anything
+        points = np.array([one.draws[min(t, max_new_tokens - 1)] for one, t in zip(live, counts, strict=True)])
+    tokens, logps = _choose(logits, temperature, points)
+    ends = np.isin(tokens, stops)
+    for one, count, token, logp, end in zip(live, counts, tokens.tolist(), logps.tolist(), ends, strict=True):
+        if one.stopped:
+            continue
+        completion = completions[one.group][one.index]
+        completion.tokens.append(token)
+        completion.logps.append(logp)
+        completion.stopped = bool(end)
+        one.stopped = bool(end) or count + 1 == max_new_tokens
+        one.depth += count > 0  # the first own token stands right behind the prompt
+
+
+def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Greedy or inverse-CDF choice from `logits` (B, V); returns tokens and their log-probabilities (B,)."""
     points = None if uniforms is None else torch.as_tensor(uniforms, device=logits.device)[:, None]
     chosen: list[torch.Tensor] = []
@@ -172,7 +311,8 @@ def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | Non
             at = points[start : start + size] * cumulative[:, -1:]
             chosen.append(torch.searchsorted(cumulative, at, right=True).clamp_max(logits.shape[-1] - 1)[:, 0])
         taken.append(logps.gather(-1, chosen[-1][:, None])[:, 0])
-    return torch.cat(chosen).tolist(), torch.cat(taken).tolist()
+    both = torch.stack((torch.cat(chosen).double(), torch.cat(taken).double())).cpu().numpy()  # one copy to the host
+    return both[0].astype(np.int64), both[1]
 
 
 @dataclass
@@ -207,14 +347,10 @@ class Sampler:
             return [[next(done)[0] for _ in group] for group in groups]
         was_training = self.model.training
         self.model.eval()
-        results: list[list[Completion]] = [[] for _ in groups]
-        for batch in plan_micro_batches(groups, self.cache_tokens, new_tokens=self.max_new_tokens):
-            done = generate(
-                self.model, [groups[g] for g in batch], stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
-                temperature=temperature, seeds=None if seeds is None else [seeds[g] for g in batch],
-            )  # fmt: skip
-            for g, completions in zip(batch, done, strict=True):
-                results[g] = completions
+        results = generate(
+            self.model, groups, stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
+            temperature=temperature, seeds=seeds, cache_tokens=self.cache_tokens,
+        )  # fmt: skip
         self.model.train(was_training)
         for completion in chain.from_iterable(results):
             completion.text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)

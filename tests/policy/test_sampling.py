@@ -18,7 +18,7 @@ from causal.rows import generate_rows
 from dataset.batches import share_of_rank
 from dataset.chat import encode
 from policy.prefix_sharing import sequence_logps
-from policy.sampling import Completion, Sampler, generate
+from policy.sampling import BranchCache, Completion, Sampler, generate
 from scoring import predictions
 from scoring.predictions import majority, predict
 
@@ -179,6 +179,39 @@ def test_groups_keep_their_order_at_any_budget(cache_tokens, tokenizer):
         ]
         assert [c.tokens for c in completions] == [c.tokens for c in alone]
         assert [c.text for c in completions] == [tokenizer.decode(c.tokens, skip_special_tokens=True) for c in alone]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("budget", [90, 140, 10_000])
+def test_the_room_of_what_has_stopped_goes_to_the_next_group(family, budget, monkeypatch):
+    """New groups join sequences that are under way, within the budget, and change nothing of what those get."""
+    model, prompts = build_model(family), random_prompts(count=9)
+    groups = [prompts[:3], prompts[3:6], prompts[6:8], prompts[8:10], prompts[10:]]
+    seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
+    seen = []  # sequences under way when groups join
+    add, grow = BranchCache.add, BranchCache.grow
+
+    def watched_add(cache, tree, joining, packed):
+        seen.append(len(cache.rows))
+        add(cache, tree, joining, packed)
+
+    def watched_grow(cache, most):
+        rows = torch.tensor(cache.rows)
+        prefixes = sum(int(cache.visible[rows == row].any(dim=0).sum()) for row in set(cache.rows))
+        assert len(set(cache.rows)) == 1 or prefixes + len(rows) * most <= budget
+        grow(cache, most)
+
+    monkeypatch.setattr(BranchCache, "add", watched_add)
+    monkeypatch.setattr(BranchCache, "grow", watched_grow)
+    options = {"stop_ids": set(range(0, VOCABULARY, 4)), "max_new_tokens": 20, "temperature": 1.0}
+    got = generate(model, groups, seeds=seeds, cache_tokens=budget, **options)
+    joined = sum(under_way > 0 for under_way in seen)
+    assert (joined > 0) == (budget < 10_000) and (len(seen) == 1) == (budget == 10_000)
+    monkeypatch.undo()
+    for group, group_seeds, completions in zip(groups, seeds, got, strict=True):
+        for prompt, seed, completion in zip(group, group_seeds, completions, strict=True):
+            (alone,) = generate_all(model, [prompt], seeds=[seed], groups=1, **options)
+            assert completion.tokens == alone.tokens and completion.logps == pytest.approx(alone.logps, abs=1e-4)
 
 
 # --- predictions
