@@ -65,8 +65,9 @@ class BranchCache:
             for b in group:
                 visible[b, torch.tensor(tree.paths[b]) - of_group[0]] = True  # a group is one stretch of the packed row
         columns = columns.to(self.device)
-        for layer, pair in packed.items():
-            prefixes = [x[0][:, columns].transpose(0, 1) for x in pair]  # (R, H, C, d)
+        for layer in list(packed):
+            pair = packed.pop(layer)  # so that of one layer alone there are two copies
+            prefixes = [x[0][:, columns].transpose(0, 1).contiguous() for x in pair]  # (R, H, C, d)
             own = [x.new_zeros((len(visible), x.shape[1], 0, x.shape[3])) for x in prefixes]
             self.prefixes[layer] = _stack(self.prefixes.get(layer), prefixes)
             self.own[layer] = _stack(self.own.get(layer), own)
