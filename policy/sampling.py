@@ -1,9 +1,9 @@
 """Sampling by hand: every prefix computed and kept once, every sequence with random numbers of its own.
 
-Groups of prompts wait in a queue. As many as the key-value cache has room for are packed as prefix trees
-(prefix_sharing.py) and run in one pass; then each step runs one new token for every sequence that has not stopped. A
-token sees the prefix of its prompt, which the cache holds once for all sequences of the group, and its own sequence:
-the softmax over both is put together from those over each. The room of what has stopped goes to the next group at once,
+Groups of prompts wait in a queue. As many of their sequences as the key-value cache has room for are packed as prefix
+trees (prefix_sharing.py) and run in one pass; then each step runs one new token for every sequence that has not
+stopped. A token sees the prefix of its prompt, which the cache holds once for all sequences of the group, and its own
+sequence: the softmax over both is put together from those over each. The room of what has stopped goes to what waits,
 so that no batch waits for its longest completion.
 
 Dimensions: B sequences in the cache, R groups, S sequences of a group at most, C tokens of a group's prefix tree at
@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, pack
 
 BLOCK = 64  # tokens by which the room for own tokens grows
+JOIN = 8  # sequences of a group that join at once, at least, if so many are left: each part runs the prefix again
 SPARE = 4  # one sequence in so many may have stopped before the cache is rearranged
 
 
@@ -77,8 +78,10 @@ class BranchCache:
         self.lengths += [0] * len(visible)
         self._arrange()
 
-    def keep(self, sequences: Sequence[int]) -> None:
-        """Drop all sequences but these, and the prefixes that none of them has."""
+    def keep(self, sequences: Sequence[int]) -> "BranchCache":
+        """Drop all sequences but these, and the prefixes that none of them has; returns what is left."""
+        if not sequences:
+            return BranchCache(self.device)
         groups = sorted({self.rows[b] for b in sequences})
         for held, chosen in ((self.own, sequences), (self.prefixes, groups)):
             index = torch.tensor(chosen, device=self.device)
@@ -88,6 +91,7 @@ class BranchCache:
         self.rows = [groups.index(self.rows[b]) for b in sequences]
         self.lengths = [self.lengths[b] for b in sequences]
         self._arrange()
+        return self
 
     def _arrange(self) -> None:
         """Which sequences are where, if those of a group stand side by side, (R, S), and the prefix that they see."""
@@ -194,41 +198,39 @@ def generate(
     `temperature` 0 is greedy. Otherwise sequence k of group g draws from softmax(logits / temperature), all of it
     (top_p 1, top_k off), with the random stream that `seeds[g][k]` names: what is sampled does not depend on the batch
     it is sampled in. At most `cache_tokens` tokens are in the key-value cache, if all completions get their longest; a
-    group that needs more is sampled alone. The model must be in eval mode: dropout or gradient checkpointing would
+    group that needs more is sampled in parts. The model must be in eval mode: dropout or gradient checkpointing would
     change what is sampled.
     """
     assert not model.training, "sample in eval mode: dropout would make the sampled policy another one"
     assert temperature == 0 or seeds is not None, "sampling needs one seed a sequence"
     device = next(model.parameters()).device
     completions = [[Completion() for _ in group] for group in groups]
+    # The longest first: an out-of-memory error comes at once, or not at all.
     prefixes = [len(pack([group])) for group in groups]
-    # The largest first: an out-of-memory error comes at once, or not at all.
-    waiting = deque(sorted(range(len(groups)), key=lambda g: (-prefixes[g] - len(groups[g]) * max_new_tokens, g)))
+    order = sorted(range(len(groups)), key=lambda g: (-prefixes[g] - len(groups[g]) * max_new_tokens, g))
+    waiting = deque((g, list(range(len(groups[g])))) for g in order)  # of each group the sequences that wait
     stops = np.array(sorted(stop_ids), dtype=np.int64)
-    cache, live = BranchCache(device), []  # (B,) the sequences in the cache
+    cache, live, parts = BranchCache(device), [], count()  # live: (B,) the sequences in the cache
     while True:
         going = [b for b, one in enumerate(live) if not one.stopped]
         if not (going or waiting):
             return completions
-        held = sum(prefixes[g] for g in {live[b].group for b in going}) + len(going) * max_new_tokens
-        admitted: list[int] = []
-        while waiting and (
-            held + prefixes[waiting[0]] + len(groups[waiting[0]]) * max_new_tokens <= cache_tokens
-            or not (going or admitted)
-        ):
-            admitted.append(waiting.popleft())
-            held += prefixes[admitted[-1]] + len(groups[admitted[-1]]) * max_new_tokens
-        if len(going) < len(live) and (admitted or len(live) - len(going) > len(live) // SPARE):
+        held = {live[b].part: prefixes[live[b].group] for b in going}
+        room = cache_tokens - sum(held.values()) - len(going) * max_new_tokens
+        joining = _take(waiting, prefixes, max_new_tokens, room, must=not going)
+        if len(going) < len(live) and (joining or len(live) - len(going) > len(live) // SPARE):
             live = [live[b] for b in going]  # the room of what has stopped is given back
-            if going:
-                cache.keep(going)
-            else:
-                cache = BranchCache(device)
-        if admitted:
-            fresh = [Live(g, k, len(tokens)) for g in admitted for k, tokens in enumerate(groups[g])]
+            cache = cache.keep(going)
+        if joining:
+            fresh = [
+                [Live(g, k, part, len(groups[g][k])) for k in of_group]
+                for (g, of_group), part in zip(joining, parts, strict=False)
+            ]
+            prompts = [[groups[one.group][one.index] for one in part] for part in fresh]
+            logits = _prefill(model, cache, prompts, device)
+            fresh = list(chain.from_iterable(fresh))
             for one in fresh if temperature > 0 else ():
                 one.draws = np.random.default_rng(seeds[one.group][one.index]).random(max_new_tokens)
-            logits = _prefill(model, cache, [groups[g] for g in admitted], device)
             _extend(fresh, logits, completions, stops, temperature, max_new_tokens)
             live += fresh
             continue  # some may have stopped with their first token
@@ -241,12 +243,36 @@ def generate(
         _extend(live, logits, completions, stops, temperature, max_new_tokens)
 
 
+def _take(
+    waiting: deque[tuple[int, list[int]]], prefixes: list[int], max_new_tokens: int, room: float, must: bool
+) -> list[tuple[int, list[int]]]:
+    """Parts of the groups that wait, (group, its sequences), that fit `room` tokens; if they `must`, at least a sequence.
+
+    A part has JOIN sequences or more, unless there are fewer left.
+    """
+    taken: list[tuple[int, list[int]]] = []
+    while waiting:
+        g, left = waiting[0]
+        fitting = len(left) if room == math.inf else int((room - prefixes[g]) // max_new_tokens)
+        if fitting < min(len(left), JOIN) and (taken or not must):
+            break
+        size = min(len(left), max(1, fitting))
+        taken.append((g, left[:size]))
+        room -= prefixes[g] + size * max_new_tokens
+        waiting.popleft()
+        if size < len(left):
+            waiting.appendleft((g, left[size:]))
+    return taken
+
+
 @dataclass
 class Live:
-    """A sequence in the cache: which of which group it is, how deep its next token is, and its random numbers."""
+    """A sequence in the cache: which of which group it is, with which part of that it has joined, how deep its next
+    token is, and its random numbers."""
 
     group: int
     index: int
+    part: int
     depth: int
     stopped: bool = False
     draws: np.ndarray | None = None
@@ -286,15 +312,15 @@ def _extend(
         points = np.array([one.draws[min(t, max_new_tokens - 1)] for one, t in zip(live, counts, strict=True)])
     tokens, logps = _choose(logits, temperature, points)
     ends = np.isin(tokens, stops)
-    for one, count, token, logp, end in zip(live, counts, tokens.tolist(), logps.tolist(), ends, strict=True):
+    for one, t, token, logp, end in zip(live, counts, tokens.tolist(), logps.tolist(), ends, strict=True):
         if one.stopped:
             continue
         completion = completions[one.group][one.index]
         completion.tokens.append(token)
         completion.logps.append(logp)
         completion.stopped = bool(end)
-        one.stopped = bool(end) or count + 1 == max_new_tokens
-        one.depth += count > 0  # the first own token stands right behind the prompt
+        one.stopped = bool(end) or t + 1 == max_new_tokens
+        one.depth += t > 0  # the first own token stands right behind the prompt
 
 
 def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
