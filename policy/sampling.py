@@ -246,7 +246,7 @@ def generate(
 def _take(
     waiting: deque[tuple[int, list[int]]], prefixes: list[int], max_new_tokens: int, room: float, must: bool
 ) -> list[tuple[int, list[int]]]:
-    """Parts of the groups that wait, (group, its sequences), that fit `room` tokens; if they `must`, at least one of one.
+    """Parts of the groups that wait, (group, its sequences), that fit `room` tokens; one at least if they `must`.
 
     A part has JOIN sequences or more, unless there are fewer left.
     """
