@@ -185,7 +185,8 @@ def sample(s: Setup, groups: list[list[Prompt]], step: int, config: Config) -> l
 def policy_logps(model, batch: MicroBatch, config: Config, temperature: float | None = None):
     """`sequence_logps` (B, T) of the batch's completions at the sampling temperature."""
     temperature = config.temperature if temperature is None else temperature
-    return sequence_logps(model, batch.prompts, batch.completions, temperature, config.prefix_sharing)
+    inputs = (batch.prompts, batch.completions, temperature, config.prefix_sharing)
+    return sequence_logps(model, *inputs, entropy=torch.is_grad_enabled())  # the reference's are not logged
 
 
 @torch.no_grad()

@@ -170,7 +170,7 @@ class Grouped(Product):
             yield
         decoder.set_attn_implementation(own)
 
-    def logps(self, model, prompts, completions, temperature=1.0, share=True) -> tuple[torch.Tensor, ...]:
+    def logps(self, model, prompts, completions, temperature=1.0, share=True, **_) -> tuple[torch.Tensor, ...]:
         """As `sequence_logps`, for G completions of T tokens a prompt. A row is a prompt and its completions."""
         from prefix_grouper import PrefixGrouper
 

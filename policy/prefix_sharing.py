@@ -227,6 +227,7 @@ def sequence_logps(
     completions: list[list[Tokens]],
     temperature: float = 1.0,
     share: bool = True,
+    entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probability of every completion token given its prompt and the tokens before it.
 
@@ -234,7 +235,8 @@ def sequence_logps(
     unless `share` is false: then each is a padded row. The logits are divided by `temperature`, as in sampling.
 
     Returns `logps` (B, T) and `entropies` (B, T) in fp32, zero beyond each completion's end, and the boolean `mask`
-    (B, T), B running over the groups in order. `entropies` carries no gradient.
+    (B, T), B running over the groups in order. `entropies`, zero throughout unless `entropy` asks for them, carry no
+    gradient.
     """
     device = next(model.parameters()).device
     groups = joined(prompts, completions)
@@ -243,7 +245,7 @@ def sequence_logps(
     inputs, predicting, ids, order = (_packed if share else _padded)(groups, lengths.tolist(), device)
     with _headless(model) as head:
         hidden = model(**inputs, use_cache=False, logits_to_keep=predicting).logits.flatten(0, -2)  # (M, d)
-    values = _token_logps(head, hidden, ids, temperature)
+    values = _token_logps(head, hidden, ids, temperature, entropy)
     mask, order = mask.to(device), order.to(device)
     logps, entropies = (torch.zeros(mask.shape, device=device).masked_scatter(mask, x[order]) for x in values)
     return logps, entropies, mask
@@ -295,24 +297,27 @@ def _headless(model: torch.nn.Module):
 
 
 def _token_logps(
-    head: torch.nn.Module, hidden: torch.Tensor, ids: torch.Tensor, temperature: float
+    head: torch.nn.Module, hidden: torch.Tensor, ids: torch.Tensor, temperature: float, entropy: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies (M,) of tokens `ids` (M,) that `hidden` (M, d) predict, in fp32.
 
-    The head runs in chunks, and again in the backward pass: of M·V logits only LOGITS_AT_ONCE are ever in memory.
+    The head runs in chunks, and if there are several again in the backward pass: of M·V logits only LOGITS_AT_ONCE are
+    ever in memory.
     """
+    size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
 
     def chunk_logps(states: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Half-precision log-probabilities are off by up to 0.1 nat.
         logits = head(states).float() / temperature
         log_z = logits.logsumexp(-1)
-        with torch.no_grad():
-            entropies = log_z - ((logits - log_z[:, None]).exp() * logits).sum(-1)
+        entropies = torch.zeros_like(log_z)
+        if entropy:
+            with torch.no_grad():
+                entropies = log_z - ((logits - log_z[:, None]).exp() * logits).sum(-1)
         return logits.gather(-1, tokens[:, None])[:, 0] - log_z, entropies
 
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and len(ids) > size:
         chunk_logps = partial(checkpoint, chunk_logps, use_reentrant=False, preserve_rng_state=False)
-    size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
     parts = [chunk_logps(*chunk) for chunk in zip(hidden.split(size), ids.split(size), strict=True)]
     logps, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
     return logps, entropies

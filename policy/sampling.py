@@ -112,8 +112,9 @@ class BranchCache:
     def grow(self, most: int) -> None:
         """Make room for one more token of every sequence; no sequence will ever have more than `most`."""
         room = next(iter(self.own.values()))[0].shape[2]
-        self.ends = torch.tensor(self.lengths, device=self.device)  # (B,) where the new token goes
-        self.lengths = [length + 1 for length in self.lengths]
+        # One that has stopped and is still held writes its last place again: nobody reads it.
+        self.lengths = [min(length + 1, most) for length in self.lengths]
+        self.ends = torch.tensor(self.lengths, device=self.device) - 1  # (B,) where the new token goes
         self.longest = max(self.lengths)
         if self.longest > room:
             more = min(BLOCK, most - room)

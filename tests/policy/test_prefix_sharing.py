@@ -220,7 +220,7 @@ def test_temperature_divides_the_logits(family, temperature):
     prompt, completion = [5, 9, 2], [7, 3, 3, 1]
     with torch.no_grad():
         logits = model(torch.tensor([prompt + completion])).logits[0, 2:6] / temperature
-        logps, entropies, _ = sequence_logps(model, [[prompt]], [[completion]], temperature)
+        logps, entropies, _ = sequence_logps(model, [[prompt]], [[completion]], temperature, entropy=True)
     expected = torch.distributions.Categorical(logits=logits)
     torch.testing.assert_close(logps[0], expected.log_prob(torch.tensor(completion)), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropies[0], expected.entropy(), atol=1e-5, rtol=1e-5)
@@ -228,7 +228,9 @@ def test_temperature_divides_the_logits(family, temperature):
 
 def test_values_are_zero_beyond_a_completion_and_entropies_without_gradient():
     model = build_model("phi3")
-    logps, entropies, mask = sequence_logps(model, [[[4, 5], [4, 5]]], [[[1], [2, 3, 4]]])
+    inputs = (model, [[[4, 5], [4, 5]]], [[[1], [2, 3, 4]]])
+    assert not sequence_logps(*inputs)[1].any(), "nobody has asked for entropies"
+    logps, entropies, mask = sequence_logps(*inputs, entropy=True)
     assert mask.tolist() == [[True, False, False], [True, True, True]]
     assert (logps[~mask] == 0).all() and (entropies[~mask] == 0).all()
     assert (logps[mask] < 0).all() and not entropies.requires_grad and logps.requires_grad

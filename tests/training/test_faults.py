@@ -197,8 +197,8 @@ def test_wrong_stop_tokens(grpo, monkeypatch, tokenizer):
 def test_a_mask_by_the_padding_token_which_is_the_end_token(grpo, monkeypatch, tokenizer):
     end = tokenizer.convert_tokens_to_ids("<|end|>")
 
-    def masked_by_pad(model, prompts, completions, *args):
-        logps, entropies, mask = sequence_logps(model, prompts, completions, *args)
+    def masked_by_pad(model, prompts, completions, *args, **options):
+        logps, entropies, mask = sequence_logps(model, prompts, completions, *args, **options)
         tokens = [torch.tensor(completion) for group in completions for completion in group]
         padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=end)
         return logps, entropies, mask & (padded != end)
