@@ -119,25 +119,21 @@ def pack(groups: list[list[Tokens]]) -> PackedTree:
     return tree
 
 
-def plan_micro_batches(
-    groups: list[list[Tokens]], token_budget: int, share: bool = True, new_tokens: int = 0
-) -> list[list[int]]:
+def plan_micro_batches(groups: list[list[Tokens]], token_budget: int, share: bool = True) -> list[list[int]]:
     """Split groups into micro-batches of at most `token_budget` computed tokens; a larger group stands alone.
 
-    With `share` a group takes its packed tokens; without, a padded row for each of its sequences. `new_tokens` is room
-    that each sequence needs besides, to grow: then each group is a row of its own, padded to the longest (generation).
+    With `share` a group takes its packed tokens; without, a padded row for each of its sequences.
     Returns lists of group indices. Whole groups stay together, and groups of like size meet, longest first, so that an
     out-of-memory error comes in the first step or not at all.
     """
     if share:
-        widths, heights = [len(pack([group])) + new_tokens * len(group) for group in groups], [1] * len(groups)
+        widths, heights = [len(pack([group])) for group in groups], [1] * len(groups)
     else:
-        widths, heights = [max(map(len, group)) + new_tokens for group in groups], list(map(len, groups))
-    padded = not share or new_tokens > 0
+        widths, heights = [max(map(len, group)) for group in groups], list(map(len, groups))
     batches: list[list[int]] = []
     width = room = 0
     for g in sorted(range(len(groups)), key=lambda g: (-widths[g], g)):
-        cost = heights[g] * (width if padded else widths[g])
+        cost = heights[g] * (widths[g] if share else width)
         if not batches or cost > room:
             width = widths[g]
             cost = heights[g] * width
