@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +100,37 @@ def use_reference(policy: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._active_adapter = [POLICY]
+
+
+@contextlib.contextmanager
+def folded(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block the weights that LoRA adapts are W + scaling·B·A, and the adapter takes no time of its own.
+
+    Only weights in fp32: half precision would round a small update away, and a quantized weight takes none. Afterwards
+    the weights are those that they were, bit for bit. Takes the memory of the adapted weights once more.
+    """
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    layers = [layer for layer in model.modules() if _foldable(layer, owners)]
+    kept = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        for layer, weight in zip(layers, kept, strict=True):
+            (adapter,) = layer.active_adapters
+            layer.get_base_layer().weight.data = weight + layer.get_delta_weight(adapter)
+            layer.merged_adapters.append(adapter)  # so peft runs the base alone
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
+
+
+def _foldable(layer: torch.nn.Module, owners: Counter[int]) -> bool:
+    """Whether `layer` is linear, in fp32, with one plain LoRA adapter (no DoRA, no bias), its weight no one else's."""
+    from peft.tuners.lora import Linear
+
+    if not isinstance(layer, Linear) or layer.merged or layer.disable_adapters:
+        return False
+    base, active = layer.get_base_layer(), layer.active_adapters
+    plain = len(active) == 1 and active[0] in layer.lora_A and not layer.lora_variant
+    own = type(base) is torch.nn.Linear and owners[id(base.weight)] == 1  # a tied head's weight is the embedding's too
+    return plain and own and not any(layer.lora_bias.values()) and base.weight.dtype == torch.float32

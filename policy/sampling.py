@@ -22,6 +22,7 @@ import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from policy.adapters import folded
 from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, pack
 
 BLOCK = 64  # tokens by which the room for own tokens grows
@@ -158,6 +159,10 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of queries (X, H, Y, d) over keys and values (X, H, Z, d): softmax(q·k + bias)·v (X, H, Y, d), and the logarithm
     of the sum of exponentials (X, H, Y, 1), both in fp32; `bias` is (X, 1, Y, Z), or (X, 1, 1, Z)."""
+    return (_attend_fused if query.device.type == "cpu" else _attend_by_steps)(query, keys, values, bias)
+
+
+def _attend_by_steps(query, keys, values, bias):
     scores = (query @ keys.transpose(2, 3)).float()
     if bias is not None:
         scores += bias
@@ -165,6 +170,15 @@ def _attend(
     scores = scores.sub_(most).exp_()
     total = scores.sum(-1, keepdim=True)
     return (scores.to(values.dtype) @ values).float() / total, most + total.log()
+
+
+def _attend_fused(query, keys, values, bias):
+    """By the kernel of SDPA on a CPU, which reads half precision at full speed; SDPA itself hides the logarithm."""
+    if bias is not None:
+        bias = bias.to(query.dtype).expand(-1, -1, query.shape[2], -1)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attended, log_total = fused(query, keys, values, attn_mask=bias, scale=1.0)
+    return attended.float(), log_total[..., None]
 
 
 def _stack(old: list[torch.Tensor] | None, new: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -375,10 +389,11 @@ class Sampler:
             return [[next(done)[0] for _ in group] for group in groups]
         was_training = self.model.training
         self.model.eval()
-        results = generate(
-            self.model, groups, stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
-            temperature=temperature, seeds=seeds, cache_tokens=self.cache_tokens,
-        )  # fmt: skip
+        with folded(self.model):
+            results = generate(
+                self.model, groups, stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
+                temperature=temperature, seeds=seeds, cache_tokens=self.cache_tokens,
+            )  # fmt: skip
         self.model.train(was_training)
         for completion in chain.from_iterable(results):
             completion.text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)

@@ -160,6 +160,25 @@ def test_later_tokens_are_drawn_from_their_own_context():
     assert_drawn_from(observed, expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_the_fused_attention_is_the_one_written_out(dtype, tolerance, masked):
+    torch.manual_seed(0)
+    for x, h, y, z, d in ((3, 2, 5, 70, 8), (2, 4, 4, 4, 16), (5, 1, 1, 130, 32), (1, 3, 1, 1, 8)):
+        query, keys, values = torch.randn(x, h, y, d) / d**0.5, torch.randn(x, h, z, d), torch.randn(x, h, z, d)
+        bias = None
+        if masked:
+            seen = torch.rand(x, 1, 1 if y == 5 else y, z) < 0.5
+            seen[..., 0] = True
+            bias = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        expected = sampling._attend_by_steps(query, keys, values, bias)
+        found = sampling._attend_fused(*(t.to(dtype) for t in (query, keys, values)), bias)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == torch.float32
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
 def test_sampling_in_train_mode_is_refused():
     model = build_model("phi3").train()
     with pytest.raises(AssertionError, match="eval mode"):
