@@ -43,17 +43,26 @@ def tile(request, monkeypatch) -> int:
 
 
 def visible_pairs(tree) -> torch.Tensor:
-    """The (L, L) mask that the tiles stand for."""
-    visible = torch.zeros((len(tree), len(tree)), dtype=torch.bool)
-    rows = []
-    for tile in tree.tiles(CPU):
-        rows += range(tile.rows.start, tile.rows.stop)
-        columns = [c for block in tile.blocks for c in range(block.start, block.stop)]
-        assert columns == sorted(set(columns)), "a key that is seen twice counts twice"
-        assert tile.mask.any(dim=-1).all(), "a query that sees nothing is NaN"
-        visible[tile.rows, columns] = tile.mask[0, 0]
-    assert rows == list(range(len(tree)))
-    return visible
+    """The (L, L) mask that the pieces stand for."""
+    visible = torch.zeros((len(tree), len(tree)), dtype=torch.int)
+    met = set()
+    for piece in tree.pieces(CPU):
+        rows, keys = (range(len(tree))[s] for s in (piece.rows, piece.keys))
+        seen = torch.ones((len(rows), len(keys)), dtype=torch.bool)
+        if piece.causal:
+            seen = seen.tril()
+        if piece.mask is not None:
+            seen = piece.mask[0, 0, :, : len(keys)] == 0
+            assert (piece.mask[0, 0][:, : len(keys)][~seen] == -torch.inf).all()
+        if rows == keys:
+            assert not met & set(rows), "the first piece of a token is written, not added"
+            met |= set(rows)
+        assert seen.any(dim=-1).all(), "a query that sees nothing is NaN"
+        assert met.issuperset(rows), "the others are added to it"
+        visible[piece.rows, piece.keys] += seen
+    assert met == set(range(len(tree)))
+    assert visible.max() == 1, "a key that is seen twice counts twice"
+    return visible.bool()
 
 
 @pytest.mark.parametrize("tile", [1, 4, 128])
@@ -86,11 +95,16 @@ def test_the_mask_grows_with_the_tokens_not_with_their_square():
     for _ in range(4):
         prompt = [rng.randrange(50) for _ in range(300)]
         groups.append([prompt + [rng.randrange(50) for _ in range(60)] for _ in range(8)])
-    one, two, four = (
-        sum(tile.mask.numel() for tile in pack(taken).tiles(CPU)) for taken in (groups[:1], groups[:2], groups)
-    )
-    assert one < 0.6 * len(pack(groups[:1])) ** 2
-    assert four < 2.2 * two
+    pairs = []
+    for taken in (groups[:1], groups[:2], groups):
+        tree = pack(taken)
+        pieces = tree.pieces(CPU)
+        masks = sum(piece.mask.numel() for piece in pieces if piece.mask is not None)
+        assert 0 < masks <= (prefix_sharing.TILE + 7) * len(tree)
+        assert len(pieces) <= 4 * len(tree.paths)
+        pairs.append(sum((p.rows.stop - p.rows.start) * (p.keys.stop - p.keys.start) for p in pieces))
+    assert pairs[0] < 0.6 * len(pack(groups[:1])) ** 2
+    assert pairs[2] < 2.2 * pairs[1]
 
 
 @settings(max_examples=100, deadline=None)
@@ -350,13 +364,14 @@ def test_self_check_refuses_wrong_numbers(family, fault, monkeypatch):
 
     def faulty(tree, device):
         good = inputs(tree, device)
-        for tile in good["tiles"]:
-            columns = torch.cat([torch.arange(block.start, block.stop) for block in tile.blocks])
-            rows = torch.arange(tile.rows.start, tile.rows.stop)[:, None]
+        masks = [piece.mask[0, 0] for piece in good["pieces"] if piece.mask is not None]
+        assert masks
+        for mask in masks:
+            seen = torch.ones_like(mask, dtype=torch.bool).tril()
             if fault == "sees other branches":
-                tile.mask |= columns <= rows
+                mask[seen] = 0.0
             if fault == "misses its prefix":
-                tile.mask &= (columns > 1) | (columns == rows)
+                mask[2:, :2] = -torch.inf
         if fault == "running positions":
             good["position_ids"] = torch.arange(len(tree))[None]
         return good
