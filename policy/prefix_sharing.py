@@ -34,6 +34,9 @@ from runtime.settings import check
 Tokens = list[int]
 ATTENTION = "prefix_tree"  # the attn_implementation of models that run packed rows
 TILE = 128  # tokens of small trees that share a piece and its mask: fewer waste less, more need fewer calls
+# Rows in bf16 on a CPU have a multiple of so many tokens: oneDNN compiles a bf16 matrix product for every shape that it
+# meets, which takes longer than to compute it.
+CPU_BF16_TOKENS = 128
 LOGITS_AT_ONCE = 2**24  # logits in memory: 64 MiB in fp32
 # Root mean square difference of a token's log-probability between the two paths, in nats. SmolLM2-135M on released
 # rows: 3e-6, 0.006, 0.05; with six prefix tokens hidden, positions that run on or branches seen by others: 0.25 to 1.6.
@@ -107,6 +110,14 @@ class PackedTree:
         mask = torch.full((len(index), -(-len(index) // 8) * 8), -torch.inf)
         mask[:, : len(index)].masked_fill_(seen, 0.0)
         return Piece(rows, rows, mask[None, None].to(device))
+
+    def fill(self, multiple: int) -> None:
+        """Lengthen the row to a multiple of so many tokens by a sequence that is nobody's."""
+        first, count = len(self), -len(self) % multiple
+        self.tokens += [0] * count
+        self.depths += range(count)
+        self.parents += [k - 1 if k > first else -1 for k in range(first, first + count)]
+        self.ends += [first + count] * count
 
     def inputs(self, device: torch.device) -> dict:
         """What a model with `attn_implementation` ATTENTION takes: the packed row and its pieces."""
@@ -321,11 +332,16 @@ def sequence_logps(
     (B, T), B running over the groups in order. `entropies`, zero throughout unless `entropy` asks for them, carry no
     gradient.
     """
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
+    device = weight.device
     groups = joined(prompts, completions)
     lengths = torch.tensor([len(completion) for group in completions for completion in group])
     mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]  # (B, T)
-    inputs, predicting, ids, order = (_packed if share else _padded)(groups, lengths.tolist(), device)
+    if share:
+        multiple = CPU_BF16_TOKENS if (device.type, weight.dtype) == ("cpu", torch.bfloat16) else 1
+        inputs, predicting, ids, order = _packed(groups, lengths.tolist(), device, multiple)
+    else:
+        inputs, predicting, ids, order = _padded(groups, lengths.tolist(), device)
     with _headless(model) as head:
         hidden = model(**inputs, use_cache=False, logits_to_keep=predicting).logits.flatten(0, -2)  # (M, d)
     values = _token_logps(head, hidden, ids, temperature, entropy)
@@ -337,11 +353,16 @@ def sequence_logps(
 Layout = tuple[dict, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _packed(groups: list[list[Tokens]], lengths: list[int], device: torch.device) -> Layout:
-    """Model inputs; positions that predict (M,); what they predict (M,); which of M each completion token is."""
+def _packed(groups: list[list[Tokens]], lengths: list[int], device: torch.device, multiple: int = 1) -> Layout:
+    """Model inputs; positions that predict (M,); what they predict (M,); which of M each completion token is.
+
+    L and M are multiples of `multiple`, by tokens that are no completion's.
+    """
     tree = pack(groups)
+    tree.fill(multiple)
     nodes = torch.tensor([n for path, length in zip(tree.paths, lengths, strict=True) for n in path[-length:]])
     targets, order = nodes.unique(return_inverse=True)  # each node once, however many sequences run through it
+    targets = pad(targets, (0, -len(targets) % multiple), value=len(tree) - 1)
     predicting, ids = torch.tensor(tree.parents)[targets], torch.tensor(tree.tokens)[targets]
     return tree.inputs(device), predicting.to(device), ids.to(device), order
 

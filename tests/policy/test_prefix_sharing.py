@@ -149,6 +149,40 @@ def assert_paths_agree(model, prompts, completions, seed: int = 0) -> None:
         assert_same_gradients(gradients(model), expected_gradients)
 
 
+@pytest.mark.parametrize("multiple", [1, 4, 16])
+def test_filling_a_row_changes_nothing_of_it(multiple):
+    tree = pack([[[1, 2, 3], [1, 2, 4]], [[5, 6]]])
+    before, visible = len(tree), visible_pairs(tree)
+    tree.fill(multiple)
+    assert len(tree) == -(-before // multiple) * multiple
+    after = visible_pairs(tree)
+    assert torch.equal(after[:before, :before], visible)
+    assert not after[:before, before:].any() and not after[before:, :before].any()
+
+
+@pytest.mark.parametrize("prompt_length", [1, 7])
+def test_rows_in_bf16_on_a_cpu_meet_few_shapes(prompt_length, monkeypatch):
+    model = build_model("phi3").to(torch.bfloat16)
+    prompts, completions = [[[3] * prompt_length] * 2, [[4] * prompt_length]], [[[5, 6, 7], [5, 8]], [[9]]]
+    shapes = []
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[-2]))
+    model.model.register_forward_pre_hook(
+        lambda _, __, options: shapes.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = []
+    for multiple in (1, 16):
+        monkeypatch.setattr(prefix_sharing, "CPU_BF16_TOKENS", multiple)
+        logps, _, mask = sequence_logps(model, prompts, completions)
+        logps.sum().backward()
+        found.append((logps, mask, gradients(model)))
+    plain, filled = shapes[: len(shapes) // 2], shapes[len(shapes) // 2 :]
+    assert any(n % 16 for n in plain) and not any(n % 16 for n in filled)
+    assert torch.equal(found[0][1], found[1][1])
+    torch.testing.assert_close(found[0][0], found[1][0], atol=0.03, rtol=0.01)
+    for name, gradient in found[0][2].items():
+        assert (found[1][2][name] - gradient).norm() <= 0.03 * gradient.norm(), name
+
+
 KINDS = ("full", "lora", "nf4")
 
 
