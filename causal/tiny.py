@@ -13,10 +13,10 @@ from transformers import (
 )
 
 from causal import reasoning
-from causal.graphs import MAX_VARIABLES
+from causal.graphs import LETTERS, MAX_VARIABLES
 from causal.rows import LETTERINGS, generate_rows
-from causal.trace_text import MARKS, STYLES
-from causal.wording import WORDINGS, parse_claim
+from causal.trace_text import FIXED_WORDS, MARKS, STYLES
+from causal.wording import WORDINGS, listing, parse_claim
 
 PHI3_SPECIAL = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>")
 PHI3_CHAT_TEMPLATE = (
@@ -45,8 +45,9 @@ def _phrases() -> Iterator[str]:
             yield from (f"\nPair {a} {b}", f"\nEnds {a} {b}", f", {a} {b}")
             yield from (f"\nRound {number} {a} {b}" for number in range(1, TOKEN_ROUNDS + 1))
         for names in chain.from_iterable(combinations(letters, k + 1) for k in range(TOKEN_SET)):
-            yield " " + " ".join(names)
-            yield " " + " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) + "."
+            if len(names) > 1:  # a letter alone is a word to the BPE: here it would be cut off other words
+                yield " " + " ".join(names)
+            yield f" {listing(names)}."
         for a in letters:
             yield from (f"\nFrom {a}", f"\nInto {a}", f"\nWay {a}", f" without {a}", f" past {a}", f" at {a}")
     for n in range(2, MAX_VARIABLES + 1):
@@ -54,9 +55,11 @@ def _phrases() -> Iterator[str]:
         yield f" All the statistical relations among these {n} variables are as follows:"
     for mark in MARKS:
         yield from (f" {mark}", f" {mark} same", f" {mark} changed")
-    yield from (" none given", "\nHypothesis:", "\nAnswer:", " However,")
+    yield from (" none given", "\nHypothesis:", " However,")
+    # A single word is the BPE's: it would be cut off longer ones (" in" off " influences").
+    yield from (word for word in FIXED_WORDS if not re.fullmatch(r" \w+", word))
     for wording in WORDINGS["released"].values():
-        yield from (words for words in re.split(r" ?{[ab]}", wording) if len(words) > 1)
+        yield from (words for words in re.split(r" {[ab]}", f" {wording}") if len(words) > 1)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,7 +67,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
     Pairs and sets of variables, and what else is always said in the same words, are tokens (`_phrases`).
     """
-    corpus = ["Answer: Yes", "Answer: No", *chain.from_iterable(w.values() for w in WORDINGS.values())] * 9
+    words = [f" {letter}" for letter in LETTERS] + [*FIXED_WORDS, " Yes", " No", "Answer:"]
+    words += [f" {sentence}" for wording in WORDINGS.values() for sentence in wording.values()]
+    corpus = words * 99  # each becomes a token, or a token a word
     for row in generate_rows(3):
         corpus += [row["input"]]
         corpus += [reasoning.trace(*parse_claim(row["premise"], row["hypothesis"]), style) for style in STYLES]
@@ -72,15 +77,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=640,
+        vocab_size=560,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=list(PHI3_SPECIAL),
         show_progress=False,
     )
     backend.train_from_iterator(corpus, trainer)
-    known = {backend.decode([k]) for k in range(backend.get_vocab_size())}
-    phrases = [phrase for phrase in dict.fromkeys(_phrases()) if phrase not in known]
-    backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
+    backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in dict.fromkeys(_phrases())])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token="<|endoftext|>",

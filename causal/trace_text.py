@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from causal.graphs import Corr2CauseError, bits
+from causal.wording import listing
 
 STYLES = ("compact", "full")
 MARKS = ("none", "-", "->", "<-")  # of a pair: no edge, an edge without direction (yet), an arrow, the other way
@@ -60,6 +61,18 @@ _PHRASES = {
 }  # fmt: skip
 
 
+# What the compact style says besides variables: words around them, heads without any, and phrases without any.
+FIXED_WORDS = tuple(
+    dict.fromkeys(
+        word
+        for line_start, table in (("\n", _HEADS), ("", _PHRASES))
+        for _, compact, _ in table.values()
+        for k, part in enumerate(re.split(r" ?{\w+}", compact))
+        if len(word := (line_start if k == 0 else "") + part) > 1
+    )
+)
+
+
 class Step(NamedTuple):
     """One statement: what it is about, and what it finds, each a tuple of a name in the tables and its values.
 
@@ -87,7 +100,7 @@ def _write_set(mask: int, variables: Sequence[str], style: str) -> str:
     names = [variables[v] for v in bits(mask)]
     if style == "compact":
         return " ".join(names) or "nothing"
-    return " and ".join(", ".join(part) for part in (names[:-1], names[-1:]) if part) or "nothing"
+    return listing(names) if names else "nothing"
 
 
 def _read_set(text: str, variables: Sequence[str]) -> int:
@@ -235,6 +248,8 @@ def _read_sentence(sentence: str, variables: tuple[str, ...]) -> Step | None:
             return None
         parts.append((row.name, *values))
         at = match.end()
+        if len(parts) > 8 * len(variables):  # more than any step has: it could be endless
+            return None
     return Step(parts[0], tuple(parts[1:]))
 
 

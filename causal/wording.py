@@ -102,7 +102,8 @@ class ContradictionError(Corr2CauseError):
 # ---------------------------------------------------------------- text
 
 
-def _listing(names: Sequence[str]) -> str:
+def listing(names: Sequence[str]) -> str:
+    """'A, B and C'."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -147,7 +148,7 @@ def _parse_header(text: str) -> tuple[tuple[str, ...], str]:
             "All the statistical relations among these N variables are as follows: ...'"
         )
     variables = tuple(re.split(r", | and ", match[2]))
-    if _listing(variables) != match[2] or not all(re.fullmatch(r"[A-Z]\w*", name) for name in variables):
+    if listing(variables) != match[2] or not all(re.fullmatch(r"[A-Z]\w*", name) for name in variables):
         raise Corr2CauseError(f"the variables {_short(match[2])} are not a list of capitalised names like 'A, B and C'")
     if len(set(variables)) < len(variables):
         raise Corr2CauseError(f"a variable is listed twice in {_short(match[2])}")
@@ -166,7 +167,7 @@ def _parse_statement(sentence: str, variables: Sequence[str]) -> tuple[bool, Ind
         raise Corr2CauseError(f"cannot read the statement {_short(sentence)} in the premise")
     first, kind, second = (match or given_match).group(1, 2, 3)
     names = re.split(r", | and ", given_match[4]) if given_match else []
-    if names and _listing(names) != given_match[4]:
+    if names and listing(names) != given_match[4]:
         raise Corr2CauseError(f"the conditioning set in {_short(sentence)} is not a list like 'A, B and C'")
     i, j, *given = (_index(name, variables, sentence) for name in (first, second, *names))
     if len({i, j, *given}) < 2 + len(given):
@@ -232,7 +233,7 @@ def write_independence(independence: Independence, variables: Sequence[str]) -> 
     i, j, given = independence
     if not given:
         return f"{variables[i]} is independent of {variables[j]}."
-    return f"{variables[i]} and {variables[j]} are independent given {_listing([variables[v] for v in bits(given)])}."
+    return f"{variables[i]} and {variables[j]} are independent given {listing([variables[v] for v in bits(given)])}."
 
 
 def write_premise(premise: Premise, shuffle: random.Random | None = None) -> str:
@@ -249,7 +250,7 @@ def write_statements(stated: Sequence[Independence], names: tuple[str, ...]) -> 
     marginal = {(i, j) for i, j, given in stated if not given}
     correlations = " ".join(f"{names[i]} correlates with {names[j]}." for i, j in pairs if (i, j) not in marginal)
     independences = " ".join([write_independence(statement, names) for statement in stated])
-    return _HEADER.format(n=len(names), names=_listing(names)) + " However, ".join(
+    return _HEADER.format(n=len(names), names=listing(names)) + " However, ".join(
         filter(None, (correlations, independences))
     )
 
