@@ -46,23 +46,21 @@ def outcome_reward(text: str, label: int, class_weights: Sequence[float] | None 
 def process_reward(text: str, premise: Premise, claim: Claim) -> float:
     """(settled - cost) / R, at least -1: how much of the exact reasoning the text gives before its answer.
 
-    R counts the steps that `reasoning.required_steps` names, the answer left out: which pairs are cut or kept, the
-    triples, the edges, what bears on the claim. A sentence is judged by the first of these that applies:
+    R counts the steps of the exact trace (`reasoning.required_steps`), the answer left out. A sentence is judged by the
+    first of these that applies:
 
     1. it follows an answer: costs (reasons that come after it earn nothing);
     2. it is an answer, marked as `extract_answer` reads it or a bare yes or no: neither pays nor costs;
     3. it is unreadable: costs;
-    4. an earlier sentence, right or wrong, was on its subject (`reasoning.subject`: the pair, the triple...): costs;
-    5. it is false: costs;
-    6. it settles a required step: pays 1;
-    7. it is right but not required (where no triple or edge is, a Meek rule, another pair's link): neither pays nor
-       costs.
+    4. an earlier sentence, right or wrong, was on its subject (`reasoning.subject`: a pair in a round, say): costs;
+    5. it is not the step that belongs there: costs;
+    6. it is: pays 1.
 
     The cost is 1; of an unreadable sentence 1 for every full NOISE_CHARACTERS of it, and at least 1.
 
     So only the first word on a subject can pay: naming k alternatives earns at most 2 - k, never more than silence
-    from k = 2 on. What is free (7) is free once a subject, hence finite. The exact trace of either style earns exactly
-    1, in any order of its steps; an empty text 0; unreadable, wrong or repeated sentences without end -1.
+    from k = 2 on. The exact trace of either style earns exactly 1, in any order of its steps; an empty text 0;
+    unreadable, wrong or repeated sentences without end -1.
     Raises Corr2CauseError if no graph satisfies the premise: nothing is right or wrong there.
     """
     return process_of(step_points(text, premise, claim), premise, claim)[0]
@@ -77,8 +75,7 @@ def process_of(points: Iterator[tuple[int, int, int]], premise: Premise, claim: 
 
 
 def step_points(text: str, premise: Premise, claim: Claim) -> Iterator[tuple[int, int, int]]:
-    """(start, end, points) of every sentence: 1, 0 or a cost, as `process_reward` has it."""
-    required = required_steps(premise, claim)
+    """(start, end, points) of every sentence: 1, 0 or a cost, as `process_reward` has it. Raises as it does."""
     spoken_of, answered = set(), False
     for start, end in sentence_spans(text):
         sentence = text[start:end]
@@ -92,10 +89,7 @@ def step_points(text: str, premise: Premise, claim: Claim) -> Iterator[tuple[int
             points = -noise
         else:
             spoken_of.add(what)
-            if required.get(what) != step and not is_right(step, premise, claim):
-                points = -1
-            elif what in required:
-                points = 1
+            points = 1 if is_right(step, premise, claim) else -1
         yield start, end, points
 
 

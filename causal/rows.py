@@ -6,9 +6,10 @@ texts = perturb(premise, claim, "parent", "relabeling", key="0")
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import combinations
+from typing import NamedTuple
 
 from causal.graphs import (
     LETTERS,
@@ -21,15 +22,27 @@ from causal.graphs import (
     labelled_premises,
     markov_equivalence_class,
     relabel_claim,
+    relabel_independences,
     relabel_premise,
     renamings,
     representatives,
     structure_id,
 )
+from causal.reasoning import steps_of
 from causal.released import released_classes
-from causal.wording import write_hypothesis, write_input, write_premise
+from causal.trace_text import write_steps
+from causal.wording import (
+    HELD_OUT_WORDINGS,
+    WORDINGS,
+    released_order,
+    write_hypothesis,
+    write_input,
+    write_premise,
+    write_statements,
+)
 
-PERTURBATIONS = ("paraphrase", "refactorization", "relabeling", "reordering")
+PERTURBATIONS = (*HELD_OUT_WORDINGS, "refactorization", "relabeling", "reordering")
+LETTERINGS = {"released": LETTERS, "refactorization": LETTERS[::-1]}  # A, B, C... and Z, Y, X...
 
 
 def premise_id(premise_text: str) -> str:
@@ -128,15 +141,15 @@ def generate_rows(
 def perturb(premise: Premise, claim: Claim, template: str, kind: str, key: str) -> tuple[str, str]:
     """(premise text, hypothesis) that say the same in other words, letters or order: the label stays.
 
-    `kind` is one of PERTURBATIONS: paraphrase (the hypothesis, as in the released perturbed set), refactorization (the
-    letters Z, Y, X... for A, B, C...), relabeling (the letters trade places, at random), reordering (of the
+    `kind` is one of PERTURBATIONS: the name of a wording (of the hypothesis; paraphrase is that of the released
+    perturbed set), refactorization (the letters Z, Y, X... for A, B, C...), relabeling (the letters trade places, at random), reordering (of the
     independences, at random). Random choices are a function of `key`: rows of one premise need one key.
     """
     if kind not in PERTURBATIONS:
         raise Corr2CauseError(f"perturbation {kind!r} is not one of {', '.join(PERTURBATIONS)}")
     text, variables, order = _perturbed_premise(premise, kind, key)
     changed = relabel_claim(claim, order)
-    return text, write_hypothesis(changed, variables, template, paraphrase=kind == "paraphrase")
+    return text, write_hypothesis(changed, variables, template, kind if kind in WORDINGS else "released")
 
 
 @lru_cache(maxsize=1024)
@@ -145,8 +158,54 @@ def _perturbed_premise(premise: Premise, kind: str, key: str) -> tuple[str, tupl
     rng, n = random.Random(f"{kind}-{key}"), len(premise.variables)
     order = tuple(range(n))
     if kind == "refactorization":
-        premise = Premise(LETTERS[: -n - 1 : -1], premise.independences)
+        premise = Premise(LETTERINGS[kind][:n], premise.independences)
     if kind == "relabeling":
         order = rng.choice(renamings(n)[1:])  # the first is the identity
         premise = relabel_premise(premise, order)
     return write_premise(premise, shuffle=rng if kind == "reordering" else None), premise.variables, order
+
+
+# ---------------------------------------------------------------- fresh letters and words
+
+
+class Rendered(NamedTuple):
+    """A row in words: its premise, its hypothesis, and the exact trace."""
+
+    premise: str
+    hypothesis: str
+    trace: str
+
+
+def render(
+    premise: Premise,
+    claim: Claim,
+    template: str,
+    order: Sequence[int],
+    variables: Sequence[str],
+    wording: str = "released",
+    style: str = "compact",
+) -> Rendered:
+    """A row in fresh letters and words, with the trace that belongs to them: cheap enough to draw anew every time.
+
+    Variable v of the premise takes the place order[v] among `variables`, which are written in this order: the first N
+    of one of the LETTERINGS, say. Equals `perturb` and `reasoning.trace` of what it says, without reading or checking
+    it again; what the class says of a claim is asked of the given premise, once. Raises Corr2CauseError if no graph
+    satisfies the premise, or for an unknown style or template.
+    """
+    n, label = len(order), _label(premise, claim)
+    stated = sorted(relabel_independences(premise.independences, order), key=released_order)
+    separators = {(i, j): given for i, j, given in reversed(stated)}  # the first of each pair
+    moved = relabel_claim(claim, order)
+    steps = steps_of(
+        n, separators, moved, label, lambda: markov_equivalence_class(relabel_premise(premise, order))
+    )
+    return Rendered(
+        write_statements(stated, variables),
+        write_hypothesis(moved, variables, template, wording),
+        write_steps(steps, variables, style),
+    )
+
+
+@lru_cache(maxsize=1 << 17)
+def _label(premise: Premise, claim: Claim) -> int:
+    return exact_label(markov_equivalence_class(premise), claim)

@@ -1,7 +1,11 @@
 """The embedded tiny model: a Phi-3 with random weights and a tokenizer made from the task's own text."""
 
+import re
+from collections.abc import Iterator
+from itertools import chain, combinations
+
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Phi3Config,
     Phi3ForCausalLM,
@@ -9,8 +13,10 @@ from transformers import (
 )
 
 from causal import reasoning
-from causal.rows import generate_rows
-from causal.wording import parse_claim
+from causal.graphs import LETTERS, MAX_VARIABLES
+from causal.rows import LETTERINGS, generate_rows
+from causal.trace_text import FIXED_WORDS, MARKS, STYLES
+from causal.wording import WORDINGS, listing, parse_claim
 
 PHI3_SPECIAL = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>")
 PHI3_CHAT_TEMPLATE = (
@@ -20,31 +26,64 @@ PHI3_CHAT_TEMPLATE = (
 PHI3_STOPS = ("<|end|>", "<|assistant|>", "<|endoftext|>")
 
 
+TOKEN_LETTERS = 7  # of each lettering; a premise of N = 6 has six of them, and no set of more than four
+TOKEN_SET = 4
+TOKEN_ROUNDS = 3  # few classes take more
+
+
+def _phrases() -> Iterator[str]:
+    """What is one token in the texts of the task: a pair or a set of variables with the words that always go with it.
+
+    So a look-up of a pair has one key and one value. In other letters, or of more variables, the same text is made of
+    smaller tokens.
+    """
+    for letters in (lettering[:TOKEN_LETTERS] for lettering in LETTERINGS.values()):
+        yield "Pair {} {}".format(*letters)
+        for a, b in combinations(letters, 2):
+            yield from (f" {a} correlates with {b}.", f" {a} is independent of {b}.")
+            yield f" {a} and {b} are independent given"
+            yield from (f"\nPair {a} {b}", f"\nEnds {a} {b}", f", {a} {b}")
+            yield from (f"\nRound {number} {a} {b}" for number in range(1, TOKEN_ROUNDS + 1))
+        for names in chain.from_iterable(combinations(letters, k + 1) for k in range(TOKEN_SET)):
+            if len(names) > 1:  # a letter alone is a word to the BPE: here it would be cut off other words
+                yield " " + " ".join(names)
+            yield f" {listing(names)}."
+        for a in letters:
+            yield from (f"\nFrom {a}", f"\nInto {a}", f"\nWay {a}", f" without {a}", f" past {a}", f" at {a}")
+    for n in range(2, MAX_VARIABLES + 1):
+        yield f"Premise: Suppose there is a closed system of {n} variables,"
+        yield f" All the statistical relations among these {n} variables are as follows:"
+    for mark in MARKS:
+        yield from (f" {mark}", f" {mark} same", f" {mark} changed")
+    yield from (" none given", "\nHypothesis:", " However,")
+    # A single word is the BPE's: it would be cut off longer ones (" in" off " influences").
+    yield from (word for word in FIXED_WORDS if not re.fullmatch(r" \w+", word))
+    for wording in WORDINGS["released"].values():
+        yield from (words for words in re.split(r" {[ab]}", f" {wording}") if len(words) > 1)
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the task's own text, with Phi-3.5's special tokens and chat format. Lossless on any text.
 
-    A variable, "and", a comma with the word behind it, a full stop with the first word of the next line are tokens of
-    their own; phrases between them become tokens.
+    Pairs and sets of variables, and what else is always said in the same words, are tokens (`_phrases`).
     """
-    corpus = [f" {letter}" for letter in "ABCDEFGHSTUVWXYZ"] + ["Answer: Yes", "Answer: No"]
-    for n in (2, 3, 4):
-        for row in generate_rows(n):
-            corpus += [row["input"], reasoning.trace(*parse_claim(row["premise"], row["hypothesis"]))]
+    words = [f" {letter}" for letter in LETTERS] + [*FIXED_WORDS, " Yes", " No", "Answer:"]
+    words += [f" {sentence}" for wording in WORDINGS.values() for sentence in wording.values()]
+    corpus = words * 99  # each becomes a token, or a token a word
+    for row in generate_rows(3):
+        corpus += [row["input"]]
+        corpus += [reasoning.trace(*parse_claim(row["premise"], row["hypothesis"]), style) for style in STYLES]
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r" [A-Z]\b| and|,(?: [a-z]+)?|\.(?:\n[A-Z][a-z]+)?|\n"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=768,
+        vocab_size=560,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=list(PHI3_SPECIAL),
         show_progress=False,
     )
     backend.train_from_iterator(corpus, trainer)
+    backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in dict.fromkeys(_phrases())])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token="<|endoftext|>",

@@ -28,7 +28,8 @@ from causal.graphs import (
 
 TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
 
-_WORDING = {
+RELATION_OF = dict(zip(TEMPLATES, ("direct", "direct", "indirect", "indirect", "collider", "confounder"), strict=True))
+_RELEASED = {
     "parent": "{a} directly causes {b}.",
     "child": "{a} directly causes {b}.",
     "non-parent ancestor": "{a} causes something else which causes {b}.",
@@ -36,15 +37,58 @@ _WORDING = {
     "has_collider": "There exists at least one collider (i.e., common effect) of {a} and {b}.",
     "has_confounder": "There exists at least one confounder (i.e., common cause) of {a} and {b}.",
 }
-_PARAPHRASE = {
-    "parent": "{a} directly affects {b}.",
-    "child": "{a} directly affects {b}.",
-    "non-parent ancestor": "{a} influences {b} through some mediator(s).",
-    "non-child descendant": "{a} influences {b} through some mediator(s).",
-    "has_collider": "{a} and {b} together cause some other variable(s).",
-    "has_confounder": "Some variable(s) cause(s) both {a} and {b}.",
+# The same claims in other words, by relation: direct, indirect, collider, confounder. `paraphrase` is that of the
+# released perturbed test set. The words of the held-out wordings are all in other ones, but not these sentences.
+_OTHER_WORDINGS = {
+    "paraphrase": (
+        "{a} directly affects {b}.",
+        "{a} influences {b} through some mediator(s).",
+        "{a} and {b} together cause some other variable(s).",
+        "Some variable(s) cause(s) both {a} and {b}.",
+    ),
+    "recombined": (
+        "{a} directly influences {b}.",
+        "{a} is a cause of {b} through some other variable(s).",
+        "{a} and {b} together influence some variable(s).",
+        "Some other variable(s) cause both {a} and {b}.",
+    ),
+    "effect": (
+        "{b} is a direct effect of {a}.",
+        "{b} is an indirect effect of {a}.",
+        "{a} and {b} have an effect in common.",
+        "{a} and {b} have a cause in common.",
+    ),
+    "influence": (
+        "{a} influences {b} directly.",
+        "{a} influences {b} through something else.",
+        "{a} and {b} both influence some other variable(s).",
+        "Some other variable(s) influence both {a} and {b}.",
+    ),
+    "affect": (
+        "{a} affects {b} without any mediator(s).",
+        "{a} affects {b} through some mediator(s) between them.",
+        "{a} and {b} affect some variable(s) together.",
+        "Some variable(s) affect(s) both {a} and {b}.",
+    ),
+    "cause": (
+        "{a} is a direct cause of {b}.",
+        "{a} is an indirect cause of {b}.",
+        "Together, {a} and {b} cause some variable(s).",
+        "Some variable(s) cause(s) {a} and also {b}.",
+    ),
+    "arrow": (
+        "There is an arrow from {a} to {b}.",
+        "There is a path of arrows from {a} through some other variable(s) to {b}.",
+        "Paths of arrows from {a} and {b} meet in some other variable(s).",
+        "Paths of arrows from some other variable(s) lead to both {a} and {b}.",
+    ),
 }
-RELATION_OF = dict(zip(TEMPLATES, ("direct", "direct", "indirect", "indirect", "collider", "confounder"), strict=True))
+# name: {template: wording}
+WORDINGS = {"released": _RELEASED} | {
+    name: dict(zip(TEMPLATES, (direct, direct, indirect, indirect, collider, confounder), strict=True))
+    for name, (direct, indirect, collider, confounder) in _OTHER_WORDINGS.items()
+}
+HELD_OUT_WORDINGS = ("paraphrase", "recombined")  # for tests: what a model is trained on should leave them out
 _HEADER = (
     "Suppose there is a closed system of {n} variables, {names}. "
     "All the statistical relations among these {n} variables are as follows: "
@@ -58,7 +102,8 @@ class ContradictionError(Corr2CauseError):
 # ---------------------------------------------------------------- text
 
 
-def _listing(names: Sequence[str]) -> str:
+def listing(names: Sequence[str]) -> str:
+    """'A, B and C'."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -84,12 +129,6 @@ def _short(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
-@cache
-def _pattern(template: str) -> str:
-    """A wording as a regular expression with groups a, b, n, names."""
-    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(template))
-
-
 def _index(name: str, variables: Sequence[str], where: str) -> int:
     if name not in variables:
         raise Corr2CauseError(f"unknown variable {_short(name)} in {_short(where)}; known: {', '.join(variables)}")
@@ -109,7 +148,7 @@ def _parse_header(text: str) -> tuple[tuple[str, ...], str]:
             "All the statistical relations among these N variables are as follows: ...'"
         )
     variables = tuple(re.split(r", | and ", match[2]))
-    if _listing(variables) != match[2] or not all(re.fullmatch(r"[A-Z]\w*", name) for name in variables):
+    if listing(variables) != match[2] or not all(re.fullmatch(r"[A-Z]\w*", name) for name in variables):
         raise Corr2CauseError(f"the variables {_short(match[2])} are not a list of capitalised names like 'A, B and C'")
     if len(set(variables)) < len(variables):
         raise Corr2CauseError(f"a variable is listed twice in {_short(match[2])}")
@@ -128,7 +167,7 @@ def _parse_statement(sentence: str, variables: Sequence[str]) -> tuple[bool, Ind
         raise Corr2CauseError(f"cannot read the statement {_short(sentence)} in the premise")
     first, kind, second = (match or given_match).group(1, 2, 3)
     names = re.split(r", | and ", given_match[4]) if given_match else []
-    if names and _listing(names) != given_match[4]:
+    if names and listing(names) != given_match[4]:
         raise Corr2CauseError(f"the conditioning set in {_short(sentence)} is not a list like 'A, B and C'")
     i, j, *given = (_index(name, variables, sentence) for name in (first, second, *names))
     if len({i, j, *given}) < 2 + len(given):
@@ -188,38 +227,53 @@ def released_order(independence: Independence) -> tuple[int, int, tuple[int, ...
     return i, j, bits(given)
 
 
+@lru_cache(maxsize=65536)
 def write_independence(independence: Independence, variables: Sequence[str]) -> str:
     """'A is independent of B.' or 'A and B are independent given C and D.'"""
     i, j, given = independence
     if not given:
         return f"{variables[i]} is independent of {variables[j]}."
-    return f"{variables[i]} and {variables[j]} are independent given {_listing([variables[v] for v in bits(given)])}."
+    return f"{variables[i]} and {variables[j]} are independent given {listing([variables[v] for v in bits(given)])}."
 
 
 def write_premise(premise: Premise, shuffle: random.Random | None = None) -> str:
     """The released wording and order of statements, without 'Premise: '; `shuffle` reorders the independences."""
-    names, stated = premise.variables, sorted(premise.independences, key=released_order)
+    stated = sorted(premise.independences, key=released_order)
     if shuffle is not None:
         shuffle.shuffle(stated)
+    return write_statements(stated, premise.variables)
+
+
+def write_statements(stated: Sequence[Independence], names: tuple[str, ...]) -> str:
+    """The premise of these independences, in this order: which variables there are, which correlate, which do not."""
     pairs = combinations(range(len(names)), 2)
     marginal = {(i, j) for i, j, given in stated if not given}
     correlations = " ".join(f"{names[i]} correlates with {names[j]}." for i, j in pairs if (i, j) not in marginal)
-    independences = " ".join(write_independence(statement, names) for statement in stated)
-    return _HEADER.format(n=len(names), names=_listing(names)) + " However, ".join(
+    independences = " ".join([write_independence(statement, names) for statement in stated])
+    return _HEADER.format(n=len(names), names=listing(names)) + " However, ".join(
         filter(None, (correlations, independences))
     )
 
 
+@cache
+def _hypothesis_patterns() -> list[tuple[str, re.Pattern]]:
+    """(template, regular expression with groups a, b) of every wording."""
+    patterns = {}
+    for wordings in WORDINGS.values():
+        for template, wording in wordings.items():
+            patterns.setdefault(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(wording)), template)
+    return [(template, re.compile(pattern)) for pattern, template in patterns.items()]
+
+
 def read_hypothesis(text: str, variables: Sequence[str]) -> tuple[Claim, str]:
-    """The claim and its `template`; a paraphrased indirect claim counts as 'non-parent ancestor'."""
+    """The claim and its `template`; of templates that share a wording, the first (but of parent and child, by order)."""
     if not isinstance(text, str):
         raise Corr2CauseError(f"the hypothesis is {type(text).__name__}, not text")
     sentence = " ".join(text.split())
-    for wordings in (_WORDING, _PARAPHRASE):
-        for template, wording in wordings.items():
-            match = re.fullmatch(_pattern(wording), sentence)
-            if match and " " not in match["a"] + match["b"]:
-                return _claim(template, _index(match["a"], variables, text), _index(match["b"], variables, text), text)
+    for template, pattern in _hypothesis_patterns():
+        match = pattern.fullmatch(sentence)
+        if match:
+            return _claim(template, _index(match["a"], variables, text), _index(match["b"], variables, text), text)
     raise Corr2CauseError(f"cannot read the hypothesis {_short(text)}; expected for example 'A directly causes B.'")
 
 
@@ -233,7 +287,7 @@ def _claim(template: str, i: int, j: int, text: str) -> tuple[Claim, str]:
 
 
 def parse_hypothesis(text: str, variables: Sequence[str]) -> Claim:
-    """The claim of any released or paraphrased wording. Raises Corr2CauseError if it is none of them."""
+    """The claim in any of the WORDINGS. Raises Corr2CauseError if it is none of them."""
     return read_hypothesis(text, variables)[0]
 
 
@@ -248,12 +302,11 @@ def parse_input(text: str) -> tuple[Premise, Claim]:
     return parse_claim(*split_input(text))
 
 
-def write_hypothesis(claim: Claim, variables: Sequence[str], template: str, paraphrase: bool = False) -> str:
-    """The claim in the wording of `template` (one of TEMPLATES), or in the paraphrase of the perturbed test set."""
+def write_hypothesis(claim: Claim, variables: Sequence[str], template: str, wording: str = "released") -> str:
+    """The claim in the words that a wording (one of WORDINGS) has for the template (one of TEMPLATES)."""
     if RELATION_OF.get(template) != claim.relation:
         raise Corr2CauseError(f"template {template!r} does not word a {claim.relation} claim; use one of {TEMPLATES}")
-    wording = (_PARAPHRASE if paraphrase else _WORDING)[template]
-    return wording.format(a=variables[claim.i], b=variables[claim.j])
+    return WORDINGS[wording][template].format(a=variables[claim.i], b=variables[claim.j])
 
 
 # ---------------------------------------------------------------- edges in words
