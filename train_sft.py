@@ -25,7 +25,7 @@ from dataset.reading import premise_ids_of
 from dataset.relabelling import relabel_rows, trace_style
 from policy.prefix_sharing import pack, plan_micro_batches, sequence_logps
 from runtime.ending import run_script
-from runtime.processes import reduce
+from runtime.processes import gather, reduce
 from runtime.settings import arg, check, parse_config
 from training.health import check_graph
 from training.optimization import backward, set_learning_rate, step_optimizer
@@ -170,21 +170,24 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     opened = open_run(config, "SFT", labels=None)
     if opened is None:
         return None
-    train, tokenizer = opened.train, opened.tokenizer
+    accelerator, train, tokenizer = opened.accelerator, opened.train, opened.tokenizer
     style = trace_style(config.dataset) if config.relabel_each_epoch else None
 
     @lru_cache(maxsize=1)
     def rows_of(epoch: int) -> Rows:
-        texts = relabel_rows(train, style, config.seed, epoch) if config.relabel_each_epoch else train
-        encoded = encode_rows(tokenizer, texts)
-        return make_rows(*encoded, labels_of(train), config.class_weights, config.prompt_loss_weight)
+        # Each rank relabels and encodes its part, for all of them.
+        part = train.shard(accelerator.num_processes, accelerator.process_index, contiguous=True)
+        texts = relabel_rows(part, style, config.seed, epoch) if config.relabel_each_epoch else part
+        encoded = gather(accelerator, list(zip(*encode_rows(tokenizer, texts), strict=True)))
+        prompts, responses = zip(*encoded, strict=True)
+        return make_rows(prompts, responses, labels_of(train), config.class_weights, config.prompt_loss_weight)
 
     rows, held_out = rows_of(0), opened.validation
     validation_rows = make_rows(*encode_rows(tokenizer, held_out), labels_of(held_out), config.class_weights)
     steps = plan_steps(premise_ids_of(train), config)
     longest = max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True))
     model = opened.load(longest, adaptation=config.adaptation, lora_dropout=config.lora_dropout)
-    first = share(opened.accelerator, steps[0][1], rows)
+    first = share(accelerator, steps[0][1], rows)
 
     def probe(responses: list[list[int]]) -> torch.Tensor:
         return loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1])

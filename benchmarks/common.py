@@ -144,9 +144,9 @@ def premises(n: int) -> list[list[dict]]:
     return [[rows[i] for i in group] for group in premise_groups([row["premise_id"] for row in rows], len(rows))]
 
 
-def chat(rows: list[dict], tokenizer) -> list[dict]:
+def chat(rows: list[dict], tokenizer, target: str = "answer") -> list[dict]:
     """Rows with `prompt` and `response`, as preprocess.py writes them."""
-    return add_chat(rows, tokenizer)
+    return add_chat(rows, tokenizer, target)
 
 
 def nearest_premises(n: int, tokenizer, prompt_tokens: int, count: int) -> list[list[dict]]:

@@ -3,10 +3,11 @@
     pip install -r benchmarks/requirements.txt
     python benchmarks/sft_step.py --json sft.json             # 1, 4 and 16 claims of a premise
     python benchmarks/sft_step.py --quick --json sft.json
+    python benchmarks/sft_step.py --target trace --claims_per_prefix 1    # reasoning: long responses, nothing shared
     python benchmarks/sft_step.py --rivals padded             # needs no TRL
 
 An optimizer step on `--rows` real rows of `--num_variables`, of random premises with so many claims each; loss on the
-answer alone, LoRA on every linear layer, AdamW. The same weights and rows on all sides. Ours are the functions of
+response alone, LoRA on every linear layer, AdamW. The same weights and rows on all sides. Ours are the functions of
 train_sft.py. The rivals, each with its settings:
 
     trl       trl.SFTTrainer: padded rows, grouped by length, with so many rows a micro-batch; or `packed`, its best-fit
@@ -14,7 +15,7 @@ train_sft.py. The rivals, each with its settings:
     padded    train_sft.py with prefix_sharing off: padded rows, so many tokens a micro-batch
 
 Each side first does a step at each of its settings, and the best is kept; then they take turns, and the first turn
-is dropped. Medians in seconds. In the figures T is the longest answer, P the mean prompt, G the claims of a premise;
+is dropped. Medians in seconds. In the figures T is the longest response, P the mean prompt, G the claims of a premise;
 `by tokens` is the ratio of the tokens that the sides compute.
 """
 
@@ -38,13 +39,13 @@ WHOLE = 10**9
 class Batch:
     """The rows of a step: groups of indices, one for each premise."""
 
-    def __init__(self, where: Bench, n: int, claims: int, rows: int):
+    def __init__(self, where: Bench, n: int, claims: int, rows: int, target: str = "answer"):
         check(rows % claims == 0, f"rows: {rows} rows are not a number of premises with {claims} claims each")
         self.bench, self.claims = where, claims
         drawn = random.Random(claims)
         premises = drawn.sample(common.premises(n), rows // claims)
         chosen = [row for premise in premises for row in drawn.sample(premise, claims)]
-        chats = common.chat(chosen, where.tokenizer)
+        chats = common.chat(chosen, where.tokenizer, target)
         self.prompts = [encode(where.tokenizer, row["prompt"]) for row in chats]
         self.answers = [encode(where.tokenizer, row["response"]) for row in chats]
         self.labels = [row["label"] for row in chats]
@@ -140,13 +141,15 @@ def main() -> None:
     options.add_argument("--rows", type=int, help="rows of an optimizer step (32; quick: 16)")
     options.add_argument("--num_variables", type=int, default=5, choices=[2, 3, 4, 5], help="variables of the rows")
     options.add_argument("--claims_per_prefix", type=int, nargs="+", help="rows of a premise (1 4 16; quick: 16)")
+    options.add_argument("--target", default="answer", choices=["answer", "trace"], help="what the rows' responses are")
     options = options.parse_args()
     options.claims_per_prefix = options.claims_per_prefix or ([16] if options.quick else [1, 4, 16])
     common.check_rivals(options.rivals)
     with common.bench(options) as where:
         figures = {"machine": common.machine(where, options.threads), "rows": []}
         for claims in options.claims_per_prefix:
-            batch = Batch(where, options.num_variables, claims, options.rows or (16 if options.quick else 32))
+            count = options.rows or (16 if options.quick else 32)
+            batch = Batch(where, options.num_variables, claims, count, options.target)
             rows = measure(batch, options.num_variables, options, figures["machine"]["matrix_rate"])
             figures["rows"] += rows
             print(common.table(rows))

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from policy.adapters import POLICY
 
 MEMORY = 400  # steps of values that trends are read from
+INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # as wide as a weight of so many bytes
 REMIND_AFTER = 100  # steps before a sign that holds on, or comes back, is spoken of again
 
 
@@ -118,9 +119,9 @@ class Motion:
         self.fingerprint = self._fingerprint(model)
 
     def _fingerprint(self, model: torch.nn.Module) -> torch.Tensor:
-        """Sum and sum of squares of every tensor, in double precision: equal only if nothing has changed."""
-        tensors = [p.detach().double() for name, p in model.named_parameters() if name in self.start]
-        return torch.stack([torch.stack((t.sum(), t.square().sum())) for t in tensors])
+        """Of every tensor the sum of its bits, read as whole numbers: exact, so equal if nothing has changed."""
+        tensors = [p.detach() for name, p in model.named_parameters() if name in self.start]
+        return torch.stack([t.view(INTEGER[t.element_size()]).sum(dtype=torch.int64) for t in tensors])
 
     def digest(self) -> str:
         """SHA-256 of the weights at the start: which model a run began with."""

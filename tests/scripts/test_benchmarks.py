@@ -105,6 +105,13 @@ def test_sft_step_shares_premises(tmp_path, run_benchmark):
     assert shared["ours_rows_per_second"] == 4 / shared["ours"]
 
 
+def test_sft_step_on_traces_computes_no_padding(tmp_path, run_benchmark):
+    points = ["--rows", "4", "--claims_per_prefix", "1", "--target", "trace", "--rivals", "padded"]
+    (row,), _ = run_benchmark("sft_step", tmp_path / "sft.json", *points)
+    assert row["T"] > 100, "traces, not answers"
+    assert row["ours_tokens"] == row["sequence_tokens"] <= row["theirs_tokens"]
+
+
 def test_evaluation_gives_the_answers_of_the_plain_loop(tmp_path, run_benchmark):
     (row,), printed = run_benchmark("evaluation", tmp_path / "evaluation.json", "--quick", "--tokens", "3")
     assert row["row_count"] == 120 and row["premises"] == 4 and row["token_ratio"] > 5
