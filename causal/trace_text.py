@@ -83,6 +83,11 @@ class Step(NamedTuple):
     head: tuple
     phrases: tuple[tuple, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """The name of its head."""
+        return self.head[0]
+
 
 class _Field(NamedTuple):
     """How a value is written (in a style), what its text looks like, and how it is read (of either style).
