@@ -142,8 +142,9 @@ def perturb(premise: Premise, claim: Claim, template: str, kind: str, key: str) 
     """(premise text, hypothesis) that say the same in other words, letters or order: the label stays.
 
     `kind` is one of PERTURBATIONS: the name of a wording (of the hypothesis; paraphrase is that of the released
-    perturbed set), refactorization (the letters Z, Y, X... for A, B, C...), relabeling (the letters trade places, at random), reordering (of the
-    independences, at random). Random choices are a function of `key`: rows of one premise need one key.
+    perturbed set), refactorization (the letters Z, Y, X... for A, B, C...), relabeling (the letters trade places, at
+    random), reordering (of the independences, at random). Random choices are a function of `key`: rows of one premise
+    need one key.
     """
     if kind not in PERTURBATIONS:
         raise Corr2CauseError(f"perturbation {kind!r} is not one of {', '.join(PERTURBATIONS)}")
@@ -190,17 +191,15 @@ def render(
     Variable v of the premise takes the place order[v] among `variables`, which are written in this order: the first N
     of one of the LETTERINGS, say. Equals `perturb` and `reasoning.trace` of what it says, without reading or checking
     it again; what the class says of a claim is asked of the given premise, once. Raises Corr2CauseError if no graph
-    satisfies the premise, or for an unknown style or template.
+    satisfies the premise, or for an unknown style, wording or template.
     """
     n, label = len(order), _label(premise, claim)
     stated = sorted(relabel_independences(premise.independences, order), key=released_order)
     separators = {(i, j): given for i, j, given in reversed(stated)}  # the first of each pair
     moved = relabel_claim(claim, order)
-    steps = steps_of(
-        n, separators, moved, label, lambda: markov_equivalence_class(relabel_premise(premise, order))
-    )
+    steps = steps_of(n, separators, moved, label, lambda: markov_equivalence_class(relabel_premise(premise, order)))
     return Rendered(
-        write_statements(stated, variables),
+        write_statements(stated, tuple(variables)),
         write_hypothesis(moved, variables, template, wording),
         write_steps(steps, variables, style),
     )

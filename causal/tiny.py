@@ -38,26 +38,26 @@ def _phrases() -> Iterator[str]:
     smaller tokens.
     """
     for letters in (lettering[:TOKEN_LETTERS] for lettering in LETTERINGS.values()):
-        yield "Pair {} {}".format(*letters)
         for a, b in combinations(letters, 2):
             yield from (f" {a} correlates with {b}.", f" {a} is independent of {b}.")
             yield f" {a} and {b} are independent given"
-            yield from (f"\nPair {a} {b}", f"\nEnds {a} {b}", f", {a} {b}")
-            yield from (f"\nRound {number} {a} {b}" for number in range(1, TOKEN_ROUNDS + 1))
+            yield from (f"Pair {a} {b}", f"Ends {a} {b}", f", {a} {b}")
+            yield from (f"Round {number} {a} {b}" for number in range(1, TOKEN_ROUNDS + 1))
         for names in chain.from_iterable(combinations(letters, k + 1) for k in range(TOKEN_SET)):
             if len(names) > 1:  # a letter alone is a word to the BPE: here it would be cut off other words
                 yield " " + " ".join(names)
             yield f" {listing(names)}."
         for a in letters:
-            yield from (f"\nFrom {a}", f"\nInto {a}", f"\nWay {a}", f" without {a}", f" past {a}", f" at {a}")
+            yield from (f"From {a}", f"Into {a}", f"Way {a}", f" without {a}", f" past {a}", f" at {a}")
     for n in range(2, MAX_VARIABLES + 1):
         yield f"Premise: Suppose there is a closed system of {n} variables,"
         yield f" All the statistical relations among these {n} variables are as follows:"
     for mark in MARKS:
-        yield from (f" {mark}", f" {mark} same", f" {mark} changed")
+        yield from (f" {mark}", f" {mark} same\n", f" {mark} changed\n")
+    yield from (f" {end}\n" for end in ("-", "same", "changed", "found", "missing", "far", "open", "both found"))
     yield from (" none given", "\nHypothesis:", " However,")
     # A single word is the BPE's: it would be cut off longer ones (" in" off " influences").
-    yield from (word for word in FIXED_WORDS if not re.fullmatch(r" \w+", word))
+    yield from (word for word in FIXED_WORDS if not re.fullmatch(r" ?\w+", word))
     for wording in WORDINGS["released"].values():
         yield from (words for words in re.split(r" {[ab]}", f" {wording}") if len(words) > 1)
 

@@ -24,13 +24,13 @@ MARKS = ("none", "-", "->", "<-")  # of a pair: no edge, an edge without directi
 # name: (fields, compact, full). {a}, {b}, {c} are variables, the other fields as in `_FIELD_TYPES`.
 _HEADS = {
     "pair": ("ab", "Pair {a} {b}", "Pair {a} and {b}:"),
-    "ends": ("ab", "Ends {a} {b}", "Triples with the ends {a} and {b}:"),
+    "ends": ("ab", "Ends {a} {b}", "Around {a} and {b}:"),
     "round": (("round", "a", "b"), "Round {round} {a} {b}", "Round {round}, {a} and {b}:"),
-    "link": ("ab", "Link {a} to {b}", "The link from {a} to {b}:"),
-    "from": ("abc", "From {a} without {b} at {c}", "Effects of {a}, never through {b}, beyond {c}:"),
-    "into": ("abc", "Into {a} without {b} at {c}", "Causes of {a}, never through {b}, before {c}:"),
+    "link": ("ab", "Link {a} to {b}", "Link from {a} to {b}:"),
+    "from": ("abc", "From {a} without {b} at {c}", "Effects of {a} without {b}, at {c}:"),
+    "into": ("abc", "Into {a} without {b} at {c}", "Causes of {a} without {b}, at {c}:"),
     "fork": ("ab", "Fork {a} without {b}", "Undirected neighbours of {a} other than {b}:"),
-    "way": ("abc", "Way {a} past {b} at {c}", "Ways on from {a} past the neighbours of {b}, beyond {c}:"),
+    "way": ("abc", "Way {a} past {b} at {c}", "Ways from {a} past the neighbours of {b}, at {c}:"),
     "apart": ("", "Apart", "Two with a way that are not adjacent:"),
     "miss": ("", "Missing", "The two searches have nothing in common."),
     "turns": (("paths",), "By turns {paths}", "Every graph of the class has {paths}."),
@@ -38,18 +38,18 @@ _HEADS = {
 }
 _PHRASES = {
     **{f"is {mark}": ("", f" {mark}", words) for mark, words in zip(
-        MARKS, ("no edge", "an undirected edge", "an arrow to the second", "an arrow to the first"), strict=True
+        MARKS, ("no edge", "undirected", "forwards", "backwards"), strict=True
     )},
     **{mark: ("ab", f", {{a}} {{b}} {mark}", f"{{a}} {mark} {{b}}") for mark in MARKS[1:]},
-    "none": ("ab", ", {a} {b} none", "no edge between {a} and {b}"),
+    "none": ("ab", ", {a} {b} none", "no edge {a} - {b}"),
     "given": (("set",), " given {set}", "independent given {set}"),
-    "in": ("", " in", "the middle is in that set, so no collider"),
-    "out": ("", " out", "the middle is not in that set, so a collider"),
-    "rule 1": ("", " rule 1", "by Meek's rule 1, no new collider"),
-    "rule 2": ("", " rule 2", "by Meek's rule 2, no cycle"),
-    "rule 3": ("", " rule 3", "by Meek's rule 3, a chain and a collider of the same ends"),
-    "same": ("", " same", "nothing new so far"),
-    "changed": ("", " changed", "something new so far"),
+    "in": ("", " in", "in that set, so no collider"),
+    "out": ("", " out", "not in that set, so a collider"),
+    "rule 1": ("", " rule 1", "by Meek's rule 1"),
+    "rule 2": ("", " rule 2", "by Meek's rule 2"),
+    "rule 3": ("", " rule 3", "by Meek's rule 3"),
+    "same": ("", " same", "no change"),
+    "changed": ("", " changed", "a change"),
     "new": ("", " new", "new"),
     "both": ("", " both", "reached from both"),
     "next": (("set",), " next {set}", "next {set}"),
@@ -61,14 +61,14 @@ _PHRASES = {
 }  # fmt: skip
 
 
-# What the compact style says besides variables: words around them, heads without any, and phrases without any.
+# What the compact style says besides variables: around them, or without any.
 FIXED_WORDS = tuple(
     dict.fromkeys(
-        word
-        for line_start, table in (("\n", _HEADS), ("", _PHRASES))
+        words
+        for table in (_HEADS, _PHRASES)
         for _, compact, _ in table.values()
-        for k, part in enumerate(re.split(r" ?{\w+}", compact))
-        if len(word := (line_start if k == 0 else "") + part) > 1
+        for words in re.split(r" ?{\w+}", compact)
+        if len(words) > 1
     )
 )
 
@@ -82,6 +82,11 @@ class Step(NamedTuple):
 
     head: tuple
     phrases: tuple[tuple, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The name of its head."""
+        return self.head[0]
 
 
 class _Field(NamedTuple):

@@ -266,7 +266,7 @@ def _hypothesis_patterns() -> list[tuple[str, re.Pattern]]:
 
 
 def read_hypothesis(text: str, variables: Sequence[str]) -> tuple[Claim, str]:
-    """The claim and its `template`; of templates that share a wording, the first (but of parent and child, by order)."""
+    """The claim and its `template`; where templates share a wording, the first (parent and child: by order)."""
     if not isinstance(text, str):
         raise Corr2CauseError(f"the hypothesis is {type(text).__name__}, not text")
     sentence = " ".join(text.split())
@@ -306,6 +306,8 @@ def write_hypothesis(claim: Claim, variables: Sequence[str], template: str, word
     """The claim in the words that a wording (one of WORDINGS) has for the template (one of TEMPLATES)."""
     if RELATION_OF.get(template) != claim.relation:
         raise Corr2CauseError(f"template {template!r} does not word a {claim.relation} claim; use one of {TEMPLATES}")
+    if wording not in WORDINGS:
+        raise Corr2CauseError(f"wording {wording!r} is not one of {', '.join(WORDINGS)}")
     return WORDINGS[wording][template].format(a=variables[claim.i], b=variables[claim.j])
 
 

@@ -204,21 +204,22 @@ def questions(draw):
 
 
 def statements(variables):
-    """Pair, Triple and Edge statements that can be made of pairs in order, grouped by what it is about."""
+    """Statements that can be made of pairs in order, of other sections too, grouped by what they are about."""
     pairs = list(combinations(variables, 2))
-    others = {pair: [v for v in variables if v not in pair] for pair in pairs}
-    sets = {
-        pair: [" ".join(c) or "none" for k in range(len(o) + 1) for c in combinations(o, k)]
-        for pair, o in others.items()
-    }
-    yield from ([f"Pair {a} {b}: kept.", *(f"Pair {a} {b}: cut given {s}." for s in sets[a, b])] for a, b in pairs)
     for a, b in pairs:
-        for c in others[a, b]:
-            ends = (f"given {s}, {found}" for s in sets[a, b] for found in ("in", f"out, {a} -> {c}, {b} -> {c}"))
+        others = [v for v in variables if v not in (a, b)]
+        sets = [" ".join(c) or "nothing" for k in range(len(others) + 1) for c in combinations(others, k)]
+        yield [f"Pair {a} {b} -", *(f"Pair {a} {b} none given {s}" for s in sets)]
+        yield [f"Ends {a} {b} {mark} {flag}" for mark in ("-", "->", "<-") for flag in ("same", "changed")]
+        for number in (1, 2):
             yield [
-                f"Triple {a} {c} {b}: {found}." for found in ("cut", "kept, cut", *(f"kept, kept, {e}" for e in ends))
+                f"Round {number} {a} {b} {mark} {flag}"
+                for mark in ("none", "-", "->", "<-")
+                for flag in ("same", "changed")
             ]
-    yield from ([f"Edge {a} {b}: {sign}." for sign in ("none", "->", "<-", "-")] for a, b in pairs)
+        for end in (a, b):
+            yield [f"Link {end} to {a if end == b else b}, {a} {b} {m} {f}"
+                   for m in ("none", "-", "->", "<-") for f in ("found", "missing", "open")]  # fmt: skip
 
 
 def is_true(sentence, premise, claim):
@@ -240,10 +241,9 @@ def test_every_exact_trace_earns_exactly_one(n, style):
 PREMISE = g.premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1
 CLAIM = g.Claim("indirect", 0, 3)
 TRACE = r.trace(PREMISE, CLAIM)
-REQUIRED = 19  # six pairs, three triples, three edges, from, into, shared and again along directed edges, every
-RULE, CUT = "Rule 1: A -> C - D gives C -> D.", "Triple A B D: cut."  # right, but not required
-COLLIDER = "Triple A C B: kept, kept, given none, out, A -> C, B -> C."
-EDGE, FROM = "Edge C D: ->.", "\nFrom A without D: A B shut, A C open, C B shut."
+REQUIRED = 26  # six lines on pairs, six on triples, two rounds of six, two of the search
+ROUND, AGAIN = "Round 1 C D -, A C ->, A D none rule 1, C D -> changed", "Round 2 C D -> same"
+FIRST, FROM = "\nFrom A without D at A, A B none, A C -> next C", "\nFrom A without D at C, C D -> found"
 PROSE = "It seems to me that the variables A and B are in some way connected."  # 68 characters
 
 
@@ -253,55 +253,38 @@ PROSE = "It seems to me that the variables A and B are in some way connected."  
         ("", 0),
         (" \n\n", 0),
         ("Answer: Yes", 0),
-        (TRACE, 19),
-        (TRACE.replace("Answer: Yes", "Answer: No"), 19),  # the outcome reward's business
-        (TRACE.replace("Answer: Yes", ""), 19),
-        (TRACE.replace("Answer: Yes", "**Answer: Yes**"), 19),
-        (TRACE.replace("\n", " "), 19),
-        ("- " + TRACE.replace("\n", "\n2. "), 19),
-        ("\n".join(sorted(TRACE.splitlines()[:-1])), 19),
-        (TRACE.replace("Pair A B: cut given none.\n", ""), 18),
-        (TRACE.replace("Pair A B: cut given none.", "Pair A B: cut given C."), 17),
-        (TRACE.replace("Pair A D: cut given B C.", "Pair D A: cut given C."), 19),  # true as well
-        (TRACE.replace(CUT, ""), 19),
-        (TRACE.replace(CUT, f"{CUT} {CUT}"), 18),
-        (TRACE.replace(CUT, "Triple D B A: cut."), 19),  # true from the other end as well
-        (TRACE.replace(CUT, "Triple A B D: kept, cut."), 18),
-        (TRACE.replace(CUT, "Triple A B D: kept, kept, given B C, in."), 18),
-        (TRACE.replace(CUT, "Triple A B C: cut."), 18),  # A and C are adjacent: there is no such triple to look up
-        (TRACE.replace(COLLIDER, "Triple A C B: cut."), 17),
-        (TRACE.replace(COLLIDER, f"Triple A C B: kept, cut. {COLLIDER}"), 16),
-        (TRACE.replace(EDGE, f"{EDGE} {EDGE}"), 18),
-        (TRACE.replace(EDGE, f"{EDGE} Edge C D: -."), 18),
-        (TRACE.replace(EDGE, f"Edge C D: -. {EDGE}"), 16),  # the first word on it counts, and it is false
-        (TRACE.replace(EDGE, "Edge D C: <-."), 19),  # true as well
-        (TRACE.replace(FROM, f"\nFrom A without D: A B open, A C open.{FROM}"), 16),
-        (
-            TRACE.replace(FROM, f"\nFrom A without B: A C open, A D shut, C D open.{FROM}"),
-            18,
-        ),  # true, but not what the claim asks
-        (TRACE.replace(FROM, "\nFrom A without D: A B shut, A C open, C B open."), 17),
-        (TRACE.replace("Surely shared: C.", ""), 18),
-        (TRACE.replace("Surely shared: C.", "Surely shared: none."), 17),
-        (TRACE.replace("Every graph", "Counterexample: A -> C.\nEvery graph"), 16),
-        (TRACE.replace(RULE, ""), 19),
-        (TRACE.replace(RULE, f"{RULE} {RULE}"), 18),
-        (TRACE.replace(RULE, f"{RULE} Rule 1: B -> C - D gives C -> D."), 18),  # one reason is enough
-        (TRACE.replace(RULE, "Rule 1: A -> C - B gives C -> B."), 18),
-        ("Link A B: none.\n" + TRACE, 19),  # true, not asked for
-        ("Link A B: none.\nLink B A: none.\n" + TRACE, 18),
-        ("Link A B: A -> B.\n" + TRACE, 18),
-        (PROSE + "\n" + TRACE, 18),
-        (PROSE[:-1] + "; " + PROSE + "\n" + TRACE, 16),  # one sentence of 137 characters
-        ("Is there a way from A to D? Yes.\n" + TRACE, 18),
-        (TRACE + "\nAnswer: Yes", 18),
-        (TRACE + f"\n{EDGE}", 18),
-        (TRACE + "\n" + PROSE, 18),
-        (TRACE.replace(FROM, f"\nAnswer: Yes{FROM}"), 12 - 8),
-        (TRACE.replace(FROM, f"\n**Yes.**{FROM}"), 12 - 8),
-        (TRACE.replace(FROM, f"\nThe answer is yes.{FROM}"), 12 - 8),
-        ("Answer: Yes\n" + TRACE, -19),
-        (TRACE.replace("\n", "\nSo.\n"), 19 - 29),
+        (TRACE, 26),
+        (TRACE.replace("Answer: Yes", "Answer: No"), 26),  # the outcome reward's business
+        (TRACE.replace("Answer: Yes", ""), 26),
+        (TRACE.replace("Answer: Yes", "**Answer: Yes**"), 26),
+        ("- " + TRACE.replace("\n", "\n2. "), 26),
+        ("\n".join(sorted(TRACE.splitlines()[:-1])), 26),
+        (TRACE.replace("Pair A B none given nothing\n", ""), 25),
+        (TRACE.replace("Pair A B none given nothing", "Pair A B none given C"), 24),
+        (TRACE.replace("Pair A D none given B C", "Pair A D none given C"), 26),  # true as well
+        (TRACE.replace("Pair A D none given B C", "Pair D A none given B C"), 24),  # the order is fixed
+        (TRACE.replace(AGAIN, f"{AGAIN}\n{AGAIN}"), 25),
+        (TRACE.replace(AGAIN, f"{AGAIN}\nRound 2 C D - same"), 25),
+        (TRACE.replace(AGAIN, f"Round 2 C D - same\n{AGAIN}"), 23),  # the first word on it counts, and it is false
+        (TRACE.replace(AGAIN, f"{AGAIN}\nRound 3 C D -> same"), 25),  # no round is left
+        (TRACE.replace(ROUND, "Round 1 C D - same"), 24),
+        (TRACE.replace(ROUND, ""), 25),
+        (TRACE.replace(FROM, f"\nFrom A without D at C, C D none reached C{FROM}"), 23),
+        (TRACE.replace(FROM, f"\nFrom A without B at A, A C ->, A D none next C{FROM}"), 25),  # not what is asked
+        (TRACE.replace(FIRST, "\nFrom A without D at A, A B none, A C -> reached C"), 24),
+        (TRACE.replace("Answer: Yes", "By turns A -> C -> D\nAnswer: Yes"), 25),  # true, but found before
+        ("Link A to B, A B none missing\n" + TRACE, 25),
+        (PROSE + "\n" + TRACE, 25),
+        (PROSE[:-1] + "; " + PROSE + "\n" + TRACE, 23),  # one sentence of 137 characters
+        ("Is there a way from A to D? Yes.\n" + TRACE, 25),
+        (TRACE + "\nAnswer: Yes", 25),
+        (TRACE + f"\n{AGAIN}", 25),
+        (TRACE + "\n" + PROSE, 25),
+        (TRACE.replace(FROM, f"\nAnswer: Yes{FROM}"), 25 - 2),
+        (TRACE.replace(FROM, f"\n**Yes.**{FROM}"), 25 - 2),
+        (TRACE.replace(FROM, f"\nThe answer is yes.{FROM}"), 25 - 2),
+        ("Answer: Yes\n" + TRACE, -26),
+        (TRACE.replace("\n", "\nSo.\n"), 26 - 26),
     ],
 )
 def test_process_reward_values(text, score):
@@ -310,12 +293,12 @@ def test_process_reward_values(text, score):
 
 def test_a_long_sentence_that_is_read_costs_no_more_than_a_short_one():
     text = r.trace(PREMISE, CLAIM, "full")
-    collider = next(line for line in text.splitlines() if "is a collider" in line)
-    assert len(collider) > 80
-    assert process_reward(f"{collider}\n{text}", PREMISE, CLAIM) == 18 / REQUIRED
-    false = "In B - C - D the ends are independent given nothing, without C, which is a collider: B -> C <- D."
-    # The required triple is gone, and the right sentence on B - C - D comes too late.
-    assert process_reward(text.replace(collider, false), PREMISE, CLAIM) == 15 / REQUIRED
+    triples = next(line for line in text.splitlines() if "a collider" in line)
+    assert len(triples) > 80
+    assert process_reward(f"{triples}\n{text}", PREMISE, CLAIM) == 25 / REQUIRED
+    false = triples.replace("A -> C", "A <- C")
+    # The required line is gone, and the right one comes too late.
+    assert process_reward(f"{false}\n{text}", PREMISE, CLAIM) == 23 / REQUIRED
 
 
 def test_no_process_reward_from_a_premise_that_no_graph_satisfies():
@@ -353,11 +336,7 @@ def test_every_single_corruption_costs(question, style, data):
         "answer first": [lines[-1], *lines[:-1]],
         "answer earlier": [*before, lines[-1], *lines[at:-1]] if after else [],
     }
-    # Of a rule any reason or none will do, and where there is no unshielded triple or no edge nothing is decided.
-    if not r.read_step(line, premise.variables).kind.startswith(
-        ("rule", "first cut", "second cut", "no triple", "no edge")
-    ):
-        corrupted["dropped"] = [*before, *after]
+    corrupted["dropped"] = [*before, *after]
     if not after:
         del corrupted["unreadable"]  # an answer is one however it is worded
     for name, changed in corrupted.items():
@@ -368,22 +347,20 @@ def test_every_single_corruption_costs(question, style, data):
 
 
 ENDLESS = {
-    "a true line": "Pair A B: cut given none.\n" * 500,
-    "a false line": "Pair A B: kept.\n" * 500,
-    "no full stop": "Pair A B: cut given none, " * 500,
+    "a true line": "Pair A B none given nothing\n" * 500,
+    "a false line": "Pair A B -\n" * 500,
+    "one line": "Pair A B none given nothing " * 500,
     "no space": "Pair" * 500,
+    "look-ups": "Ends A B none given nothing" + ", A C -" * 500,
+    "flags": "Round 1 A B none" + " same" * 500,
+    "rounds": "\n".join(f"Round {k} A B none same" for k in range(2, 500)),
     "unreadable": "Therefore A and B. " * 500,
     "answers": "Answer: Yes\n" * 500,
     "after the answer": TRACE + "\n" + "and so on " * 500,
-    "alternatives": "Every graph: A -> C -> D" + ", or A -> C -> D" * 500 + ".",
-    "swapped alternatives": "Every graph: A -> C and B -> C" + ", or B -> C and A -> C" * 500 + ".",
-    "a circle": "Every graph: A" + " -> C -> A" * 500 + ".",
-    "edges": "Counterexample: A -> C" + ", A -> C" * 500 + ".",
-    "a set": "Shared: C" + " and C" * 500 + ".",
-    "a search": "From A without D: A B shut" + ", A B shut" * 500 + ".",
-    "a search to and fro": "Surely into D without A: D B shut, D C open" + ", C B open, B C open" * 500 + ".",
-    "empty searches": "From D without A: none" + ", none" * 500 + ".",
-    "cut triples": "Triple A B D: cut. Triple D B A: cut.\n" * 500,
+    "alternatives": "By turns A -> C -> D" + ", or A -> C -> D" * 500,
+    "swapped alternatives": "By turns A -> C and B -> C" + ", or B -> C and A -> C" * 500,
+    "a circle": "By turns A" + " -> C -> A" * 500,
+    "a set": "From A without D at A next C" + " C" * 1000,
 }
 
 
@@ -424,7 +401,7 @@ def test_saying_everything_earns_next_to_nothing(n):
 
 
 REASONS = TRACE.removesuffix("Answer: Yes")
-LINKS = "Link A B: none.\nLink A C: A -> C.\nLink B C: B -> C.\nLink B D: none.\nLink C D: C -> D.\n"
+LINKS = "Link A to B, A B none missing\nLink A to C, A C -> found\nLink B to C, B C -> found\n"
 HACKS = {
     "empty": "",
     "the answer alone": "Answer: Yes",
@@ -449,7 +426,7 @@ def test_an_honest_trace_earns_more_than_any_hack(text):
     honest, hack = rewards_of(TRACE, PREMISE, CLAIM), rewards_of(text, PREMISE, CLAIM)
     assert honest == (1, 1)
     assert all(a <= b for a, b in zip(hack, honest, strict=True))
-    assert hack != honest or text == HACKS["true but beside the point"]  # which is free once, and gains nothing
+    assert hack != honest
 
 
 # ---------------------------------------------------------------- the reward of a run
@@ -462,14 +439,14 @@ def row_of(premise, claim, label: int) -> dict:
 
 
 def test_the_reward_of_a_row_has_components_spans_and_metrics():
-    text = REASONS.replace("Pair A B: cut given none.", "Pair A B: kept.") + "Answer: Yes"
+    text = REASONS.replace("Pair A B none given nothing", "Pair A B -") + "Answer: Yes"
     judged = corr2cause_reward(process=True, class_weights=[1.0, 3.0])(text, row_of(PREMISE, CLAIM, 1))
     assert judged["outcome"] == 3.0
     value, spans = judged["process"]
     assert value == process_reward(text, PREMISE, CLAIM) < 1
     assert sum(points for _, _, points in spans) == pytest.approx(value)
     by_text = {text[start:end]: points for start, end, points in spans}
-    assert by_text["Pair A B: kept."] < 0 < by_text["Pair A C: kept."] and by_text["Answer: Yes"] == 0
+    assert by_text["Pair A B -"] < 0 < by_text["Pair A C -"] and by_text["Answer: Yes"] == 0
     assert {name: judged[name] for name in judged if "/" in name} == pytest.approx({
         "reward/accuracy": 1.0, "reward/accuracy_of_yes": 1.0, "reward/accuracy_of_no": float("nan"),
         "rollout/unanswered_rate": 0.0, "rollout/predicted_yes_rate": 1.0, "rollout/label_yes_rate": 1.0,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from causal import graphs as g
 from causal import wording as c
-from causal.reasoning import trace
-from causal.rows import PERTURBATIONS, generate_rows, perturb
+from causal.reasoning import STYLES, trace
+from causal.rows import LETTERINGS, PERTURBATIONS, generate_rows, perturb, render
 
 GOOD = (
     "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
@@ -97,6 +97,7 @@ def test_perturbations_change_what_they_are_named_for():
     text, claim = c.write_premise(premise), g.Claim("direct", 0, 1)
     changed = {kind: perturb(premise, claim, "parent", kind, "key") for kind in PERTURBATIONS}
     assert changed["paraphrase"] == (text, "A directly affects B.")
+    assert changed["recombined"] == (text, "A directly influences B.")
     assert changed["refactorization"][1] == "Z directly causes Y." and "Z, Y, X and W." in changed["refactorization"][0]
     assert changed["relabeling"][0] != text and "A, B, C and D." in changed["relabeling"][0]
     reordered, hypothesis = changed["reordering"]
@@ -105,3 +106,39 @@ def test_perturbations_change_what_they_are_named_for():
     assert statements(reordered) == statements(text)
     keys = {perturb(premise, claim, "parent", "relabeling", str(key))[0] for key in range(30)}
     assert len(keys) > 5
+
+
+# ---------------------------------------------------------------- fresh letters and words
+
+
+@settings(max_examples=80, deadline=None)
+@given(case=premises_and_claims(), rng=st.randoms(use_true_random=False))
+def test_a_rendered_row_is_what_the_slow_way_writes(case, rng):
+    premise, claim, template = case
+    n = len(premise.variables)
+    order, wording, style = rng.sample(range(n), n), rng.choice([*c.WORDINGS]), rng.choice(STYLES)
+    variables = rng.choice([*LETTERINGS.values()])[:n]
+    text, hypothesis, reasons = render(premise, claim, template, order, variables, wording, style)
+    written = g.Premise(variables, g.relabel_premise(premise, order).independences)
+    asked = g.relabel_claim(claim, order)
+    assert (text, hypothesis) == (c.write_premise(written), c.write_hypothesis(asked, variables, template, wording))
+    assert reasons == trace(*c.parse_claim(text, hypothesis), style)
+
+
+def test_letterings_are_those_of_the_rows_and_of_the_refactorization():
+    assert [letters[:3] for letters in LETTERINGS.values()] == [("A", "B", "C"), ("Z", "Y", "X")]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"style": "verbose"}, "trace style 'verbose'"), ({"wording": "plain"}, "wording 'plain' is not one of released")],
+)
+def test_a_row_is_not_rendered_in_an_unknown_way(options, message):
+    with pytest.raises(g.Corr2CauseError, match=message):
+        render(c.parse_premise(GOOD), g.Claim("direct", 0, 1), "parent", (0, 1, 2), "ABC", **options)
+
+
+def test_no_row_is_rendered_of_a_premise_that_no_graph_satisfies():
+    premise = g.Premise(g.LETTERS[:3], frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
+    with pytest.raises(g.UnsatisfiableError):
+        render(premise, g.Claim("direct", 0, 1), "parent", (0, 1, 2), "ABC")

@@ -106,7 +106,7 @@ def test_perturbed_rows_keep_order_labels_and_structure(kind):
         assert new["input"] == c.write_input(new["premise"], new["hypothesis"])
         assert new["premise_id"] == premise_id(new["premise"])
         assert relation_of(new) == relation_of(old)
-        assert (new["premise"] == old["premise"]) or kind != "paraphrase"
+        assert (new["premise"] == old["premise"]) or kind not in c.HELD_OUT_WORDINGS
         if relation_of(old) == "indirect":
             assert new["template"] == old["template"]
     assert sum(old["input"] != new["input"] for old, new in zip(source, changed, strict=True)) > 0.6 * len(source)

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from causal import reasoning, wording
-from causal.rows import generate_rows
+from causal.rows import LETTERINGS, generate_rows
 from causal.tiny import PHI3_SPECIAL, tiny_model, tiny_tokenizer
 from dataset.chat import encode
 from policy.adapters import adapter_base, add_reference
@@ -71,6 +73,44 @@ def test_tiny_tokenizer_is_lossless_and_short_on_the_task(tokenizer):
         premise = wording.parse_premise(row["premise"])
         trace = reasoning.trace(premise, wording.parse_hypothesis(row["hypothesis"], premise.variables))
         assert tokenizer.decode(encode(tokenizer, trace)) == trace
+
+
+def test_a_pair_and_a_set_are_one_token_in_every_lettering(tokenizer):
+    def pieces(text):
+        ids = encode(tokenizer, text)
+        assert tokenizer.decode(ids) == text
+        return [tokenizer.decode([k]) for k in ids]
+
+    for letters in LETTERINGS.values():
+        for n in (3, 4, 5, 6):
+            names = letters[:n]
+            for a, b in combinations(names, 2):
+                for text in (f", {a} {b}", f"Pair {a} {b}", f"Ends {a} {b}", f"Round 2 {a} {b}"):
+                    assert pieces(text) == [text]
+                rest = [v for v in names if v not in (a, b)]
+                for held in (held for k in range(1, n - 1) for held in combinations(rest, k)):
+                    listed = wording.listing(held)
+                    statement = f" {a} and {b} are independent given"
+                    assert pieces(f"{statement} {listed}.") == [statement, f" {listed}."]
+                    assert pieces(f"Pair {a} {b} none given {' '.join(held)}")[1:] == [
+                        " none given",
+                        f" {' '.join(held)}",
+                    ]
+    assert pieces(" There is a path of arrows from A to Z.") == [
+        " There", " is", " a", " path", " of", " arrows", " from", " A", " to", " Z."
+    ]  # fmt: skip
+    assert pieces("Answer: Yes") == ["Answer:", " Yes"]
+    assert pieces(" - same\nRound 1 A B none changed\n") == [" - same\n", "Round 1 A B", " none changed\n"]
+
+
+def test_prompts_and_traces_are_short(tokenizer):
+    """Mean tokens of a row's input and of its trace: docs/traces.md."""
+    for n, most in ((4, (26, 90)), (5, (52, 190))):
+        lengths = []
+        for row in random.Random(0).sample(list(generate_rows(n)), 200):
+            trace = reasoning.trace(*wording.parse_claim(row["premise"], row["hypothesis"]))
+            lengths.append((len(encode(tokenizer, row["input"])), len(encode(tokenizer, trace))))
+        assert all(sum(some) / len(some) <= limit for some, limit in zip(zip(*lengths, strict=True), most, strict=True))
 
 
 def test_tiny_tokenizer_is_the_same_each_time(tokenizer):
