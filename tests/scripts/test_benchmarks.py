@@ -78,7 +78,7 @@ def run_benchmark(run_small):
 
 
 def test_grpo_step_computes_the_tokens_that_sharing_needs(tmp_path, run_benchmark):
-    points = ["--G", "3", "--T", "2", "4", "--prompts", "1", "--rivals", "padded"]
+    points = ["--G", "3", "--T", "2", "4", "--prompts", "1", "--claims_per_prefix", "1", "--rivals", "padded"]
     figure = tmp_path / "step.png"
     rows, printed = run_benchmark("grpo_step", tmp_path / "step.json", *points, "--figure", str(figure))
     assert [(row["T"], row["phase"]) for row in rows] == [
@@ -86,13 +86,27 @@ def test_grpo_step_computes_the_tokens_that_sharing_needs(tmp_path, run_benchmar
     ]
     for row in rows:
         assert row["rival"] == "padded" and row["G"] == 3 and abs(row["P"] - 350) < 5
-        assert row["ratio"] == row["theirs"] / row["ours"] and row["ratio"] > 0
+        assert row["ratio"] == row["theirs"] / row["ours"] > 0 and row["ratio_spread"] == [row["ratio"]] * 2
         assert row["ours_of_machine"] > 0 and row["theirs_of_machine"] > 0
         if row["phase"] in ("scoring", "update"):
             # a few tokens less where two samples begin alike
             assert row["theirs_tokens"] == 3 * (row["P"] + row["T"])
             assert row["P"] < row["ours_tokens"] <= row["P"] + 3 * row["T"]
     assert "settings: ours" in printed and figure.stat().st_size > 10_000
+
+
+def test_grpo_step_ends_samples_at_their_lengths(tmp_path, run_benchmark):
+    """Four claims of a premise, two samples each, of 3 to 9 tokens: the script checks each side's samples."""
+    points = ["--G", "2", "--T", "9", "--prompts", "4", "--claims_per_prefix", "4", "--rivals", "padded"]
+    rows, printed = run_benchmark("grpo_step", tmp_path / "step.json", *points, "--lengths", "varied")
+    rollout = next(row for row in rows if row["phase"] == "rollout")
+    assert rollout["sampled_tokens"] == 3 + 4 + 5 + 6 + 6 + 7 + 8 + 9
+    assert rollout["ours_sampled_per_second"] == rollout["sampled_tokens"] / rollout["ours"]
+    for row in rows:
+        assert row["claims"] == 4 and row["sequence_tokens"] == 8 * row["P"] + rollout["sampled_tokens"]
+        if row["phase"] == "update":
+            assert row["theirs_tokens"] >= 8 * row["P"] > 4 * row["ours_tokens"]
+    assert "varied" in printed
 
 
 def test_sft_step_shares_premises(tmp_path, run_benchmark):
