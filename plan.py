@@ -1,11 +1,12 @@
 """Where each GB of a card will go in a recipe's training, whether it is enough, and the largest token budgets that fit.
 
     python plan.py --config configs/sft_phi3.yaml --card_gb 11
+    python plan.py --config configs/grpo_phi3.yaml --card_gb 23 --hours        # and how long it will take
     python plan.py --config configs/grpo_phi3.yaml --card_gb 23 --micro_batch_tokens 8192
     python plan.py --stage sft --model Qwen/Qwen2.5-1.5B-Instruct --adaptation lora --quantization nf4 --card_gb 11
 
 It needs no weights, and for the models of the recipes no hub. With --card_gb it needs no GPU either. What it counts and
-how is in training/memory.py. GB are 1e9 bytes.
+how is in training/memory.py and training/hours.py. GB are 1e9 bytes.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import train_grpo
 import train_sft
 from runtime.ending import run_script
 from runtime.settings import check, parse_config, read_yaml
+from training.hours import Clock, Rates, lengths_of, nearest_rates, parts_of, read_rates, run_of, size_of
 from training.memory import GB, WORKS, Phase, Plan, demand_of
 
 STAGES = {"sft": train_sft.Config, "grpo": train_grpo.Config}
@@ -30,11 +32,11 @@ NUMBERS_OF_CARDS = (2, 1)  # the table is of the first
 # --- the command line
 
 
-def parse(argv: list[str]) -> tuple[train_sft.Config | train_grpo.Config, float]:
-    """The recipe, by the parser of the training script that it is for, and the card's GB. ValueError as there."""
+def parse(argv: list[str]) -> tuple[train_sft.Config | train_grpo.Config, argparse.Namespace]:
+    """The recipe, by the parser of the script that it is for, and plan.py's own options. ValueError as there."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        usage="plan.py --config FILE.yaml [--card_gb GB] [--stage {sft,grpo}] [--field value ...]",
+        usage="plan.py --config FILE.yaml [--card_gb GB] [--hours] [--stage {sft,grpo}] [--field value ...]",
         epilog="Fields are those of train_sft.py or train_grpo.py, whose --help lists them.",
         allow_abbrev=False,
     )
@@ -44,14 +46,23 @@ def parse(argv: list[str]) -> tuple[train_sft.Config | train_grpo.Config, float]
     parser.add_argument("--card_gb", type=float, default=0.0, metavar="GB", help=gb)
     parser.add_argument("--card-gb", type=float, default=argparse.SUPPRESS, dest="card_gb", help=argparse.SUPPRESS)
     parser.add_argument("--stage", choices=tuple(STAGES), help="what the recipe is for, if its fields do not tell")
+    parser.add_argument("--hours", action="store_true", help="say how long it takes, too")
+    rates = "a card's rates, as in configs/rates; default: those there whose memory is nearest to the card's"
+    parser.add_argument("--rates", metavar="FILE.yaml", help=rates)
+    for what in ("prompt", "completion"):
+        help = f"of a {what} on average; default 0: what the dataset says, if it is there"
+        parser.add_argument(f"--{what}_tokens", type=int, default=0, metavar="N", help=help)
     own, fields = parser.parse_known_args(argv)
+    for name in ("rates", "prompt_tokens", "completion_tokens"):
+        check(own.hours or not getattr(own, name), f"{name}: add --hours, which it is for")
+        check(name == "rates" or getattr(own, name) >= 0, f"{name}: must be 0 or more, got {getattr(own, name)}")
     given = {word[2:].split("=")[0].replace("-", "_") for word in fields if word.startswith("--")}
     recipe = "a recipe, as in --config configs/sft_phi3.yaml, or a model, as in --stage sft --model tiny"
     check(own.config is not None or "model" in given, f"nothing to plan: name {recipe}")
     if own.config is not None:
         given |= read_yaml(own.config).keys()
         fields = ["--config", own.config, *fields]
-    return parse_config(STAGES[own.stage or stage_of(given)], fields), own.card_gb
+    return parse_config(STAGES[own.stage or stage_of(given)], fields), own
 
 
 def _raise(message: str):
@@ -117,11 +128,32 @@ def report(recipe: train_sft.Config | train_grpo.Config, card: float) -> list[st
     ]
 
 
+def hours(recipe: train_sft.Config | train_grpo.Config, rates: Rates, own: argparse.Namespace) -> list[str]:
+    """The lines that --hours adds."""
+    _, demand = demand_of(recipe)
+    run, lengths = run_of(recipe), lengths_of(recipe, own.prompt_tokens, own.completion_tokens)
+    clock = Clock(size_of(demand), rates, lengths)
+    (parts, sampling), (alone, _) = (parts_of(run, clock, cards, demand.reference) for cards in NUMBERS_OF_CARDS)
+    rows = [(part.name, part.tokens, part.seconds, one.seconds) for part, one in zip(parts, alone, strict=True)]
+    rows.append(("total", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
+    by = ", ".join(f"{1000 * seconds:.0f} by {name}" for name, seconds in sampling.seconds.items())
+    return [
+        f"hours of {run.steps:,} steps and {run.evaluations} evaluations on {rates.name} ({rates.source})",
+        f"{'':<20}{'M tokens':>12}{'2 cards':>12}{'1 card':>12}",
+        *(f"{name:<20}{n / 1e6:>12.1f}" + "".join(f"{s / 3600:>12.2f}" for s in seconds) for name, n, *seconds in rows),
+        f"lengths: prompts of {lengths.prompt:,.0f} tokens, completions of {lengths.completion:,.0f}, "
+        f"the longest of {lengths.longest:,.0f}",
+        f"decoding on each of 2 cards: {sampling.sequences:.0f} sequences at a time; ms of a step: {by}",
+    ]
+
+
 def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     sys.stdout.reconfigure(errors="backslashreplace")  # a model's directory may have letters that a terminal has not
-    recipe, card_gb = parse(sys.argv[1:])
-    print("\n".join(report(recipe, card_bytes(card_gb))))
+    recipe, own = parse(sys.argv[1:])
+    card = card_bytes(own.card_gb)
+    lines = hours(recipe, read_rates(own.rates) if own.rates else nearest_rates(card), own) if own.hours else []
+    print("\n".join([*report(recipe, card), *lines]))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -182,6 +182,9 @@ class Measure:
     seconds: float = 0.0
     tokens: int = 0
     peak: int = 0  # bytes on a GPU
+    turns: list[float] = field(
+        default_factory=list, compare=False
+    )  # seconds of each turn, of which those are the median
 
 
 Run = dict[str, Measure]  # by phase
@@ -225,8 +228,8 @@ def medians(runs: list[Run]) -> Run:
     found = {}
     for phase in runs[0]:
         kept = [run[phase] for run in runs[1:]]
-        seconds, peak = statistics.median(m.seconds for m in kept), max(m.peak for m in kept)
-        found[phase] = Measure(seconds, kept[-1].tokens, peak)
+        turns, peak = [m.seconds for m in kept], max(m.peak for m in kept)
+        found[phase] = Measure(statistics.median(turns), kept[-1].tokens, peak, turns)
     return found
 
 
@@ -346,17 +349,21 @@ def machine(where: Bench, threads: int) -> dict:
 
 
 def compare(at: dict, ours: tuple[Measure, float], theirs: tuple[Measure, float], rate: float) -> dict:
-    """A row of the figures, from the measures and the operations of both sides."""
+    """A row of the figures, from the measures and the operations of both sides; the spread is of the turns' ratios."""
+    turns = [their / our for our, their in zip(ours[0].turns, theirs[0].turns, strict=True)]
     row = at | {
         "ours": ours[0].seconds,
         "theirs": theirs[0].seconds,
         "ratio": theirs[0].seconds / ours[0].seconds,
+        "ratio_spread": [min(turns), max(turns)],
         "token_ratio": theirs[0].tokens / ours[0].tokens,
     }
     for side, (measure, work) in (("ours", ours), ("theirs", theirs)):
         row[f"{side}_of_machine"] = work / measure.seconds / rate
         row[f"{side}_tokens"] = measure.tokens
         row[f"{side}_tokens_per_second"] = at["sequence_tokens"] / measure.seconds
+        if "sampled_tokens" in at:
+            row[f"{side}_sampled_per_second"] = at["sampled_tokens"] / measure.seconds
         row[f"{side}_peak_bytes"] = measure.peak
     return row
 
@@ -371,6 +378,10 @@ def table(rows: list[dict]) -> str:
         text += f"{row['ours']:>9.3f}{row['theirs']:>10.3f}{row['ratio']:>7.2f}x{row['token_ratio']:>10.2f}x"
         text += f"{row['ours_of_machine']:>7.0%}{row['theirs_of_machine']:>5.0%}"
         text += f"{row['ours_tokens_per_second']:>17,.0f}{row['theirs_tokens_per_second']:>9,.0f}"
+        text += "   varied" * (row.get("lengths") == "varied")
+        text += "   turns {:.2f} to {:.2f}".format(*row["ratio_spread"])
+        if "sampled_tokens" in row:
+            text += f"   sampled/s {row['ours_sampled_per_second']:,.0f} {row['theirs_sampled_per_second']:,.0f}"
         if row["ours_peak_bytes"]:
             text += f"   peak GiB {row['ours_peak_bytes'] / 2**30:.2f} {row['theirs_peak_bytes'] / 2**30:.2f}"
         lines.append(text)

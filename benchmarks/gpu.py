@@ -1,14 +1,16 @@
 """The recipes on a GPU: speed and memory of their models' real shapes, with and without shared prefixes.
 
-    python benchmarks/gpu.py --json gpu.json                                   # both models on cards of 11 and 23 GB
+    python benchmarks/gpu.py --json gpu.json --rates card.yaml                 # both models on cards of 11 and 23 GB
+    python plan.py --config configs/grpo_phi3_traces.yaml --hours --rates card.yaml
     python benchmarks/gpu.py --models qwen --cards 11 --layers 2 --steps 2     # a shrunken copy; a CPU will do
 
 Every run is the recipe's own script on one process, from random weights quantized to nf4, on generated rows of N = 5
-with a word-level tokenizer: SFT steps, GRPO steps from the adapter that those leave, and decoding by itself. On a GPU
-a run may take no more memory than the card that it stands for has. Rows and prompts of a step are so many that
-micro-batches are as large as the recipe lets them be. Reported are medians over steps after the first two, tokens a
-second as if each row were computed alone, the operations of the computed tokens as a share of a large matrix product's
-rate (2 a weight and token; forward, forward again, and backward to the inputs), and the peak against the memory plan's.
+with a word-level tokenizer: SFT steps, GRPO steps from the adapter that those leave, and decoding with the one that
+these leave. On a GPU a run may take no more memory than the card that it stands for has. Rows and prompts of a step are
+so many that micro-batches are as large as the recipe lets them be. Reported are medians over steps after the first two,
+tokens a second as if each row were computed alone, the operations of the computed tokens as a share of a large matrix
+product's rate (2 a weight and token; forward, forward again, and backward to the inputs), and the peak against the
+memory plan's. What plan.py --hours asks of the card goes into the file of --rates. Nobody has run this on a GPU yet.
 """
 
 import os
@@ -18,11 +20,12 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import common
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -36,10 +39,21 @@ from policy.prefix_sharing import pack
 from policy.sampling import generate
 from runtime.ending import run_script
 from runtime.settings import check, parse_config
-from training.memory import GB, OUTSIDE, Phase, Plan, demand_of
+from training.hours import Rates, launches
+from training.memory import GB, OUTSIDE, Demand, Phase, Plan, demand_of
 
 SCRIPTS = {"sft": train_sft, "grpo": train_grpo}
 DECODED = (8, 64)  # tokens of a completion: the difference of their times is that of decoding steps alone
+SEQUENCES = 32  # that are decoded at once
+
+
+def precision() -> tuple[torch.dtype, str]:
+    """Of this machine: what it computes in, and the launch for one process of it."""
+    if not torch.cuda.is_available():
+        return torch.float32, "zero2_2xcpu.yaml"
+    if torch.cuda.get_device_capability() >= (8, 0):
+        return torch.bfloat16, "single_gpu.yaml"
+    return torch.float16, "zero2_2x2080ti.yaml"
 
 
 def write_model(name: str, folder: Path, layers: int) -> Path:
@@ -50,10 +64,9 @@ def write_model(name: str, folder: Path, layers: int) -> Path:
     tokenizer = common.word_tokenizer()
     shape.eos_token_id = shape.pad_token_id = tokenizer.eos_token_id
     shape.bos_token_id = None
-    cuda = torch.cuda.is_available()
     torch.manual_seed(0)
-    with torch.device("cuda" if cuda else "cpu"):
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16 if cuda else torch.float32)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=precision()[0])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -71,9 +84,8 @@ def call(command: list, card_gb: float) -> None:
 
 def run_recipe(stage: str, config, options: list, folder: Path, card_gb: float) -> dict[str, list[float]]:
     """Steps of a stage's script with `config`'s recipe; the values of its TensorBoard scalars, by name."""
-    precision = "single_gpu.yaml" if torch.cuda.is_available() else "zero2_2xcpu.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 1]
-    launch += ["--config_file", f"accelerate_configs/{precision}", f"train_{stage}.py", "--config", config]
+    launch += ["--config_file", f"accelerate_configs/{precision()[1]}", f"train_{stage}.py", "--config", config]
     call([*launch, *options, "--output_dir", folder / "model", "--logging_dir", folder / "logs"], card_gb)
     events = EventAccumulator(str(folder / "logs")).Reload()
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -94,19 +106,18 @@ def matrix_weights(model: str) -> int:
     return sum(p.numel() for name, p in named if p.dim() == 2 and "embed" not in name and "lm_head" not in name)
 
 
-def decoding(model: Path, sequences: int) -> float:
-    """Steps a second of `sequences` samples of one prompt of 350 tokens."""
+def decoding(model: Path) -> float:
+    """Steps a second of SEQUENCES samples of one prompt of 350 tokens."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    loaded = load_for_inference(str(model), "nf4", dtype, device)
+    loaded = load_for_inference(str(model), "nf4", precision()[0], device)
     seconds = []
     for length in DECODED:
-        seeds = [[(0, k) for k in range(sequences)]]
+        seeds = [[(0, k) for k in range(SEQUENCES)]]
         inputs = {"stop_ids": set(), "max_new_tokens": length, "temperature": 1.0, "seeds": seeds}
         tries = []
         for _ in range(3):
             start = time.perf_counter()
-            generate(loaded, [[list(range(350))] * sequences], **inputs)  # its tokens are read, which waits for the GPU
+            generate(loaded, [[list(range(350))] * SEQUENCES], **inputs)  # its tokens are read, which waits for the GPU
             tries.append(time.perf_counter() - start)
         seconds.append(min(tries))
     return (DECODED[1] - DECODED[0]) / (seconds[1] - seconds[0])
@@ -147,6 +158,37 @@ def measure(name: str, card_gb: float, sharing: bool, options: Namespace, where:
     return rows
 
 
+def bandwidth() -> float:
+    """Bytes a second of a large copy in memory, read and written."""
+    cuda = torch.cuda.is_available()
+    source = torch.ones(2**30 if cuda else 2**26, dtype=torch.uint8, device="cuda" if cuda else "cpu")
+    target, seconds = torch.empty_like(source), []
+    for _ in range(10):
+        start = time.perf_counter()
+        target.copy_(source)[0].item()
+        seconds.append(time.perf_counter() - start)
+    return 2 * len(source) / min(seconds)
+
+
+def measured_rates(figures: dict, demands: dict[str, Demand], memory: float, bandwidth: float) -> Rates:
+    """The card of these figures, for plan.py --hours; `demands` by model, as it was decoded.
+
+    A launch is taken to be all that a step of decoding waits for: too long on a card that is slow for its host.
+    """
+    steps = figures["decode_steps_per_second"]
+    shares = [row["of_matrix_rate"] for row in figures["rows"] if row["stage"] == "sft" and row["prefix_sharing"]]
+    return Rates(
+        name=figures["machine"]["name"],
+        source="measured by benchmarks/gpu.py",
+        memory_gb=memory / GB,
+        bandwidth=bandwidth,
+        operations=figures["machine"]["matrix_rate"],
+        bandwidth_share=1.0,
+        operations_share=min(1.0, statistics.median(shares)),
+        launch_us=min(1e6 / (steps[name] * launches(demand)) for name, demand in demands.items()),
+    )
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["phi3", "qwen"], choices=["phi3", "qwen", "phi3_medium"])
@@ -154,12 +196,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="layers of a shrunken copy; 0: all")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a run")
     parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--rates", metavar="FILE.yaml", help="file for the card's rates, for plan.py --hours")
     options = parser.parse_args()
+    demands: dict[str, Demand] = {}
     figures: dict = {"rows": [], "decode_steps_per_second": {}}
     with tempfile.TemporaryDirectory() as scratch:
-        where = common.Bench("", None, torch.float32, torch.device("cpu"), scratch)
-        if torch.cuda.is_available():
-            where = replace(where, dtype=torch.bfloat16, device=torch.device("cuda"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        where = common.Bench("", None, precision()[0], device, scratch)
         figures["machine"] = common.machine(where, torch.get_num_threads())
         for name in options.models:
             folder = Path(scratch) / name
@@ -171,10 +214,19 @@ def main() -> None:
             for card in options.cards:
                 for sharing in (True, False):
                     figures["rows"] += measure(name, card, sharing, options, folder, figures["machine"]["matrix_rate"])
-            steps = decoding(folder / "model", 32)
+            adapter = folder / f"grpo-{options.cards[-1]}-True" / "model"
+            steps = decoding(adapter)
             figures["decode_steps_per_second"][name] = steps
-            print(f"{name}: {steps:.1f} decoding steps a second, 32 sequences", flush=True)
+            print(f"{name}: {steps:.1f} decoding steps a second, {SEQUENCES} sequences", flush=True)
             common.write(figures, options.json)
+            recipe = ["--config", f"configs/grpo_{name}.yaml", "--model", str(adapter)]
+            _, demand = demand_of(parse_config(train_grpo.Config, recipe))
+            demands[name] = replace(demand, sequences=SEQUENCES)
+    if options.rates:
+        cuda = torch.cuda.is_available()
+        memory = torch.cuda.get_device_properties(0).total_memory if cuda else max(options.cards) * GB
+        rates = measured_rates(figures, demands, memory, bandwidth())
+        Path(options.rates).write_text(yaml.safe_dump(asdict(rates), sort_keys=False))
 
 
 if __name__ == "__main__":

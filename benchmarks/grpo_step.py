@@ -1,13 +1,15 @@
 """A GRPO step with shared prefixes against TRL's GRPOTrainer, prefix-grouper and a plain padded loop.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/grpo_step.py --G 8 --json step.json --figure step.png    # T = 4, 16, 64, 256
+    python benchmarks/grpo_step.py --json step.json --figure step.png          # T = 4 to 1,024, G = 8 and 16: hours
+    python benchmarks/grpo_step.py --G 8 --T 256 --lengths varied --json v.json
     python benchmarks/grpo_step.py --quick --json step.json                    # less than 5 minutes
     python benchmarks/grpo_step.py --from_json step.json --figure step.png
 
 A step is the rollout (G samples of T tokens for each of `--prompts` prompts), scoring (log-probabilities under a frozen
 copy of the adapter) and the update (loss, backward, clipping, AdamW). All sides have the same weights, LoRA on every
-linear layer, prompts and lengths: no sample may stop early. Rewards are random numbers, since the model may answer
+linear layer, prompts and lengths: a sample is ended after its number of tokens, not before. Lengths are T, or
+(`varied`) evenly spread from T/3 to T, as those of traces are. Rewards are random numbers, since the model may answer
 nothing. Ours are the functions of train_grpo.py. The rivals, each with its settings:
 
     trl             trl.GRPOTrainer, its methods timed: rollout by `generate` or by continuous batching (on a CPU with
@@ -17,14 +19,16 @@ nothing. Ours are the functions of train_grpo.py. The rivals, each with its sett
 
 A setting is a way to sample and a micro-batch: all of the step at once or a group at a time (trl: rows). Each side
 first does a step at each, and the best of each phase is kept. Then the sides take turns; the first turn is dropped;
-figures are medians in seconds. `by tokens` is the ratio of the tokens that the sides compute; in a step those of the
-update count twice, since a backward pass costs about a forward one. What counts as operations stands in common.py.
+figures are medians in seconds, and beside them the least and the largest ratio of a turn. `by tokens` is the ratio of
+the tokens that the sides compute; in a step those of the update count twice, since a backward pass costs about a
+forward one. What counts as operations stands in common.py.
 """
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import product
+from itertools import accumulate, cycle, islice, product
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -33,11 +37,13 @@ import common
 import torch
 from common import PHASES, Bench, Clock, Measure, Run, Side
 from datasets import Dataset
-from transformers import AttentionInterface
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, ContinuousBatchingManager, LogitsProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import train_grpo
 from dataset.batches import premise_groups
+from policy import sampling as our_sampling
 from policy.adapters import add_reference, use_reference
 from policy.prefix_sharing import TOLERANCE, Tokens, joined, sequence_logps
 from policy.sampling import Completion, Sampler
@@ -57,7 +63,7 @@ WHOLE = 10**9  # a token budget that holds a whole step; with 1, each group stan
 class Point:
     """What a line of the table is measured on: `prompts` real prompts, in groups of `claims` that share a premise."""
 
-    def __init__(self, where: Bench, n: int, g: int, t: int, claims: int, options):
+    def __init__(self, where: Bench, n: int, g: int, t: int, claims: int, lengths: str, options):
         self.bench, self.g, self.t = where, g, t
         chats = common.nearest_premises(n, where.tokenizer, options.prompt_tokens, max(1, options.prompts // claims))
         self.rows = Dataset.from_list([row for premise in chats for row in premise[:claims]])
@@ -65,7 +71,11 @@ class Point:
         self.groups = [[prompts[row] for row in group] for group in premise_groups(self.rows["premise_id"], claims)]
         self.prompts = [prompt.tokens for prompt in prompts]
         self.size = g * len(self.rows)  # sequences of a step
+        least = t if lengths == "equal" else -(-t // 3)
+        self.lengths = [round(least + (t - least) * k / max(1, self.size - 1)) for k in range(self.size)]
+        random.Random(0).shuffle(self.lengths)
         self.at = {"N": n, "G": g, "T": t, "P": round(sum(map(len, self.prompts)) / len(self.rows)), "claims": claims}
+        self.at["lengths"] = lengths
 
     def config(self, budget: int, share: bool = True) -> train_grpo.Config:
         lengths = {"num_generations": self.g, "max_new_tokens": self.t}
@@ -76,14 +86,63 @@ class Point:
     def completions(self, tokens: list[Tokens] | None = None) -> list[list[Completion]]:
         """(N, G) of these tokens, or of random ones for what starts after the sampling."""
         if tokens is None:
-            random, shape = torch.Generator().manual_seed(0), (self.size, self.t)
-            tokens = torch.randint(10, len(self.bench.tokenizer), shape, generator=random).tolist()
+            draw = random.Random(0)
+            tokens = [[draw.randrange(10, len(self.bench.tokenizer)) for _ in range(n)] for n in self.lengths]
         done = [Completion(of_one, [0.0] * len(of_one)) for of_one in tokens]
         return [done[n : n + self.g] for n in range(0, self.size, self.g)]
+
+    def check_lengths(self, completions: list[Tokens]) -> None:
+        lengths = list(map(len, completions))
+        assert lengths == self.lengths, f"completions of {lengths} tokens, not {self.lengths}"
 
     def batches(self, completions: list[list[Completion]], budget: int, share: bool) -> list[MicroBatch]:
         every = torch.ones(len(completions), self.g, dtype=torch.bool)
         return micro_batches(ALONE, self.groups, completions, every, budget, share)
+
+
+# --- samples of given lengths
+
+
+class Ends(LogitsProcessor):
+    """Lets every row of a batch end with the token `end` after its number of tokens, and not before."""
+
+    def __init__(self, lengths: list[int], vocabulary: int, end: int, device: torch.device):
+        self.left = torch.tensor(lengths, device=device)[:, None]  # (B, 1)
+        self.is_end = torch.arange(vocabulary, device=device) == end  # (V,)
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        return scores.masked_fill((self.left == 0) ^ self.is_end, -torch.inf)
+
+
+@contextmanager
+def ended(model: torch.nn.Module, point: Point) -> Iterator[None]:
+    """In the block samples drawn from `model` have the lengths of `point`, by whichever sampler in its order."""
+    extend, generate, add_request = our_sampling._extend, model.generate, ContinuousBatchingManager.add_request
+    starts = list(accumulate((len(group) * point.g for group in point.groups), initial=0))
+    ahead, tokenizer = cycle(point.lengths), point.bench.tokenizer
+
+    def our_extend(live, logits, completions, *rest):
+        extend(live, logits, completions, *rest)
+        for one in live:
+            length = point.lengths[starts[one.group] + one.index]
+            one.stopped |= len(completions[one.group][one.index].tokens) == length
+
+    def padded(input_ids, generation_config, **options):
+        generation_config.eos_token_id = end = tokenizer.eos_token_id
+        ends = Ends(list(islice(ahead, len(input_ids))), len(tokenizer), end, input_ids.device)
+        return generate(input_ids=input_ids, generation_config=generation_config, logits_processor=[ends], **options)
+
+    def continuous(manager, input_ids, request_id, max_new_tokens, **options):
+        length = point.lengths[int(request_id.removeprefix("req_")) % point.size]
+        return add_request(manager, input_ids, request_id=request_id, max_new_tokens=length, **options)
+
+    with (
+        patch.object(our_sampling, "_extend", our_extend),
+        patch.object(model, "generate", padded),
+        patch.object(ContinuousBatchingManager, "add_request", continuous),
+    ):
+        yield
 
 
 # --- the sides
@@ -108,11 +167,14 @@ class Product(Side):
         if self.share:
             sampler = Sampler(self.model, point.bench.tokenizer, set(), point.t, WHOLE if whole else 1)
             config = point.config(sampler.cache_tokens)
-            return train_grpo.sample(SimpleNamespace(sampler=sampler), point.groups, self.steps_done, config)
+            with ended(self.model, point):
+                return train_grpo.sample(SimpleNamespace(sampler=sampler), point.groups, self.steps_done, config)
         prompts = [prompt for prompt in point.prompts for _ in range(point.g)]
         options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
         pad, batch = point.bench.tokenizer.pad_token_id, len(prompts) if whole else point.g
-        return point.completions(common.padded_generate(self.model, prompts, batch, point.t, pad, **options))
+        with ended(self.model, point):
+            rows = common.padded_generate(self.model, prompts, batch, point.t, pad, **options)
+        return point.completions([row[:n] for row, n in zip(rows, point.lengths, strict=True)])
 
     def learn(self, completions: list[list[Completion]], setting: str) -> None:
         """Scoring and update of a rollout."""
@@ -136,14 +198,9 @@ class Product(Side):
         with self.clock.phase("step"):
             with self.clock.phase("rollout"):
                 completions = self.sample(sampling)
-            check_lengths([completion.tokens for row in completions for completion in row], self.point.t)
+            self.point.check_lengths([completion.tokens for row in completions for completion in row])
             self.learn(completions, batching)
         return self.clock.take()
-
-
-def check_lengths(completions: list[Tokens], t: int) -> None:
-    lengths = set(map(len, completions))
-    assert lengths == {t}, f"completions of {lengths} tokens, not {t}: a sample has stopped early"
 
 
 class Grouped(Product):
@@ -171,13 +228,17 @@ class Grouped(Product):
         decoder.set_attn_implementation(own)
 
     def logps(self, model, prompts, completions, temperature=1.0, share=True, **_) -> tuple[torch.Tensor, ...]:
-        """As `sequence_logps`, for G completions of T tokens a prompt. A row is a prompt and its completions."""
+        """As `sequence_logps`, for G completions a prompt. A row is a prompt and its completions."""
         from prefix_grouper import PrefixGrouper
 
-        g, t, device = self.point.g, self.point.t, self.point.bench.device
+        g, device = self.point.g, self.point.bench.device
         prompts = [prompt for group in prompts for prompt in group][::g]
-        targets = torch.tensor([tokens for group in completions for tokens in group], device=device)  # (B, T)
-        grouper = PrefixGrouper([[len(prompt)] + [t] * g for prompt in prompts], device=device)
+        flat = [tokens for group in completions for tokens in group]
+        samples = [flat[k : k + g] for k in range(0, len(flat), g)]
+        targets = pad_sequence([torch.tensor(tokens) for tokens in flat], batch_first=True).to(device)  # (B, T)
+        t = targets.shape[1]
+        mask = torch.arange(t, device=device) < torch.tensor(list(map(len, flat)), device=device)[:, None]
+        grouper = PrefixGrouper([[len(p), *map(len, of_p)] for p, of_p in zip(prompts, samples, strict=True)], device)
         # It hands on masks of padding. The causal ones that SDPA needs are made here, once for all layers.
         info, width = grouper.group_info, max(map(len, prompts))
         seen = torch.ones(width + t, width + t, dtype=torch.bool, device=device).tril()
@@ -186,16 +247,18 @@ class Grouped(Product):
         prefix_mask = info.prefix_attn_mask[:, None, None, :] & seen[:width, :width] | own
         padded = min(map(len, prompts)) < width
         info.prefix_attn_mask = prefix_mask if padded else seen[:0]  # without one, SDPA's causal path, which is faster
-        rows = [p + targets[k * g : (k + 1) * g].flatten().tolist() for k, p in enumerate(prompts)]
-        depths = [[*range(len(p)), *list(range(len(p), len(p) + t)) * g] for p in prompts]
-        longest = max(map(len, rows))
-        ids, depths = (torch.tensor([x + [0] * (longest - len(x)) for x in y], device=device) for y in (rows, depths))
+        rows = [sum(of_p, p) for p, of_p in zip(prompts, samples, strict=True)]
+        depths = [
+            [*range(len(p)), *(len(p) + k for tokens in of_p for k in range(len(tokens)))]
+            for p, of_p in zip(prompts, samples, strict=True)
+        ]
+        ids, depths = (pad_sequence([torch.tensor(x) for x in y], batch_first=True).to(device) for y in (rows, depths))
         decoder = model.get_base_model()
         hidden = decoder.model(input_ids=ids, position_ids=depths, use_cache=False, prefix_grouper=grouper)[0]
         states = grouper.split_output(hidden, include_prefix_last=1)[2][:, :-1]  # (B, T, d): each predicts a target
         logps = decoder.lm_head(states).float().div(temperature).log_softmax(-1)
-        logps = logps.gather(-1, targets[..., None])[..., 0]
-        return logps, torch.zeros_like(logps), torch.ones_like(logps, dtype=torch.bool)
+        logps = logps.gather(-1, targets[..., None])[..., 0] * mask
+        return logps, torch.zeros_like(logps), mask
 
     def check_equal(self) -> None:
         """Its log-probabilities are ours, with one group and with all groups in a batch."""
@@ -223,9 +286,9 @@ class TRL(Side):
         from trl import GRPOConfig, GRPOTrainer
 
         point, longest, page = self.point, max(map(len, self.point.prompts)), 32
-        options = {"generation_kwargs": {"min_new_tokens": point.t}}
+        options = {}
         if sampling == "continuous":
-            # Samples share the pages of their prompt that are full. It knows no least length: no token is the end.
+            # Samples share the pages of their prompt that are full. No token is the end, a length is.
             blocks = point.size * (-(-(longest + point.t) // page) + 1)
             pages = {"page_size": page, "num_blocks": blocks, "max_batch_tokens": max(point.size, longest) + page}
             options = {"generation_kwargs": {"eos_token_id": -1}, "use_transformers_continuous_batching": True}
@@ -257,10 +320,10 @@ class TRL(Side):
         generate, score = trainer._generate, trainer._get_per_token_logps_and_entropies
 
         def timed_generate(prompts):
-            with clock.phase("rollout"):
+            with ended(trainer.model, point), clock.phase("rollout"):
                 out = generate(prompts)
             assert out[0] == [p for p in point.prompts for _ in range(point.g)], "TRL has other prompts than we"
-            check_lengths(out[1], point.t)
+            point.check_lengths(out[1])
             return out
 
         def timed_score(*args, **options):
@@ -296,7 +359,7 @@ def measure(point: Point, options, rate: float) -> list[dict]:
     settings, found = common.contest(sides, PARTS, options)
     (whole,) = point.batches(point.completions(), WHOLE, share=True)
     groups = dict.fromkeys(PHASES, joined(whole.prompts, whole.completions))
-    heads, work = point.size * point.t, {}
+    heads, work = sum(point.lengths), {}
     # The last token of a completion is sampled and not computed in the rollout.
     groups["rollout"] = [[sequence[:-1] for sequence in group] for group in groups["rollout"]]
     for name, run in found.items():
@@ -313,7 +376,8 @@ def measure(point: Point, options, rate: float) -> list[dict]:
     for name, phase in product([name for name in RIVALS if name in sides], PHASES):
         if phase in found[name]:
             at = {"rival": name, "phase": phase} | point.at
-            at |= {"sequence_tokens": point.size * (point.at["P"] + point.t)}
+            at |= {"sequence_tokens": point.size * point.at["P"] + heads}
+            at |= {"sampled_tokens": heads} if phase == "rollout" else {}
             at |= {"ours_setting": settings["ours"], "theirs_setting": settings[name]}
             pair = [(found[side][phase], work[side][phase]) for side in ("ours", name)]
             rows.append(common.compare(at, *pair, rate))
@@ -332,7 +396,9 @@ def draw(figures: dict, path: str) -> None:
 
     rival = next(name for name in RIVALS if any(row["rival"] == name for row in figures["rows"]))
     first = next(row for row in figures["rows"] if row["rival"] == rival)
-    rows = [row for row in figures["rows"] if all(row[key] == first[key] for key in ("rival", "N", "claims"))]
+    rows = [
+        row for row in figures["rows"] if all(row[key] == first[key] for key in ("rival", "N", "claims", "lengths"))
+    ]
     phases = [phase for phase in PHASES if any(row["phase"] == phase for row in rows)]
     every_g, every_t = (sorted({row[key] for row in rows}) for key in ("G", "T"))
     options = {"figsize": (3 * len(phases), 3.8), "layout": "constrained", "squeeze": False, "sharey": True}
@@ -361,17 +427,22 @@ def draw(figures: dict, path: str) -> None:
 
 def main() -> None:
     options = common.parser(__doc__.splitlines()[0], RIVALS)
-    options.add_argument("--G", type=int, nargs="+", help="samples of a prompt (4 8 16; quick: 8)")
-    options.add_argument("--T", type=int, nargs="+", help="tokens of a completion (4 16 64 256; quick: 16)")
+    options.add_argument("--G", type=int, nargs="+", help="samples of a prompt (8 16; quick: 8)")
+    options.add_argument("--T", type=int, nargs="+", help="tokens of a completion (4 to 1,024; quick: 16)")
     options.add_argument("--prompts", type=int, help="prompts of a step (2; quick: 1)")
     options.add_argument("--num_variables", type=int, nargs="+", default=[5], choices=[2, 3, 4, 5], help="rows of N")
     options.add_argument("--prompt_tokens", type=int, default=350, help="take the premises nearest to this length")
-    options.add_argument("--claims_per_prefix", type=int, nargs="+", default=[1], help="prompts that share a premise")
+    options.add_argument(
+        "--claims_per_prefix", type=int, nargs="+", help="prompts that share a premise (1 4; quick: 1)"
+    )
+    lengths = "of completions: equal to T, varied between T/3 and T"
+    options.add_argument("--lengths", nargs="+", default=["equal"], choices=["equal", "varied"], help=lengths)
     options.add_argument("--figure", help="file to draw the ratios in")
     options.add_argument("--from_json", nargs="+", help="draw the figures of these files, measure nothing")
     options = options.parse_args()
-    options.G = options.G or ([8] if options.quick else [4, 8, 16])
-    options.T = options.T or ([16] if options.quick else [4, 16, 64, 256])
+    options.G = options.G or ([8] if options.quick else [8, 16])
+    options.T = options.T or ([16] if options.quick else [4, 16, 64, 256, 512, 1024])
+    options.claims_per_prefix = options.claims_per_prefix or ([1] if options.quick else [1, 4])
     options.prompts = options.prompts or (1 if options.quick else 2)
     check(options.from_json is None or options.figure is not None, "--from_json only draws: name a file with --figure")
     if options.from_json:
@@ -380,8 +451,9 @@ def main() -> None:
         common.check_rivals(options.rivals)
         with common.bench(options) as where:
             figures = {"machine": common.machine(where, options.threads), "rows": []}
-            for n, claims, g, t in product(options.num_variables, options.claims_per_prefix, options.G, options.T):
-                point = Point(where, n, g, t, claims, options)
+            grid = (options.num_variables, options.claims_per_prefix, options.lengths, options.G, options.T)
+            for n, claims, lengths, g, t in product(*grid):
+                point = Point(where, n, g, t, claims, lengths, options)
                 rows = measure(point, options, figures["machine"]["matrix_rate"])
                 figures["rows"] += rows
                 print(common.table(rows), flush=True)

@@ -42,7 +42,8 @@ def token_figures(rows: list[dict]) -> dict[str, dict[str, int]]:
     counts = {"prompt": lengths[:, 0], "response": lengths[:, 1], "total": lengths.sum(axis=1)}
     points = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
     figures = {part: np.percentile(values, list(points.values()), method="higher") for part, values in counts.items()}
-    return {part: dict(zip(points, map(int, values), strict=True)) for part, values in figures.items()}
+    found = {part: dict(zip(points, map(int, values), strict=True)) for part, values in figures.items()}
+    return {part: {"mean": round(float(counts[part].mean()))} | found[part] for part in counts}
 
 
 def hash_of_rows(splits: dict[str, list[dict]], columns: dict) -> str:

@@ -5,15 +5,20 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import build_model
 
+import train_grpo
 from dataset.chat import encode
 from policy.loading import load_for_inference, load_tokenizer, stop_token_ids
 from policy.sampling import generate
+from training.hours import Clock, Lengths, read_rates, size_of
+from training.memory import demand_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +83,7 @@ def run_benchmark(run_small):
 
 
 def test_grpo_step_computes_the_tokens_that_sharing_needs(tmp_path, run_benchmark):
-    points = ["--G", "3", "--T", "2", "4", "--prompts", "1", "--rivals", "padded"]
+    points = ["--G", "3", "--T", "2", "4", "--prompts", "1", "--claims_per_prefix", "1", "--rivals", "padded"]
     figure = tmp_path / "step.png"
     rows, printed = run_benchmark("grpo_step", tmp_path / "step.json", *points, "--figure", str(figure))
     assert [(row["T"], row["phase"]) for row in rows] == [
@@ -86,13 +91,27 @@ def test_grpo_step_computes_the_tokens_that_sharing_needs(tmp_path, run_benchmar
     ]
     for row in rows:
         assert row["rival"] == "padded" and row["G"] == 3 and abs(row["P"] - 350) < 5
-        assert row["ratio"] == row["theirs"] / row["ours"] and row["ratio"] > 0
+        assert row["ratio"] == row["theirs"] / row["ours"] > 0 and row["ratio_spread"] == [row["ratio"]] * 2
         assert row["ours_of_machine"] > 0 and row["theirs_of_machine"] > 0
         if row["phase"] in ("scoring", "update"):
             # a few tokens less where two samples begin alike
             assert row["theirs_tokens"] == 3 * (row["P"] + row["T"])
             assert row["P"] < row["ours_tokens"] <= row["P"] + 3 * row["T"]
     assert "settings: ours" in printed and figure.stat().st_size > 10_000
+
+
+def test_grpo_step_ends_samples_at_their_lengths(tmp_path, run_benchmark):
+    """Four claims of a premise, two samples each, of 3 to 9 tokens: the script checks each side's samples."""
+    points = ["--G", "2", "--T", "9", "--prompts", "4", "--claims_per_prefix", "4", "--rivals", "padded"]
+    rows, printed = run_benchmark("grpo_step", tmp_path / "step.json", *points, "--lengths", "varied")
+    rollout = next(row for row in rows if row["phase"] == "rollout")
+    assert rollout["sampled_tokens"] == 3 + 4 + 5 + 6 + 6 + 7 + 8 + 9
+    assert rollout["ours_sampled_per_second"] == rollout["sampled_tokens"] / rollout["ours"]
+    for row in rows:
+        assert row["claims"] == 4 and row["sequence_tokens"] == 8 * row["P"] + rollout["sampled_tokens"]
+        if row["phase"] == "update":
+            assert row["theirs_tokens"] >= 8 * row["P"] > 4 * row["ours_tokens"]
+    assert "varied" in printed
 
 
 def test_sft_step_shares_premises(tmp_path, run_benchmark):
@@ -156,6 +175,22 @@ def test_peak_memory_is_that_of_the_work(common):
     update_memory = importlib.import_module("update_memory")
     size = update_memory.peak_memory(lambda: torch.ones(16, 2**20).sum())
     assert 64 * 2**20 <= size + 2**20 <= 80 * 2**20
+
+
+def test_measured_rates_give_back_the_steps_that_were_measured(common, tmp_path):
+    """Of the model whose launches took least: a step of 10 ms, and a learning pass at 0.4 of the matrix rate."""
+    gpu = importlib.import_module("gpu")
+    _, demand = demand_of(train_grpo.Config(model="tiny"))
+    rows = [{"stage": "sft", "prefix_sharing": sharing, "of_matrix_rate": 0.4 * sharing} for sharing in (True, False)]
+    machine = {"name": "a card", "matrix_rate": 1e13}
+    figures = {"rows": rows, "machine": machine, "decode_steps_per_second": {"a": 100, "b": 50}}
+    rates = gpu.measured_rates(figures, {"a": demand, "b": demand}, memory=23e9, bandwidth=3e11)
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(asdict(rates)))
+    read = read_rates(str(tmp_path / "card.yaml"))
+    assert read == rates and (read.operations_share, read.memory_gb) == (0.4, 23)
+    decoding = Clock(size_of(demand), read, Lengths(100, 4, 4)).decoding(1, 1)
+    assert max(decoding.seconds.values()) == pytest.approx(0.010)
+    assert gpu.bandwidth() > 1e8
 
 
 # --- the experiment of docs/results.md

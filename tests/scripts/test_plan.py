@@ -12,6 +12,7 @@ import train_grpo
 import train_sft
 from runtime.ending import run_script
 from runtime.settings import read_yaml
+from training.hours import nearest_rates, read_rates
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("sft", "grpo")))
 
@@ -35,6 +36,48 @@ def test_what_does_not_fit_is_said(monkeypatch, capsys):
     assert text.startswith("tiny, none") and text.count("GB in backward: DOES NOT FIT") == 2
 
 
+def hours_of(config: str, *options: str) -> dict[str, list[float]]:
+    """The numbers that --hours prints: M tokens, hours on two cards and on one, by part."""
+    recipe, own = plan.parse(["--config", str(ROOT / f"configs/{config}.yaml"), "--hours", *options])
+    rates = read_rates(own.rates) if own.rates else nearest_rates(own.card_gb * 1e9)
+    rows = (re.match(r"(\w+)((?: +[\d.]+){3})$", line) for line in plan.hours(recipe, rates, own))
+    return {row[1]: list(map(float, row[2].split())) for row in rows if row}
+
+
+def test_hours_follow_the_plan_the_rates_and_the_lengths(monkeypatch, tmp_path):
+    def hours(*options: str) -> dict[str, list[float]]:
+        return hours_of("grpo_phi3_traces", "--card_gb", "23", *options)
+
+    monkeypatch.chdir(tmp_path)  # where no dataset is
+    bound = hours()
+    assert list(bound) == ["prefill", "decode", "reference", "update", "evaluation", "total"]
+    for column in range(3):
+        assert bound["total"][column] == pytest.approx(sum(bound[name][column] for name in list(bound)[:-1]), abs=0.3)
+    shorter = hours("--completion_tokens", "768", "--max_steps", "156")
+    assert shorter["decode"][0] == pytest.approx(bound["decode"][0] / 4, abs=0.1)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"base: {ROOT / 'configs/rates/l4.yaml'}\noperations_share: 0.7\n")
+    assert hours("--rates", str(mine))["update"][1] == pytest.approx(bound["update"][1] / 2, abs=0.01)
+
+
+def test_the_page_has_the_hours_of_the_recipes():
+    """Its table, and what its text says would be within 8 hours."""
+    text = (ROOT / "docs/memory.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`, (L4|RTX 2080 Ti) \| ([\d.]+) h \| ([\d.]+) h \| ([\d.]+) h \|", text, re.MULTILINE)
+    assert len(rows) == 4
+    traces = ("--prompt_tokens", "550", "--completion_tokens", "820")
+    for model, card, *shown in rows:
+        given = ["--card_gb", "23" if card == "L4" else "11", *(traces if "traces" in model else traces[:2])]
+        sft, grpo = (hours_of(f"{stage}_{model}", *given) for stage in ("sft", "grpo"))
+        assert [f"{part[1]:.1f}" for part in (sft["total"], grpo["total"], grpo["decode"])] == shown
+    shorter = re.findall(r"`--max_steps (\d+)\s+--eval_rows 64`, ([\d.]+) hours for `(\w+)_traces`", text)
+    assert len(shorter) == 2
+    for steps, shown, model in shorter:
+        options = ["--card_gb", {"phi3": "23", "qwen": "11"}[model], "--max_steps", steps, "--eval_rows", "64", *traces]
+        total = hours_of(f"grpo_{model}_traces", *options)["total"][1]
+        assert f"{total:.1f}" == shown and total < 8
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_tells_its_stage(path):
     assert plan.stage_of(read_yaml(str(path)).keys()) == path.name.split("_")[0]
@@ -51,8 +94,8 @@ def test_every_recipe_tells_its_stage(path):
 )
 def test_the_recipe_is_read_as_the_training_script_reads_it(options, kind, card_gb, monkeypatch):
     monkeypatch.chdir(ROOT)
-    recipe, card = plan.parse([*options, "--claims_per_prefix", "3"])
-    assert type(recipe) is kind and card == card_gb and recipe.claims_per_prefix == 3
+    recipe, own = plan.parse([*options, "--claims_per_prefix", "3"])
+    assert type(recipe) is kind and own.card_gb == card_gb and recipe.claims_per_prefix == 3
 
 
 SFT, GRPO = ["--config", "configs/sft_tiny.yaml"], ["--config", "configs/grpo_tiny.yaml"]
@@ -69,6 +112,9 @@ REFUSED = [
     ([*GRPO, "--micro_batch_tokens", "0", "--card_gb", "11"], "micro_batch_tokens: must be at least 1"),
     ([*SFT, "--card_gb", "much"], "--card_gb: invalid float value: 'much'"),
     ([*SFT, "--card_gb", "-1"], "card_gb: must be above 0"),
+    ([*SFT, "--rates", "configs/rates/l4.yaml"], "rates: add --hours"),
+    ([*SFT, "--hours", "--prompt_tokens", "-1"], "prompt_tokens: must be 0 or more, got -1"),
+    ([*SFT, "--hours", "--card_gb", "11", "--rates", "nowhere.yaml"], "rates: nowhere.yaml is no file; those of the"),
     ([*SFT, "--card_gb", "nan"], "card_gb: must be above 0"),
     (SFT, "card_gb: no GPU here to ask; name its memory, as in --card_gb 11"),
 ]
