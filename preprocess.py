@@ -68,8 +68,11 @@ class DataConfig(Settings):
     structures: int | None = arg(
         None, "generate: at most so many classes of each size, at random; null: all (2 to 6)", at_least=1
     )
-    relabelings: int = arg(
-        0, "generate: random relabelings a class; 0: the released letters, in topological order", at_least=0
+    relabelings: list[int] = arg(
+        [0],
+        "generate: random relabelings a class, or a number for each of num_variables; 0: the released letters, in "
+        "topological order",
+        at_least=0,
     )
     labels: str = arg("exact", "column `label`: exact, given (the source's), released (generate: as the public rows)")
     skip_unparsable: bool = arg(False, "leave out and count rows that have no such label, instead of stopping")
@@ -107,6 +110,9 @@ class DataConfig(Settings):
     max_validation_samples: int | None = arg(None, "rows of validation, a random choice; null: all", at_least=1)
     max_test_samples: int | None = arg(None, "rows of test, a random choice; null: all", at_least=1)
     balance: list[str] = arg([], f"train: columns to balance, of {', '.join(BALANCE)}", choices=BALANCE)
+    train_mix: list[float] = arg(
+        [], "shares of max_train_samples for each of num_variables; none: a random choice", at_least=0
+    )
     perturbations: list[str] = arg(
         [], f"more test sets, test_<perturbation>: {', '.join(PERTURBATIONS)}", choices=PERTURBATIONS
     )
@@ -127,6 +133,15 @@ def check_config(config: DataConfig) -> None:
         sampled = config.structures is not None and config.labels == "exact"
         check(n in NUM_CLASSES or sampled, f"num_variables: {n} has too many classes to list; set structures")
     check((config.split == "size") == bool(config.test_sizes), "test_sizes: split size needs them, no other split does")
+    for name in ("relabelings", "train_mix"):
+        one = name == "relabelings" and len(config.relabelings) == 1
+        fits = one or len(getattr(config, name)) in (0, len(config.num_variables))
+        check(fits, f"{name}: give a number for each of num_variables, {len(config.num_variables)} of them")
+    mixed = config.max_train_samples is not None and sum(config.train_mix) > 0
+    check(mixed or not config.train_mix, "train_mix: needs max_train_samples, and a share above 0")
+    check(
+        not config.train_mix or "num_variables" not in config.balance, "train_mix: leave num_variables out of balance"
+    )
     has_file = config.teacher_file is not None
     check((config.target == "teacher") == has_file, "target teacher needs teacher_file, and no other target has it")
     check(config.target != "trace" or config.labels == "exact", "target trace ends in the exact answer: labels exact")
@@ -138,17 +153,17 @@ def check_config(config: DataConfig) -> None:
 
 def generated_rows(config: DataConfig) -> Iterator[dict]:
     """The rows of every size in `num_variables`, in order."""
-    relabel_seed = config.seed if config.relabelings else None
-    for n in dict.fromkeys(config.num_variables):
-        rows = generate_rows(n, config.labels, relabel_seed, max(1, config.relabelings), config.structures, config.seed)
-        yield from rows
+    counts = config.relabelings * (len(config.num_variables) if len(config.relabelings) == 1 else 1)
+    for n, count in dict(zip(config.num_variables, counts, strict=True)).items():
+        seed = config.seed if count else None
+        yield from generate_rows(n, config.labels, seed, max(1, count), config.structures, config.seed)
 
 
 def expected_rows(config: DataConfig) -> int | None:
     """How many rows will be generated; None where that depends on the classes' symmetries."""
     counts = NUM_RELEASED_CLASSES if config.labels == "released" else NUM_CLASSES
     sizes = dict.fromkeys(config.num_variables)
-    if config.relabelings > 1:
+    if max(config.relabelings) > 1:
         return None
     most = config.structures or max(counts.values())
     return sum(3 * n * (n - 1) * min(most, counts.get(n, most)) for n in sizes)
@@ -254,8 +269,9 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     if config.max_grpo_samples is not None:  # before train is balanced: prompts of GRPO are as those it is for
         splits["train"], splits[GRPO] = set_aside(splits.get("train", []), config.max_grpo_samples, config.seed)
     for name in (name for name in SPLITS if name in splits):
-        balance = config.balance if name == "train" else []
-        splits[name] = subsample(splits[name], getattr(config, f"max_{name}_samples"), balance, f"{config.seed}-{name}")
+        balance, cap = (config.balance if name == "train" else []), getattr(config, f"max_{name}_samples")
+        mix = dict(zip(config.num_variables, config.train_mix, strict=False)) if name == "train" else {}
+        splits[name] = subsample(splits[name], cap, balance, f"{config.seed}-{name}", mix)
     check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")
     splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
     if tokenizer is not None:

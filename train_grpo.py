@@ -22,6 +22,7 @@ from itertools import chain
 
 import torch
 
+from dataset.relabelling import FreshRows
 from policy.adapters import use_reference
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import Completion
@@ -238,9 +239,12 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
     asked = f"prompts_per_step: {config.prompts_per_step}"
     check(config.prompts_per_step <= rows, f"{asked} is more than the {rows} training rows")
     check(config.prompts_per_step >= world_size, f"{asked} is less than one for each of {world_size} processes")
+    fresh = None
+    if config.relabel_each_epoch:
+        fresh = FreshRows(opened.train, None, config.seed, config.wordings, config.letterings)
     queue = PromptQueue(
         opened.accelerator, opened.tokenizer, opened.train, config.seed, config.claims_per_prefix,
-        new_tokens=config.num_generations * config.max_new_tokens, relabel=config.relabel_each_epoch,
+        new_tokens=config.num_generations * config.max_new_tokens, fresh=fresh,
     )  # fmt: skip
     model = opened.load_with_reference(queue.longest + config.max_new_tokens, reference=config.beta > 0)
 

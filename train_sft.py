@@ -22,7 +22,7 @@ import torch
 from dataset.batches import epoch_batches, premise_groups, share_of_rank
 from dataset.chat import encode_rows
 from dataset.reading import premise_ids_of
-from dataset.relabelling import relabel_rows, trace_style
+from dataset.relabelling import FreshRows, trace_style
 from policy.prefix_sharing import pack, plan_micro_batches, sequence_logps
 from runtime.ending import run_script
 from runtime.processes import gather, reduce
@@ -51,6 +51,7 @@ class Config(TrainingSettings):
 
     num_train_epochs: float = arg(3.0, "passes over the training rows", at_least=0, section="optimisation")
     max_steps: int = arg(0, "optimizer steps, if above 0; overrides num_train_epochs", at_least=0)
+    small_first: bool = arg(False, "the first epoch goes from few variables to many")
     batch_size: int = arg(64, "rows an optimizer step, over all processes and micro-batches", at_least=1)
     warmup_ratio: float = arg(0.05, "share of the steps in which the rate rises from 0", at_least=0, at_most=1)
     min_lr_ratio: float = arg(0.1, "final rate of the cosine as a share of the peak", at_least=0, at_most=1)
@@ -70,12 +71,16 @@ def learning_rate(step: int, total: int, config: Config) -> float:
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 
 
-def plan_steps(premise_ids: list[str], config: Config) -> list[tuple[int, list[list[int]]]]:
-    """The epoch and the groups of row indices of every optimizer step of the run."""
+def plan_steps(
+    premise_ids: list[str], config: Config, sizes: list[int] | None = None
+) -> list[tuple[int, list[list[int]]]]:
+    """The epoch and the groups of row indices of every optimizer step of the run; the first epoch by `sizes` of rows,
+    if there are any."""
     steps: list[tuple[int, list[list[int]]]] = []
     epoch = 0
     while config.max_steps > 0 or epoch < config.num_train_epochs:
-        batches = epoch_batches(premise_ids, config.seed, epoch, config.claims_per_prefix, config.batch_size)
+        in_order = sizes if epoch == 0 else None
+        batches = epoch_batches(premise_ids, config.seed, epoch, config.claims_per_prefix, config.batch_size, in_order)
         if config.max_steps == 0:
             batches = batches[: math.ceil(len(batches) * min(1.0, config.num_train_epochs - epoch))]
         steps += [(epoch, batch) for batch in batches]
@@ -171,20 +176,21 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     if opened is None:
         return None
     accelerator, train, tokenizer = opened.accelerator, opened.train, opened.tokenizer
-    style = trace_style(config.dataset) if config.relabel_each_epoch else None
+    # Each rank writes and encodes its part of an epoch's rows, for all of them.
+    part, fresh = train.shard(accelerator.num_processes, accelerator.process_index, contiguous=True), None
+    if config.relabel_each_epoch:
+        fresh = FreshRows(part, trace_style(config.dataset), config.seed, config.wordings, config.letterings)
 
     @lru_cache(maxsize=1)
     def rows_of(epoch: int) -> Rows:
-        # Each rank relabels and encodes its part, for all of them.
-        part = train.shard(accelerator.num_processes, accelerator.process_index, contiguous=True)
-        texts = relabel_rows(part, style, config.seed, epoch) if config.relabel_each_epoch else part
+        texts = part if fresh is None else fresh.columns(epoch)
         encoded = gather(accelerator, list(zip(*encode_rows(tokenizer, texts), strict=True)))
         prompts, responses = zip(*encoded, strict=True)
         return make_rows(prompts, responses, labels_of(train), config.class_weights, config.prompt_loss_weight)
 
     rows, held_out = rows_of(0), opened.validation
     validation_rows = make_rows(*encode_rows(tokenizer, held_out), labels_of(held_out), config.class_weights)
-    steps = plan_steps(premise_ids_of(train), config)
+    steps = plan_steps(premise_ids_of(train), config, train["num_variables"] if config.small_first else None)
     longest = max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True))
     model = opened.load(longest, adaptation=config.adaptation, lora_dropout=config.lora_dropout)
     first = share(accelerator, steps[0][1], rows)

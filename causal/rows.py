@@ -184,25 +184,24 @@ def render(
     order: Sequence[int],
     variables: Sequence[str],
     wording: str = "released",
-    style: str = "compact",
+    style: str | None = "compact",
 ) -> Rendered:
     """A row in fresh letters and words, with the trace that belongs to them: cheap enough to draw anew every time.
 
     Variable v of the premise takes the place order[v] among `variables`, which are written in this order: the first N
-    of one of the LETTERINGS, say. Equals `perturb` and `reasoning.trace` of what it says, without reading or checking
-    it again; what the class says of a claim is asked of the given premise, once. Raises Corr2CauseError if no graph
-    satisfies the premise, or for an unknown style, wording or template.
+    of one of the LETTERINGS, say. Without a style there is no trace. Equals `perturb` and `reasoning.trace` of what it
+    says, without reading or checking it again; what the class says of a claim is asked of the given premise, once.
+    Raises Corr2CauseError if no graph satisfies the premise, or for an unknown style, wording or template.
     """
-    n, label = len(order), _label(premise, claim)
+    n = len(order)
     stated = sorted(relabel_independences(premise.independences, order), key=released_order)
-    separators = {(i, j): given for i, j, given in reversed(stated)}  # the first of each pair
-    moved = relabel_claim(claim, order)
-    steps = steps_of(n, separators, moved, label, lambda: markov_equivalence_class(relabel_premise(premise, order)))
-    return Rendered(
-        write_statements(stated, tuple(variables)),
-        write_hypothesis(moved, variables, template, wording),
-        write_steps(steps, variables, style),
-    )
+    moved, text = relabel_claim(claim, order), ""
+    if style is not None:
+        separators = {(i, j): given for i, j, given in reversed(stated)}  # the first of each pair
+        members = lambda: markov_equivalence_class(relabel_premise(premise, order))  # noqa: E731
+        text = write_steps(steps_of(n, separators, moved, _label(premise, claim), members), variables, style)
+    words = write_hypothesis(moved, variables, template, wording)
+    return Rendered(write_statements(stated, tuple(variables)), words, text)
 
 
 @lru_cache(maxsize=1 << 17)

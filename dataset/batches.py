@@ -18,16 +18,24 @@ def premise_groups(premise_ids: Sequence[str], size: int, rng: random.Random | N
 
 
 def epoch_batches(
-    premise_ids: Sequence[str], seed: int, epoch: int, claims_per_prefix: int, batch_size: int
+    premise_ids: Sequence[str],
+    seed: int,
+    epoch: int,
+    claims_per_prefix: int,
+    batch_size: int,
+    sizes: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """The optimizer steps of an epoch, each a list of premise groups of row indices with `batch_size` rows together.
 
     A function of its arguments alone, so that a position in the data is just (epoch, step). A last step with fewer
-    rows is kept: losses are normalised by what a step holds. A group is cut where a step is full.
+    rows is kept: losses are normalised by what a step holds. A group is cut where a step is full. With `sizes`, of the
+    rows, small ones come first.
     """
     rng = random.Random(f"{seed}-{epoch}")
     groups = premise_groups(premise_ids, claims_per_prefix, rng)
     rng.shuffle(groups)
+    if sizes is not None:
+        groups.sort(key=lambda group: sizes[group[0]])  # those of one size stay shuffled
     steps: list[list[list[int]]] = [[]]
     room = batch_size
     for group in groups:

@@ -1,10 +1,13 @@
-"""The rows of an epoch with the letters of every premise exchanged: the same questions, asked in other letters."""
+"""Rows in fresh letters and words: the same questions, asked anew in every epoch."""
 
-from typing import TYPE_CHECKING
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
+from causal.graphs import Claim, Premise
 from causal.reasoning import trace
-from causal.rows import perturb
-from causal.wording import parse_claim, write_input
+from causal.rows import LETTERINGS, render
+from causal.wording import WORDINGS, parse_claim, write_input
 from dataset.reading import data_config
 from runtime.settings import check
 
@@ -22,26 +25,69 @@ def trace_style(directory: str) -> str | None:
     return config["trace_style"] if config["target"] == "trace" else None
 
 
-def relabel_rows(rows: "Dataset", style: str | None, seed: int, epoch: int) -> dict[str, list[str]]:
-    """Columns prompt, response, premise, hypothesis and input with the letters of every premise exchanged at random.
+class _Parsed(NamedTuple):
+    """A row that can be written anew: what it asks, and the text around its input and its trace."""
 
-    A function of (seed, epoch, premise): rows of one premise stay together, and an epoch repeats itself. Labels stay;
-    a trace of `style` is written anew. Raises ValueError for a row whose prompt or response has other text in it.
+    premise_id: str
+    premise: Premise
+    claim: Claim
+    template: str
+    prompt: tuple[str, str]
+    response: tuple[str, str]
+
+
+class FreshRows:
+    """The rows of a dataset as an epoch has them: the letters of every premise exchanged, hypotheses in other words.
+
+    `style` is that of their traces, which are written anew; with None responses stay. `wordings` and `letterings`, by
+    name, are drawn from; without any a row keeps its own words, or its own letters in another order. An epoch is a
+    function of (seed, epoch) and the row: rows of one premise keep one, and an epoch repeats itself. Raises ValueError
+    for an unknown name, and for a row whose prompt or response has other text in it.
     """
-    columns: dict[str, list[str]] = {name: [] for name in ("prompt", "response", "premise", "hypothesis", "input")}
-    for row in rows:
-        check(row["input"] in row["prompt"], f"relabel_each_epoch: the prompt does not hold its input {row['input']!r}")
+
+    def __init__(
+        self,
+        rows: "Dataset",
+        style: str | None,
+        seed: int,
+        wordings: Sequence[str] = (),
+        letterings: Sequence[str] = (),
+    ):
+        for setting, names, known in (("wordings", wordings, WORDINGS), ("letterings", letterings, LETTERINGS)):
+            unknown = [name for name in names if name not in known]
+            check(not unknown, f"{setting}: {', '.join(unknown)} is not one of {', '.join(known)}")
+        self.style, self.seed = style, seed
+        self.wordings, self.letterings = list(wordings), [LETTERINGS[name] for name in letterings]
+        self.rows = [self._parse(row) for row in rows]
+
+    def _parse(self, row: dict) -> _Parsed:
+        text, response = row["input"], row["response"]
+        check(text in row["prompt"], f"relabel_each_epoch: the prompt does not hold its input {text!r}")
         premise, claim = parse_claim(row["premise"], row["hypothesis"])
-        key = f"{seed}-{epoch}-{row['premise_id']}"
-        text, hypothesis = perturb(premise, claim, row["template"], "relabeling", key)
-        response = row["response"]
-        if style is not None:
-            old = trace(premise, claim, style)
-            check(old in response, f"relabel_each_epoch: the response to {row['input']!r} is not its trace")
-            response = response.replace(old, trace(*parse_claim(text, hypothesis), style))
-        columns["input"].append(write_input(text, hypothesis))
-        columns["prompt"].append(row["prompt"].replace(row["input"], columns["input"][-1]))
-        columns["response"].append(response)
-        columns["premise"].append(text)
-        columns["hypothesis"].append(hypothesis)
-    return columns
+        before, _, after = row["prompt"].partition(text)
+        around = (response, "")
+        if self.style is not None:
+            reasoning = trace(premise, claim, self.style)
+            check(reasoning in response, f"relabel_each_epoch: the response to {text!r} is not its trace")
+            around = response.partition(reasoning)[::2]
+        return _Parsed(row["premise_id"], premise, claim, row["template"], (before, after), around)
+
+    def columns(self, epoch: int) -> dict[str, list[str]]:
+        """Columns prompt, response, premise, hypothesis and input of an epoch."""
+        columns: dict[str, list[str]] = {name: [] for name in ("prompt", "response", "premise", "hypothesis", "input")}
+        for row in self.rows:
+            rng = random.Random(f"{self.seed}-{epoch}-{row.premise_id}")
+            n = len(row.premise.variables)
+            letters = rng.choice(self.letterings)[:n] if self.letterings else row.premise.variables
+            order = rng.sample(range(n), n)
+            wording = "released"
+            if self.wordings:  # of each row by itself
+                wording = random.Random(f"{self.seed}-{epoch}-{row.premise_id}-{row.claim}").choice(self.wordings)
+            new = render(row.premise, row.claim, row.template, order, letters, wording, self.style)
+            text = write_input(new.premise, new.hypothesis)
+            columns["input"].append(text)
+            columns["prompt"].append(text.join(row.prompt))
+            columns["response"].append(new.trace.join(row.response))
+            columns["premise"].append(new.premise)
+            columns["hypothesis"].append(new.hypothesis)
+        return columns

@@ -4,7 +4,7 @@ Every choice is a function of the rows and the seed. A row is what sources.py an
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from causal import wording
 from causal.rows import perturb
@@ -91,13 +91,24 @@ def released_recipe(rows: list[dict], seed: int) -> list[str]:
     return split_of
 
 
-def subsample(rows: list[dict], cap: int | None, balance: Sequence[str], seed: str) -> list[dict]:
+def subsample(
+    rows: list[dict], cap: int | None, balance: Sequence[str], seed: str, mix: Mapping[int, float] | None = None
+) -> list[dict]:
     """At most `cap` rows at random, in their order, balanced over the columns named, of BALANCE.
+
+    `mix` has the share of the cap that each number of variables gets, if it has so many rows; each is balanced alone.
 
     label: exactly as many rows of label 0 as of label 1. relation, num_variables: the cells of these columns get equal
     numbers; with a cap, a small cell gives all it has and the others share what it leaves. With label too, every cell
     is balanced by itself. Raises ValueError if no cell has both labels, or if the cap is too small.
     """
+    if mix:
+        total, kept = sum(mix.values()), set()
+        for n, share in mix.items():
+            of_size, room = [row for row in rows if row["num_variables"] == n], round(cap * share / total)
+            chosen = subsample(of_size, room, balance, f"{seed}-{n}") if room and of_size else []
+            kept |= {id(row) for row in chosen}
+        return [row for row in rows if id(row) in kept]
     if cap is None and not balance:
         return rows
     by_label, columns = "label" in balance, [column for column in balance if column != "label"]

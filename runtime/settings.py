@@ -298,16 +298,18 @@ def read_yaml(path: str, known: dict[str, Any] | None = None, above: tuple[str, 
             continue
         if name not in known:
             raise ValueError(f"--config {path}: unknown field {name}{_nearest(str(name), known)}")
-        values[name] = _as_number(values[name], known[name])
+        values[name] = _as_kind(values[name], known[name])
     if base is None:
         return values
     check(str(base) not in above, f"--config {path}: base {base} is above itself")
     return read_yaml(str(Path(path).parent / str(base)), known, (*above, str(base))) | values
 
 
-def _as_number(value: Any, kind: Any) -> Any:
-    if kind == list[float] and isinstance(value, list):
-        return [_as_number(element, float) for element in value]
+def _as_kind(value: Any, kind: Any) -> Any:
+    """A value of YAML as the field's: one alone where a list is expected is a list of one."""
+    if get_origin(kind) is list and not isinstance(value, dict | None):
+        values = value if isinstance(value, list) else [value]
+        return [_as_kind(element, get_args(kind)[0]) for element in values]
     # YAML 1.1 reads 1e-5 (no dot) as text.
     if kind in (float, float | None) and isinstance(value, str | int) and not isinstance(value, bool):
         try:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from dataset.batches import epoch_batches, share_of_rank
 from dataset.chat import encode
 from dataset.reading import premise_ids_of
-from dataset.relabelling import relabel_rows
+from dataset.relabelling import FreshRows
 from policy.prefix_sharing import Tokens, joined, pack, plan_micro_batches
 from policy.sampling import Completion
 from runtime.processes import reduce
@@ -35,7 +35,7 @@ class Prompt:
 
 
 def make_prompts(tokenizer, rows: "Dataset", changed: Mapping[str, Sequence[str]] | None = None) -> list[Prompt]:
-    """The rows as prompts; the columns of `changed` (those of `relabel_rows`) stand in place of the rows' own."""
+    """The rows as prompts; the columns of `changed` (those of `FreshRows`) stand in place of the rows' own."""
     changed = changed or {}
     stale = {*changed, *(["edges"] if changed else [])}  # edges have the letters of before
     names = [name for name in rows.column_names if name not in stale]
@@ -49,8 +49,8 @@ def make_prompts(tokenizer, rows: "Dataset", changed: Mapping[str, Sequence[str]
 class PromptQueue:
     """The prompts of a run in their order, a function of (seed, epoch) and of how many were taken; and a rank's share.
 
-    `claims_per_prefix` prompts of one premise, at most, are a group. With `relabel` the letters of every premise are
-    exchanged at random, anew in every epoch. `new_tokens` is what the completions of a prompt take at most: ranks share
+    `claims_per_prefix` prompts of one premise, at most, are a group. With `fresh`, of the same rows, every epoch has
+    them in other letters and words. `new_tokens` is what the completions of a prompt take at most: ranks share
     a step so that their packed tokens are about equal.
     """
 
@@ -62,11 +62,11 @@ class PromptQueue:
         seed: int,
         claims_per_prefix: int,
         new_tokens: int,
-        relabel: bool = False,
+        fresh: FreshRows | None = None,
     ):
         self.accelerator, self.tokenizer, self.rows = accelerator, tokenizer, rows
         self.premise_ids = premise_ids_of(rows)
-        self.seed, self.claims_per_prefix, self.new_tokens, self.relabel = seed, claims_per_prefix, new_tokens, relabel
+        self.seed, self.claims_per_prefix, self.new_tokens, self.fresh = seed, claims_per_prefix, new_tokens, fresh
         self.epoch = -1
         self.taken = 0  # of this epoch, over all ranks
         self.groups: list[list[int]] = []
@@ -105,12 +105,11 @@ class PromptQueue:
         return len(pack([[prompt.tokens for prompt in group]])) + len(group) * self.new_tokens
 
     def _prompts_of(self, epoch: int) -> list[Prompt]:
-        changed = relabel_rows(self.rows, None, self.seed, epoch) if self.relabel else None
-        return make_prompts(self.tokenizer, self.rows, changed)
+        return make_prompts(self.tokenizer, self.rows, self.fresh and self.fresh.columns(epoch))
 
     def _start_epoch(self) -> None:
         self.epoch, self.taken = self.epoch + 1, 0
-        if self.epoch > 0 and self.relabel:
+        if self.epoch > 0 and self.fresh is not None:
             self.prompts = self._prompts_of(self.epoch)
         size = len(self.premise_ids)
         self.groups = epoch_batches(self.premise_ids, self.seed, self.epoch, self.claims_per_prefix, size)[0]

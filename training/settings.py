@@ -37,6 +37,10 @@ class TrainingSettings(Settings):
     train_split: str = arg("train", "its split to train on: train, or grpo if it has one")
     claims_per_prefix: int = arg(16, "rows of one premise that share its tokens", at_least=1)
     relabel_each_epoch: bool = arg(False, "exchange the letters of every premise at random, anew in every epoch")
+    wordings: list[str] = arg(
+        [], "relabel_each_epoch: wordings of the hypotheses to draw from too, by name; none: the released one"
+    )
+    letterings: list[str] = arg([], "relabel_each_epoch: letters to draw from too: released (A, B, …), refactorization")
     output_dir: str = arg("models/tiny_sft_model", "where the model, its checkpoints and its configuration go")
     logging_dir: str = arg("logs/sft", "TensorBoard directory")
     overwrite: bool = arg(False, "use an output_dir that is not empty")
@@ -92,4 +96,6 @@ class TrainingSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        drawn = [name for name in ("wordings", "letterings") if getattr(self, name)]
+        check(self.relabel_each_epoch or not drawn, f"{', '.join(drawn)}: set relabel_each_epoch true too")
         check(len(self.class_weights) == 2, f"class_weights: {CLASS_WEIGHTS}, got {self.class_weights}")

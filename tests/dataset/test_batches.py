@@ -52,6 +52,17 @@ def test_order_depends_on_seed_and_epoch():
     assert len(orders) == 9
 
 
+def test_small_systems_come_first_where_sizes_are_given():
+    premises = [f"{n}-{k}" for k in range(6) for n in (5, 3, 4)]
+    sizes = [int(premise[0]) for premise in premises]
+    steps = epoch_batches(premises, 0, 0, 1, 4, sizes)
+    order = [row for step in steps for group in step for row in group]
+    assert sorted(order) == list(range(18))
+    assert [sizes[row] for row in order] == [3] * 6 + [4] * 6 + [5] * 6
+    again = [row for step in epoch_batches(premises, 1, 0, 1, 4, sizes) for group in step for row in group]
+    assert again != order
+
+
 def test_a_premise_is_not_always_cut_at_the_same_rows():
     premises = ["p"] * 8
     assert len({str(sorted(map(sorted, epoch_batches(premises, 0, e, 4, 8)[0]))) for e in range(5)}) > 1

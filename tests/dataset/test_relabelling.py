@@ -4,12 +4,12 @@ import pytest
 
 from causal import graphs, reasoning, wording
 from dataset.reading import load_split
-from dataset.relabelling import relabel_rows, trace_style
+from dataset.relabelling import FreshRows, trace_style
 
 
 def test_relabelled_rows_ask_the_same_in_other_letters(traces):
     rows = load_split(traces, "train").select(range(72))
-    columns = relabel_rows(rows, trace_style(traces), 0, 0)
+    columns = FreshRows(rows, trace_style(traces), 0).columns(0)
     changed = 0
     for row, prompt, response, relabelled, hypothesis, written in zip(rows, *columns.values(), strict=True):
         text = prompt[prompt.index("Premise: ") :].split("<|end|>")[0]
@@ -21,24 +21,55 @@ def test_relabelled_rows_ask_the_same_in_other_letters(traces):
         assert response == reasoning.trace(premise, claim, "full") + "<|end|>"
         assert prompt.replace(text, row["input"]) == row["prompt"]
         changed += prompt != row["prompt"]
-    assert changed > 60
+    assert changed > 36  # a premise may get the letters that it has
     assert len({prompt.split("\nHypothesis")[0] for prompt in columns["prompt"]}) == len(set(rows["premise_id"])) == 2
 
 
 def test_every_epoch_has_letters_of_its_own_and_repeats_itself(traces):
     rows = load_split(traces, "train").select(range(40))
-    epochs = [tuple(relabel_rows(rows, None, 0, epoch)["prompt"]) for epoch in range(5)]
-    assert len(set(epochs)) == 5 and tuple(relabel_rows(rows, None, 0, 3)["prompt"]) == epochs[3]
-    assert tuple(relabel_rows(rows, None, 1, 3)["prompt"]) != epochs[3]
-    assert relabel_rows(rows, None, 0, 3)["response"] == rows["response"][:]
+    fresh = FreshRows(rows, None, 0)
+    epochs = [tuple(fresh.columns(epoch)["prompt"]) for epoch in range(5)]
+    assert len(set(epochs)) == 5 and tuple(FreshRows(rows, None, 0).columns(3)["prompt"]) == epochs[3]
+    assert tuple(FreshRows(rows, None, 1).columns(3)["prompt"]) != epochs[3]
+    assert fresh.columns(3)["response"] == rows["response"][:]
+
+
+def test_a_share_of_the_rows_is_written_as_all_of_them_are(traces):
+    rows = load_split(traces, "train").select(range(40))
+    options = ("full", 3, list(wording.WORDINGS), ["released", "refactorization"])
+    whole = FreshRows(rows, *options).columns(1)
+    parts = [FreshRows(rows.shard(2, rank, contiguous=True), *options).columns(1) for rank in (0, 1)]
+    assert whole == {name: parts[0][name] + parts[1][name] for name in whole}
+
+
+def test_words_and_letters_are_those_that_are_named(traces):
+    rows = load_split(traces, "train").select(range(72))
+    names = ["effect", "arrow"]
+    columns = FreshRows(rows, trace_style(traces), 0, names, ["refactorization"]).columns(0)
+    seen = set()
+    for row, text, hypothesis, response in zip(
+        rows, columns["premise"], columns["hypothesis"], columns["response"], strict=True
+    ):
+        premise, claim = wording.parse_claim(text, hypothesis)
+        assert premise.variables == ("Z", "Y", "X", "W")
+        assert graphs.exact_label(graphs.markov_equivalence_class(premise), claim) == row["label"]
+        assert response == reasoning.trace(premise, claim, "full") + "<|end|>"
+        words = {name: wording.write_hypothesis(claim, premise.variables, row["template"], name) for name in names}
+        assert hypothesis in words.values()
+        seen |= {name for name in names if words[name] == hypothesis}
+    assert seen == set(names)
+    with pytest.raises(ValueError, match="wordings: poetic is not one of released, paraphrase"):
+        FreshRows(rows, None, 0, ["poetic"])
+    with pytest.raises(ValueError, match="letterings: greek is not one of released, refactorization"):
+        FreshRows(rows, None, 0, [], ["greek"])
 
 
 def test_what_cannot_be_relabelled_is_refused(traces, tmp_path):
     rows = load_split(traces, "train").select(range(3))
     with pytest.raises(ValueError, match="relabel_each_epoch: the response to 'Premise: .* is not its trace"):
-        relabel_rows(rows, "compact", 0, 0)
+        FreshRows(rows, "compact", 0)
     with pytest.raises(ValueError, match="relabel_each_epoch: the prompt does not hold its input"):
-        relabel_rows(rows.map(lambda row: {"prompt": "Question?"}), None, 0, 0)
+        FreshRows(rows.map(lambda row: {"prompt": "Question?"}), None, 0)
     with pytest.raises(ValueError, match="relabel_each_epoch: .* has no report.json, .*; use relabel_each_epoch false"):
         trace_style(str(tmp_path))
     (tmp_path / "report.json").write_text('{"config": {"target": "teacher"}}')

@@ -59,7 +59,7 @@ def place(tmp_path_factory) -> Path:
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(directory / "yes")
     options = {"num_variables": [3], "tokenizer": str(directory / "yes"), "instruction": "", "test_fraction": 0.5}
-    options |= {"relabelings": 3, "seed": 1}
+    options |= {"relabelings": [3], "seed": 1}
     write_dataset(*build(DataConfig(**options, target="trace")), directory / "traces")
     splits, columns, report = build(DataConfig(**options))
     write_dataset(splits, columns, report, directory / "data")

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from causal.tiny import tiny_model
 from dataset.chat import encode
-from dataset.relabelling import relabel_rows
+from dataset.relabelling import FreshRows
 from policy.loading import save_model
 from policy.prefix_sharing import ATTENTION
 from train_sft import Config as SftConfig
@@ -140,7 +140,7 @@ def test_sft_with_shared_prefixes_equals_sft_without(sft_one, sft_plain, folder)
 def test_sft_equals_a_loop_in_plain_pytorch(sft_two, dataset, folder, tokenizer):
     """Row by row, AdamW and clipping by torch: no packing, no micro-batches, no DeepSpeed."""
     rows, config = load_from_disk(dataset)["train"], SftConfig(**SFT)
-    epochs = [relabel_rows(rows, None, config.seed, epoch) for epoch in (0, 1)]
+    epochs = [FreshRows(rows, None, config.seed).columns(epoch) for epoch in (0, 1)]
     model = tiny_model(0, ATTENTION)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     steps, losses, norms = plan_steps(rows["premise_id"], config), [], []

@@ -181,7 +181,7 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"target": "poem"}, "target: 'poem' is not one of answer, trace, teacher"),
         ({"labels": "given"}, r"labels \(source generate\): 'given' is not one of exact, released"),
         ({"labels": "released", "source": "a.csv"}, r"labels \(source a.csv\): 'released' is not one of exact, given"),
-        ({"labels": "released", "relabelings": 2}, "no relabelings, all structures"),
+        ({"labels": "released", "relabelings": [2]}, "no relabelings, all structures"),
         ({"num_variables": [3, 7]}, "num_variables: 7 has too many classes to list; set structures"),
         ({"structures": 0}, "structures: must be at least 1, got 0"),
         ({"split": "size"}, "test_sizes: split size needs them, no other split does"),
@@ -198,7 +198,14 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"max_length": 0}, "max_length: must be at least 1, got 0"),
         ({"max_train_samples": 0}, "max_train_samples: must be at least 1, got 0"),
         ({"max_grpo_samples": 0}, "max_grpo_samples: must be at least 1, got 0"),
-        ({"relabelings": -1}, "relabelings: must be 0 or more, got -1"),
+        ({"relabelings": [-1]}, "relabelings: must be 0 or more, got -1"),
+        ({"relabelings": [1, 2]}, "relabelings: give a number for each of num_variables, 1 of them"),
+        ({"train_mix": [0.5, 0.5], "max_train_samples": 9}, "train_mix: give a number for each of num_variables"),
+        ({"train_mix": [1.0]}, "train_mix: needs max_train_samples"),
+        (
+            {"train_mix": [1.0], "max_train_samples": 9, "balance": ["num_variables"]},
+            "train_mix: leave num_variables out of balance",
+        ),
         ({"num_variables": []}, "num_variables: name at least one"),
         ({"num_variables": [9]}, "num_variables: must be between 2 and 8, got 9"),
         ({"target": "teacher"}, "needs teacher_file"),
@@ -212,6 +219,20 @@ def test_file_that_is_not_utf8(tmp_path):
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(ValueError, match=message):
         build(DataConfig(**{"num_variables": [3], "validation_fraction": 0.2, "test_fraction": 0.2} | settings))
+
+
+def test_sizes_have_relabelings_and_shares_of_their_own():
+    settings = {"num_variables": [3, 4], "relabelings": [0, 2], "split": "structure", "raw": True}
+    options = {"max_train_samples": 40, "train_mix": [1.0, 3.0], "validation_fraction": 0.2, "test_fraction": 0.2}
+    splits, _, _ = build(DataConfig(**settings, **options))
+    sizes = Counter(row["num_variables"] for row in splits["train"])
+    assert sizes == {3: 10, 4: 30}
+    everything = all_rows(build(DataConfig(**settings))[0])
+    letterings = {n: Counter() for n in (3, 4)}
+    for row in everything:
+        letterings[row["num_variables"]][row["structure_id"]] += 1
+    assert max(letterings[3].values()) == 18  # one premise's claims
+    assert max(letterings[4].values()) == 2 * 36
 
 
 def test_no_chat_template(monkeypatch, tokenizer):
@@ -285,7 +306,7 @@ def test_split_column_of_a_file(tmp_path, rows):
 
 def test_relabelings_make_later_causes_earlier_possible():
     released = all_rows(build(DataConfig(num_variables=[4], raw=True))[0])
-    shuffled = all_rows(build(DataConfig(num_variables=[4], relabelings=3, raw=True))[0])
+    shuffled = all_rows(build(DataConfig(num_variables=[4], relabelings=[3], raw=True))[0])
     assert len(released) == 720 and sum(row["label"] for row in released) == 57
     assert not any(row["label"] for row in released if row["template"] == "child")
     assert any(row["label"] for row in shuffled if row["template"] == "child")
@@ -321,7 +342,7 @@ def test_wrong_given_labels_are_replaced_and_counted(tmp_path, rows):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("split", ["premise", "structure"])
 def test_splits_share_no_premise_or_structure(split, seed):
-    config = DataConfig(num_variables=[3, 4], relabelings=2, split=split, seed=seed, raw=True)
+    config = DataConfig(num_variables=[3, 4], relabelings=[2], split=split, seed=seed, raw=True)
     splits, _, report = build(config)
     rows, count = all_rows(splits), Counter()
     for part in splits.values():
@@ -334,7 +355,7 @@ def test_splits_share_no_premise_or_structure(split, seed):
 
 
 def test_same_seed_same_dataset_other_seed_other_dataset():
-    settings = {"num_variables": [3], "relabelings": 3, "max_train_samples": 50, "split": "premise"}
+    settings = {"num_variables": [3], "relabelings": [3], "max_train_samples": 50, "split": "premise"}
     digest = [build(DataConfig(seed=seed, **settings))[2]["dataset_hash"] for seed in (0, 0, 1)]
     assert digest[0] == digest[1] != digest[2]
 
@@ -385,7 +406,7 @@ def test_the_split_for_grpo_has_rows_that_train_has_not(source):
 
 def test_balance_leaves_the_prompts_of_grpo_as_they_come():
     settings = {"num_variables": [3, 4], "split": "structure", "balance": ["label"], "max_grpo_samples": 200}
-    splits, _, _ = build(DataConfig(source="generate", relabelings=3, **settings))
+    splits, _, _ = build(DataConfig(source="generate", relabelings=[3], **settings))
     shares = {name: sum(row["label"] for row in part) / len(part) for name, part in splits.items()}
     assert shares["train"] == 0.5 and 0.03 < shares["grpo"] < 0.3
 
@@ -437,7 +458,7 @@ def test_released_labels_of_the_generator():
     everything = all_rows(splits)
     assert sum(row["label"] for row in everything) == 3 + 54 + 1104
     assert preprocess.expected_rows(DataConfig(num_variables=[3, 4, 5], labels="released")) == len(everything) == 9330
-    assert preprocess.expected_rows(DataConfig(relabelings=2)) is None
+    assert preprocess.expected_rows(DataConfig(relabelings=[2])) is None
     assert report["given_label_not_exact"]["rows"] == 207 and report["without_exact_label"] == 0
     assert {name: len(part) for name, part in splits.items()} == {"train": 7392, "validation": 969, "test": 969}
     assert report["overlap"]["train/test"]["premises"] <= 2  # the public recipe cuts through a class
