@@ -20,8 +20,8 @@ import torch
 import train_grpo
 import train_sft
 from runtime.ending import run_script
-from runtime.settings import check, parse_config, read_yaml
-from training.memory import GB, WORKS, Phase, Plan, demand_of
+from runtime.settings import AUTO, check, parse_config, read_yaml
+from training.memory import GB, SHARE, WORKS, Phase, Plan, demand_of, with_budgets
 
 STAGES = {"sft": train_sft.Config, "grpo": train_grpo.Config}
 NUMBERS_OF_CARDS = (2, 1)  # the table is of the first
@@ -95,25 +95,27 @@ def verdict(plan: Plan, cards: int, card: float) -> str:
     """Whether the run fits on each of `cards` cards of `card` bytes, and the largest settings with which it does."""
     peak = plan.peak(cards)
     fits = "fits" if peak.total <= card else "DOES NOT FIT"
-    largest = []
-    for setting in ("cache_tokens", "micro_batch_tokens"):
-        bounded = [phase for phase in plan.phases(cards) if phase.setting == setting]
-        tokens = min(phase.largest(card) for phase in bounded)
-        largest.append(f"{setting} {tokens:,} ({bounded[0].tokens:,} planned)")
+    planned = {phase.setting: phase.tokens for phase in plan.phases(cards)}
+    largest = [f"{x} {plan.largest(x, cards, card):,} ({tokens:,} planned)" for x, tokens in planned.items()]
     name = f"{cards} card{'s' * (cards > 1)}"
     return f"{name}: peak {peak.total / GB:.2f} GB in {peak.name}: {fits}; at most {' '.join(largest)}"
 
 
 def report(recipe: train_sft.Config | train_grpo.Config, card: float) -> list[str]:
     """The lines that are printed, for a card of `card` bytes."""
+    cards = NUMBERS_OF_CARDS[0]
+    asked = recipe
+    recipe = with_budgets(asked, cards, card)
+    auto = [f"{x} {getattr(recipe, x):,}" for x in ("cache_tokens", "micro_batch_tokens") if getattr(asked, x) == AUTO]
     base, demand = demand_of(recipe)
-    plan, cards = Plan(demand), NUMBERS_OF_CARDS[0]
+    plan = Plan(demand)
     where = f"GB (1e9 bytes) on each of {cards} cards of {card / GB:.1f} GB"
     return [
         f"{base}, {demand.quantization}, half precision: {where}",
         *table(plan.phases(cards)),
         *(verdict(plan, cards, card) for cards in NUMBERS_OF_CARDS),
-        f"planned: the setting, or {recipe.claims_per_prefix} claims on the longest premise if that is more",
+        f"auto: {', '.join(auto) or 'nothing'}, for {SHARE:.0%} of a card; {demand.sequences} sequences at once",
+        f"planned: the setting, or for an update {recipe.claims_per_prefix} claims on the longest premise, if more",
     ]
 
 

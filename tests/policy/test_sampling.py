@@ -367,7 +367,9 @@ def groups_of(sampled, monkeypatch):
 def test_groups_are_limited_in_sequences(groups_of, rows):
     most = max(Counter(rows["premise_id"]).values())
     assert max(groups_of(num_samples=2)[0]) == 2 * most > 3, "the samples of a premise stand together where they fit"
-    assert max(groups_of(num_samples=2, cache_tokens=24)[0]) == 24 // (2 * 4)
+    assert groups_of(num_samples=2, cache_tokens=24)[0] == groups_of(num_samples=2)[0], (
+        "ranks may differ in their cache"
+    )
     assert max(groups_of(num_samples=70)[0]) == predictions.ROWS_PER_GROUP
 
 
