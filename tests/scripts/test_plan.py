@@ -66,7 +66,7 @@ REFUSED = [
     ([*SFT, "--stage", "grpo"], "unknown field"),
     ([*SFT, "--lora_rank", "8", "--card_gb", "11"], "unknown option --lora_rank; did you mean lora_r"),
     ([*GRPO, "--num_generation", "8", "--card_gb", "11"], "unknown option --num_generation; did you mean num_gen"),
-    ([*GRPO, "--micro_batch_tokens", "0", "--card_gb", "11"], "micro_batch_tokens: must be at least 1"),
+    ([*GRPO, "--micro_batch_tokens", "0", "--card_gb", "11"], "micro_batch_tokens: must be auto or at least 1"),
     ([*SFT, "--card_gb", "much"], "--card_gb: invalid float value: 'much'"),
     ([*SFT, "--card_gb", "-1"], "card_gb: must be above 0"),
     ([*SFT, "--card_gb", "nan"], "card_gb: must be above 0"),
