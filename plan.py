@@ -21,10 +21,13 @@ import train_grpo
 import train_sft
 from runtime.ending import run_script
 from runtime.settings import AUTO, check, parse_config, read_yaml
-from training.memory import GB, SHARE, WORKS, Phase, Plan, demand_of, with_budgets
+from training.memory import CLAIM_TOKENS, GB, SHARE, USUAL_PREMISE, WORKS, Phase, Plan, demand_of, with_budgets
 
 STAGES = {"sft": train_sft.Config, "grpo": train_grpo.Config}
 NUMBERS_OF_CARDS = (2, 1)  # the table is of the first
+# In the time of one token of an update, forward and backward: one of a forward pass alone, and a sampled one. The last
+# is an estimate: 24 sequences at once on an L4, where a step waits for its kernels' launches.
+SCORED, SAMPLED = 1 / 3, 3.0
 
 
 # --- the command line
@@ -75,6 +78,31 @@ def card_bytes(card_gb: float) -> float:
     return card_gb * GB or torch.cuda.get_device_properties(0).total_memory
 
 
+# --- time
+
+
+def evaluation_share(recipe: train_sft.Config | train_grpo.Config) -> float:
+    """The share of a run's time that its evaluations take, as far as it goes by tokens: sampled, scored, trained on.
+
+    Every completion is taken to be as long as `max_new_tokens` lets it be.
+    """
+    new, grpo = recipe.max_new_tokens, isinstance(recipe, train_grpo.Config)
+    premise = USUAL_PREMISE / recipe.claims_per_prefix  # of each of the prompts that share it
+    if grpo:
+        samples = recipe.num_generations
+        completion = (premise + CLAIM_TOKENS) / samples + new  # packed tokens
+        passes = recipe.num_iterations + SCORED * (recipe.beta > 0)
+        step = recipe.prompts_per_step * samples * (SAMPLED * new + passes * completion)
+    else:
+        step = recipe.batch_size * (premise + CLAIM_TOKENS + new)
+    answer = SAMPLED * new + SCORED * (premise + CLAIM_TOKENS)
+    evaluation = recipe.eval_rows * (answer if grpo else answer + SCORED * (premise + CLAIM_TOKENS + new))
+    every = recipe.eval_steps or recipe.max_steps or math.inf  # SFT by epochs that is only evaluated at its end
+    before = 1 / recipe.max_steps if grpo else 0.0  # GRPO evaluates what it starts from too
+    in_step = (1 / every + before) * evaluation  # of an evaluation's cost, what falls to one step
+    return in_step / (in_step + step)
+
+
 # --- the print-out, in ASCII alone
 
 
@@ -116,6 +144,7 @@ def report(recipe: train_sft.Config | train_grpo.Config, card: float) -> list[st
         *(verdict(plan, cards, card) for cards in NUMBERS_OF_CARDS),
         f"auto: {', '.join(auto) or 'nothing'}, for {SHARE:.0%} of a card; {demand.sequences} sequences at once",
         f"planned: the setting, or for an update {recipe.claims_per_prefix} claims on the longest premise, if more",
+        f"time: evaluations take {evaluation_share(recipe):.0%} of the run, by their tokens",
     ]
 
 
