@@ -1,4 +1,4 @@
-"""What `auto` stands for: sizes that fit, the same on every rank, and what happens where memory runs out all the same."""
+"""What `auto` stands for: sizes that fit, the same on every rank; and what happens where memory runs out anyway."""
 
 import json
 from types import SimpleNamespace
