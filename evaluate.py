@@ -43,11 +43,12 @@ from runtime.checkpoints import list_checkpoints
 from runtime.ending import run_script
 from runtime.files import check_vacant, make_output_dir
 from runtime.processes import start
-from runtime.settings import Settings, arg, check, parse_config
+from runtime.settings import AUTO, AutoInt, Settings, arg, check, parse_config
 from scoring import metrics
 from scoring.predictions import predict, score_answers
 from scoring.results import RESULTS, answer_figures, compare_results, model_name, write_comparison, write_results
 from scoring.tables import comparison_lines, result_lines
+from training.budgets import cache_of_evaluation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -101,8 +102,10 @@ class Config(Settings):
         below=1,
         words="a probability between 0 and 1",
     )
-    cache_tokens: int = arg(
-        8192, "tokens in the key-value cache of one process: prompts and longest completions", at_least=1
+    cache_tokens: AutoInt = arg(
+        AUTO,
+        "tokens in the key-value cache of one process, prompts and longest completions; auto: what its memory holds",
+        at_least=1,
     )
     micro_batch_tokens: int = arg(
         2048, "score: packed tokens a forward pass on one process; less needs less memory", at_least=1
@@ -208,8 +211,14 @@ def evaluate(config: Config) -> None:
     answers = [(ids[no], ids[yes]) for no, yes in candidates]
     room = max(map(len, ids.values()), default=config.max_new_tokens)
     prompts = [encode(tokenizer, text) for text in data["prompt"]]
-    check_context(model, max(map(len, prompts)) + room)
-    accelerator.print(f"{name}: {len(data):,} rows on {accelerator.num_processes} x {device.type}, {dtype}", flush=True)
+    longest = max(map(len, prompts))
+    check_context(model, longest + room)
+    cache = config.cache_tokens
+    if cache == AUTO and not scored:
+        cache = cache_of_evaluation(device, dtype, config.model, config.quantization, longest, config.max_new_tokens)
+    budget = "" if scored else f", cache_tokens {cache:,}"
+    where = f"{accelerator.num_processes} x {device.type}, {dtype}{budget}"
+    accelerator.print(f"{name}: {len(data):,} rows on {where}", flush=True)
     if config.prefix_sharing:
         first = premise_groups(data["premise_id"], len(data))[0]
         responses = [encode(tokenizer, text) for text in data.select(first)["response"]]
@@ -222,7 +231,7 @@ def evaluate(config: Config) -> None:
         )  # fmt: skip
     else:
         stop_ids = stop_token_ids(tokenizer, model)
-        sampler = Sampler(model, tokenizer, stop_ids, config.max_new_tokens, config.cache_tokens, config.prefix_sharing)
+        sampler = Sampler(model, tokenizer, stop_ids, config.max_new_tokens, cache, config.prefix_sharing)
         sampling = {"num_samples": config.num_samples, "temperature": config.temperature, "seed": config.seed}
         rows = predict(accelerator, sampler, data, prompts, **sampling)
     seconds = time.perf_counter() - start_time

@@ -21,12 +21,15 @@ import torch
 import train_grpo
 import train_sft
 from runtime.ending import run_script
-from runtime.settings import check, parse_config, read_yaml
+from runtime.settings import AUTO, check, parse_config, read_yaml
 from training.hours import Clock, Rates, lengths_of, nearest_rates, parts_of, read_rates, run_of, size_of
-from training.memory import GB, WORKS, Phase, Plan, demand_of
+from training.memory import CLAIM_TOKENS, GB, SHARE, USUAL_PREMISE, WORKS, Phase, Plan, demand_of, with_budgets
 
 STAGES = {"sft": train_sft.Config, "grpo": train_grpo.Config}
 NUMBERS_OF_CARDS = (2, 1)  # the table is of the first
+# In the time of one token of an update, forward and backward: one of a forward pass alone, and a sampled one. The last
+# is an estimate: 24 sequences at once on an L4, where a step waits for its kernels' launches.
+SCORED, SAMPLED = 1 / 3, 3.0
 
 
 # --- the command line
@@ -86,6 +89,31 @@ def card_bytes(card_gb: float) -> float:
     return card_gb * GB or torch.cuda.get_device_properties(0).total_memory
 
 
+# --- time
+
+
+def evaluation_share(recipe: train_sft.Config | train_grpo.Config) -> float:
+    """The share of a run's time that its evaluations take, as far as it goes by tokens: sampled, scored, trained on.
+
+    Every completion is taken to be as long as `max_new_tokens` lets it be.
+    """
+    new, grpo = recipe.max_new_tokens, isinstance(recipe, train_grpo.Config)
+    premise = USUAL_PREMISE / recipe.claims_per_prefix  # of each of the prompts that share it
+    if grpo:
+        samples = recipe.num_generations
+        completion = (premise + CLAIM_TOKENS) / samples + new  # packed tokens
+        passes = recipe.num_iterations + SCORED * (recipe.beta > 0)
+        step = recipe.prompts_per_step * samples * (SAMPLED * new + passes * completion)
+    else:
+        step = recipe.batch_size * (premise + CLAIM_TOKENS + new)
+    answer = SAMPLED * new + SCORED * (premise + CLAIM_TOKENS)
+    evaluation = recipe.eval_rows * (answer if grpo else answer + SCORED * (premise + CLAIM_TOKENS + new))
+    every = recipe.eval_steps or recipe.max_steps or math.inf  # SFT by epochs that is only evaluated at its end
+    before = 1 / recipe.max_steps if grpo else 0.0  # GRPO evaluates what it starts from too
+    in_step = (1 / every + before) * evaluation  # of an evaluation's cost, what falls to one step
+    return in_step / (in_step + step)
+
+
 # --- the print-out, in ASCII alone
 
 
@@ -106,30 +134,36 @@ def verdict(plan: Plan, cards: int, card: float) -> str:
     """Whether the run fits on each of `cards` cards of `card` bytes, and the largest settings with which it does."""
     peak = plan.peak(cards)
     fits = "fits" if peak.total <= card else "DOES NOT FIT"
-    largest = []
-    for setting in ("cache_tokens", "micro_batch_tokens"):
-        bounded = [phase for phase in plan.phases(cards) if phase.setting == setting]
-        tokens = min(phase.largest(card) for phase in bounded)
-        largest.append(f"{setting} {tokens:,} ({bounded[0].tokens:,} planned)")
+    planned = {phase.setting: phase.tokens for phase in plan.phases(cards)}
+    largest = [f"{x} {plan.largest(x, cards, card):,} ({tokens:,} planned)" for x, tokens in planned.items()]
     name = f"{cards} card{'s' * (cards > 1)}"
     return f"{name}: peak {peak.total / GB:.2f} GB in {peak.name}: {fits}; at most {' '.join(largest)}"
 
 
 def report(recipe: train_sft.Config | train_grpo.Config, card: float) -> list[str]:
     """The lines that are printed, for a card of `card` bytes."""
+    cards = NUMBERS_OF_CARDS[0]
+    asked = recipe
+    recipe = with_budgets(asked, cards, card)
+    auto = [f"{x} {getattr(recipe, x):,}" for x in ("cache_tokens", "micro_batch_tokens") if getattr(asked, x) == AUTO]
     base, demand = demand_of(recipe)
-    plan, cards = Plan(demand), NUMBERS_OF_CARDS[0]
+    plan = Plan(demand)
     where = f"GB (1e9 bytes) on each of {cards} cards of {card / GB:.1f} GB"
     return [
         f"{base}, {demand.quantization}, half precision: {where}",
         *table(plan.phases(cards)),
         *(verdict(plan, cards, card) for cards in NUMBERS_OF_CARDS),
-        f"planned: the setting, or {recipe.claims_per_prefix} claims on the longest premise if that is more",
+        f"auto: {', '.join(auto) or 'nothing'}, for {SHARE:.0%} of a card; {demand.sequences} sequences at once",
+        f"planned: the setting, or for an update {recipe.claims_per_prefix} claims on the longest premise, if more",
+        f"time: evaluations take {evaluation_share(recipe):.0%} of the run, by their tokens",
     ]
 
 
-def hours(recipe: train_sft.Config | train_grpo.Config, rates: Rates, own: argparse.Namespace) -> list[str]:
+def hours(
+    recipe: train_sft.Config | train_grpo.Config, card: float, rates: Rates, own: argparse.Namespace
+) -> list[str]:
     """The lines that --hours adds."""
+    recipe = with_budgets(recipe, NUMBERS_OF_CARDS[0], card)
     _, demand = demand_of(recipe)
     run, lengths = run_of(recipe), lengths_of(recipe, own.prompt_tokens, own.completion_tokens)
     clock = Clock(size_of(demand), rates, lengths)
@@ -152,7 +186,8 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # a model's directory may have letters that a terminal has not
     recipe, own = parse(sys.argv[1:])
     card = card_bytes(own.card_gb)
-    lines = hours(recipe, read_rates(own.rates) if own.rates else nearest_rates(card), own) if own.hours else []
+    rates = read_rates(own.rates) if own.rates else nearest_rates(card)
+    lines = hours(recipe, card, rates, own) if own.hours else []
     print("\n".join([*report(recipe, card), *lines]))
 
 

@@ -246,12 +246,13 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
         opened.accelerator, opened.tokenizer, opened.train, config.seed, config.claims_per_prefix,
         new_tokens=config.num_generations * config.max_new_tokens, fresh=fresh,
     )  # fmt: skip
-    model = opened.load_with_reference(queue.longest + config.max_new_tokens, reference=config.beta > 0)
+    longest = queue.longest + config.max_new_tokens
+    model = opened.load_with_reference(longest, reference=config.beta > 0)
 
     def probe(responses: list[list[int]]) -> torch.Tensor:
         return sequence_logps(model, [[queue.prompts[0].tokens]], [responses[:1]], config.temperature)[0].mean()
 
-    s = opened.ready(model, config.max_steps, probe, queue.first(config.prompts_per_step))
+    s = opened.ready(model, config.max_steps, probe, queue.first(config.prompts_per_step), longest)
     queue.restore(s.saved.get("queue", {}))
     return s, queue, reward
 

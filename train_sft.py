@@ -198,7 +198,7 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     def probe(responses: list[list[int]]) -> torch.Tensor:
         return loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1])
 
-    return opened.ready(model, len(steps), probe, rows.of(first)), rows_of, validation_rows, steps
+    return opened.ready(model, len(steps), probe, rows.of(first), longest), rows_of, validation_rows, steps
 
 
 def main() -> None:

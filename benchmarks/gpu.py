@@ -13,6 +13,7 @@ product's rate (2 a weight and token; forward, forward again, and backward to th
 memory plan's. What plan.py --hours asks of the card goes into the file of --rates. Nobody has run this on a GPU yet.
 """
 
+import json
 import os
 import statistics
 import subprocess
@@ -39,6 +40,7 @@ from policy.prefix_sharing import pack
 from policy.sampling import generate
 from runtime.ending import run_script
 from runtime.settings import check, parse_config
+from training.budgets import BUDGETS
 from training.hours import Rates, launches
 from training.memory import GB, OUTSIDE, Demand, Phase, Plan, demand_of
 
@@ -141,6 +143,8 @@ def measure(name: str, card_gb: float, sharing: bool, options: Namespace, where:
         given += ["--batch_size", 128] if stage == "sft" else ["--prompts_per_step", 32, "--train_split", "train"]
         values = run_recipe(stage, recipe, given, folder, card_gb)
         config = parse_config(SCRIPTS[stage].Config, ["--config", recipe, *map(str, given)])
+        used = json.loads((folder / "model" / "training_config.json").read_text())
+        config = replace(config, **{name: used[name] for name in BUDGETS})  # that were `auto`
         found = {"model": name, "card_gb": card_gb, "stage": stage, "prefix_sharing": sharing}
         middle = {tag: statistics.median(v[2:] or v) for tag, v in values.items() if tag.startswith("perf/")}
         if stage == "sft":

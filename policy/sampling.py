@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 
 from policy.adapters import folded
 from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, pack
+from runtime.ending import is_out_of_memory
 
 BLOCK = 64  # tokens by which the room for own tokens grows
 JOIN = 8  # sequences of a group that join at once, at least, if so many are left: each part runs the prefix again
@@ -361,8 +363,8 @@ def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | Non
 class Sampler:
     """A policy as it is sampled: the model, the tokens that stop it, and how much it may write and hold at once.
 
-    At most `cache_tokens` tokens are in the key-value cache, prompts and longest completions together. `share` false
-    computes and caches every prompt by itself.
+    At most `cache_tokens` tokens are in the key-value cache, prompts and longest completions together; once memory has
+    run out, half as many. `share` false computes and caches every prompt by itself.
     """
 
     model: torch.nn.Module
@@ -380,21 +382,49 @@ class Sampler:
     ) -> list[list[Completion]]:
         """A completion, with its text, for each prompt of each group of prompts with a common prefix; see `generate`.
 
-        The model samples in eval mode, where dropout and gradient checkpointing are off, and is left as it was.
+        The model samples in eval mode, where dropout and gradient checkpointing are off, and is left as it was. Raises
+        ValueError if memory runs out with one sequence at a time.
         """
         if not self.share:
             alone = [[prompt] for group in groups for prompt in group]
             seeds = None if seeds is None else [[seed] for group_seeds in seeds for seed in group_seeds]
-            done = iter(replace(self, share=True).sample(alone, temperature, seeds))
+            sharing = replace(self, share=True)
+            done = iter(sharing.sample(alone, temperature, seeds))
+            self.cache_tokens = sharing.cache_tokens
             return [[next(done)[0] for _ in group] for group in groups]
         was_training = self.model.training
         self.model.eval()
-        with folded(self.model):
-            results = generate(
-                self.model, groups, stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
-                temperature=temperature, seeds=seeds, cache_tokens=self.cache_tokens,
-            )  # fmt: skip
+        # A next try begins when nothing refers to the error any longer, which holds on to what generate has allocated.
+        while (results := self._unless_out_of_memory(groups, temperature, seeds)) is None:
+            self._halve(groups)
         self.model.train(was_training)
         for completion in chain.from_iterable(results):
             completion.text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return results
+
+    def _unless_out_of_memory(self, groups, temperature: float, seeds) -> list[list[Completion]] | None:
+        try:
+            with folded(self.model):
+                return generate(
+                    self.model, groups, stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
+                    temperature=temperature, seeds=seeds, cache_tokens=self.cache_tokens,
+                )  # fmt: skip
+        except Exception as error:
+            if is_out_of_memory(error):
+                return None
+            raise
+
+    def _halve(self, groups: list[list[Tokens]]) -> None:
+        """Halve the cache that these groups have filled. What is sampled again, from its own seed, is the same."""
+        longest = max(map(len, chain.from_iterable(groups))) + self.max_new_tokens
+        filled = sum(len(pack([group])) + len(group) * self.max_new_tokens for group in groups)
+        filled = min(self.cache_tokens, filled)
+        if filled <= longest:
+            raise ValueError(
+                f"out of memory in sampling: a single sequence of {longest} tokens does not fit; lower max_new_tokens, "
+                "or set quantization nf4"
+            )
+        self.cache_tokens = max(longest, filled // 2)
+        tqdm.write(f"out of memory in sampling: goes on with cache_tokens {self.cache_tokens}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the blocks of other sizes would stand in the way

@@ -19,7 +19,7 @@ from tqdm import tqdm
 def run_script(main: Callable[[], None]) -> None:
     """Run `main()`; an error that a user can mend becomes one line on stderr and exit status 2.
 
-    Those are ValueError, OSError, a GPU out of memory, and the loss of another rank; `--debug true` adds the traceback.
+    Those are ValueError, OSError, memory that ran out, and the loss of another rank; `--debug true` adds the traceback.
     """
     debug = "--debug" in sys.argv and sys.argv[sys.argv.index("--debug") + 1 :][:1] != ["false"]
     if not debug:  # a thread of TensorBoard's that cannot write says so in the main thread too
@@ -58,12 +58,20 @@ def _leave_group() -> None:
         distributed.destroy_process_group()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed, on a GPU or on a CPU (where torch has no class of error for it)."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # to import torch takes seconds
+        return True
+    failed = "DefaultCPUAllocator|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    return isinstance(error, RuntimeError) and re.search(failed, str(error)) is not None
+
+
 def _explain(error: Exception) -> str | None:
     """The one line for an error that a user can mend; None for any other."""
     text = " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; to import torch here would take seconds
-        remedy = "lower micro_batch_tokens, or cache_tokens in sampling, or set gradient_checkpointing true"
-        return f"out of memory: {remedy} ({text[:200]})"
+    if is_out_of_memory(error):
+        remedy = "lower micro_batch_tokens, or set gradient_checkpointing true; a run with checkpoints goes on with "
+        return f"out of memory: {remedy}--resume_from latest ({text[:200]})"
     if isinstance(error, RuntimeError) and re.search("onnection (closed|reset) by peer|onnection refused", text):
         return "another rank has ended: its message says why"
     if isinstance(error, OSError):

@@ -19,11 +19,12 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
 import typing
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -58,10 +59,16 @@ GONE: dict[str, tuple[Any, str]] = {  # settings of earlier versions: the value 
 
 # --- a field, and what it may be
 
+AUTO = "auto"  # of a size that the run finds by itself
+AutoInt = int | Literal["auto"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What a field's value, or every element of its list, may be; `words` say why, where the bounds alone do not."""
+    """What a field's value, or every element of its list, may be; `words` say why, where the bounds alone do not.
+
+    With `auto` the value is that word or a whole number.
+    """
 
     above: float | None
     at_least: float | None
@@ -69,12 +76,16 @@ class Bounds:
     at_most: float | None
     choices: Collection[str] | None
     words: str
+    auto: bool
 
     def check(self, name: str, value: Any) -> None:
         """Raise ValueError for a value out of bounds; None, of an optional field, is in bounds."""
         for one in value if isinstance(value, list) else [] if value is None else [value]:
             if self.choices is not None:
                 check_choice(name, one, self.choices)
+            elif self.auto:
+                whole = isinstance(one, int) and not isinstance(one, bool)
+                check(one == AUTO or whole and self._holds(one), f"{name}: must be auto or {self._range()}, got {one}")
             else:
                 finite = "" if math.isfinite(one) else " and finite"
                 words = self.words or f"must be {self._range()}{finite}"
@@ -111,12 +122,14 @@ def arg(
 ) -> Any:
     """A field of a Settings class: its default, the help text (with its unit) that `--help` prints, its bounds.
 
-    A number with a bound must be finite too. Bounds and `choices` are of each element of a list; None passes. `words`
-    say in an error what is wanted, instead of "must be at least 1". `section` begins a section of `--help`, which the
-    fields below belong to as well, up to the next field that begins one.
+    A number with a bound must be finite too; a whole one whose default is `auto` is an AutoInt. Bounds and `choices`
+    are of each element of a list; None passes. `words` say in an error what is wanted, instead of "must be at least 1".
+    `section` begins a section of `--help`, which the fields below belong to as well, up to the next field that begins
+    one.
     """
     limits = (above, at_least, below, at_most, choices)
-    bounds = None if all(limit is None for limit in limits) else Bounds(*limits, words)
+    auto = default == AUTO and choices is None
+    bounds = None if all(limit is None for limit in limits) else Bounds(*limits, words, auto)
     return _field(default, {"help": help, "bounds": bounds, "section": section})
 
 
@@ -195,13 +208,14 @@ def _parser(cls: type[Settings], known: dict[str, Any]) -> argparse.ArgumentPars
     groups = {title: parser.add_argument_group(title) for title in dict.fromkeys((*cls.sections, *section.values()))}
     for field in dataclasses.fields(cls):
         plain = copy.copy(field)  # HfArgumentParser rewrites the type
-        plain.type = known[field.name]
+        plain.type = str if known[field.name] == AutoInt else known[field.name]
         plain.metadata = {"help": f"{field.metadata['help']} (default: {_shown(field)})".replace("%", "%%")}
         HfArgumentParser._parse_dataclass_field(groups[section[field.name]], plain)
     for action in parser._actions:
         if action.dest in known:  # --output-dir is taken too, but one name is enough to read
             action.option_strings = action.option_strings[:1]
             action.metavar = _metavar(known[action.dest])
+            action.type = _auto_or_int if known[action.dest] == AutoInt else action.type
             if action.option_strings != [f"--{action.dest}"]:
                 action.help = argparse.SUPPRESS  # --no_<field>: a switch is set to false
     return parser
@@ -223,8 +237,15 @@ def _shown(field: dataclasses.Field) -> str:
     return default if isinstance(default, str) and default else json.dumps(default)
 
 
+def _auto_or_int(text: str) -> int | str:
+    """An AutoInt of the command line; what is neither is for its bounds to refuse."""
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
+
+
 def _metavar(kind: Any) -> str:
     """What the value of an option of this type is called in `--help`."""
+    if kind == AutoInt:
+        return "auto|int"
     kind = next((part for part in get_args(kind) if part is not type(None)), kind)  # of X | None and of list[X]: X
     return {bool: "true|false", str: "text"}.get(kind, kind.__name__)
 
@@ -324,6 +345,8 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         for element in value:
             _check_type(name, element, get_args(kind)[0])
         return
+    if kind == AutoInt:
+        return  # its bounds say more
     kind = get_origin(kind) if get_origin(kind) is list else kind
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return

@@ -35,9 +35,8 @@ def complete(
     """
     # Sequence s is sample s % num_samples of row s // num_samples: neighbours in a group, which share a prefill.
     premises = [premise for premise in premise_ids for _ in range(num_samples)]
-    # A premise's prompts and completions should fit the cache together.
-    fitting = sampler.cache_tokens // (2 * sampler.max_new_tokens)
-    groups = premise_groups(premises, max(1, min(ROWS_PER_GROUP, fitting)))
+    # The same on every rank, whatever its cache: the sampler cuts what does not fit.
+    groups = premise_groups(premises, ROWS_PER_GROUP)
 
     def cost(group: list[int]) -> int:
         held = {s // num_samples for s in group}

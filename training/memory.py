@@ -6,18 +6,20 @@ there memory is linear in layers and in tokens:
 
     recipe -> Demand -> policy_without_data (1 and 2 layers) -> Counted (at 2 lengths) -> Lines -> Plan -> Phases
 
+Backwards, from the memory of a card to the largest sizes that fit it, `with_budgets` finds what `auto` stands for.
+
 Weights, gradients and the optimizer's state follow from the shapes. Those of the recipes' models are in configs/shapes,
 so that no weight, hub or GPU is needed. GB are 1e9 bytes.
 """
 
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.nn import functional
@@ -29,7 +31,7 @@ from policy.adapters import adapter_config, lora_targets
 from policy.loading import empty_model, model_shape, recompute_activations, with_layers
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import generate
-from runtime.settings import check, read_yaml
+from runtime.settings import AUTO, AutoInt, check, read_yaml
 
 ROOT = Path(__file__).parents[1]
 GB = 1e9
@@ -37,6 +39,10 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: 4 bits, a byte a block
 BUCKET = 5_000_000  # elements: reduce_bucket_size of ds_configs/
 OUTSIDE = 0.9 * GB  # what is not counted: the CUDA context and libraries (about 0.5), NCCL, fragments (not measured)
 LONGEST_ROW = 3072  # tokens, where no dataset or recipe says
+SHARE = 0.9  # of a card that `auto` plans for: the plan is off by some percent, and memory is in fragments
+ENOUGH = 8192  # tokens of a micro-batch, at most, where it is `auto`: more keep no GPU busier, and take memory
+SEQUENCES = 512  # that an `auto` cache has room for, at most: with so many a step is no longer bound by its overhead
+GRAIN = 1024  # tokens: runs on the same card should find the same number, however its last MB differ
 CLAIM_TOKENS = 64  # of a claim in a prompt, at most
 USUAL_PREMISE = 400  # tokens: a batch of short premises has more sequences, and their logits, at once
 # What takes memory in a step, and its parts.
@@ -58,8 +64,8 @@ class Recipe(Protocol):
     gradient_checkpointing: bool
     claims_per_prefix: int
     max_new_tokens: int
-    micro_batch_tokens: int
-    cache_tokens: int
+    micro_batch_tokens: AutoInt
+    cache_tokens: AutoInt
 
 
 class SftRecipe(Recipe, Protocol):
@@ -93,33 +99,45 @@ class Demand:
     prompt_share: float  # of the cache's tokens
 
 
-def demand_of(recipe: SftRecipe | GrpoRecipe) -> tuple[str, Demand]:
-    """The name of the recipe's full model, and what the recipe asks of a card."""
+def demand_of(recipe: SftRecipe | GrpoRecipe, dtype: torch.dtype = torch.bfloat16) -> tuple[str, Demand]:
+    """The name of the recipe's full model, and what the recipe asks of a card, at least where a size is `auto`.
+
+    fp16 takes as much as bf16.
+    """
     if isinstance(recipe, GrpoRecipe):
-        samples, dropout, reference = recipe.num_generations, 0.0, recipe.beta > 0
+        dropout, reference = 0.0, recipe.beta > 0
     else:
-        samples, dropout, reference = 1, recipe.lora_dropout, False
+        dropout, reference = recipe.lora_dropout, False
     base, rank, targets = model_and_adapter(recipe)
-    in_group = recipe.claims_per_prefix * samples
-    claims_and_samples = recipe.claims_per_prefix * CLAIM_TOKENS + in_group * recipe.max_new_tokens
-    longest = longest_row(recipe.dataset) + claims_and_samples  # a group is never split, whatever the setting
-    cache_tokens = max(recipe.cache_tokens, longest)
-    usual = USUAL_PREMISE + claims_and_samples
-    sequences = in_group * max(1, recipe.cache_tokens // usual)
+    cache, update = (1 if n == AUTO else n for n in (recipe.cache_tokens, recipe.micro_batch_tokens))
+    row = longest_row(recipe.dataset)
+    cache_tokens = max(cache, row + recipe.max_new_tokens)  # one sequence at least
+    in_group = recipe.claims_per_prefix * samples_of(recipe)
+    sequences = max(1, cache * in_group // group_tokens(recipe, USUAL_PREMISE))
     return base, Demand(
         shape=model_shape(base),
-        dtype=torch.bfloat16,  # fp16 takes as much
+        dtype=dtype,
         quantization=recipe.quantization,
         lora_r=rank,
         lora_dropout=dropout,
         lora_targets=tuple(targets),
         reference=reference,
         gradient_checkpointing=recipe.gradient_checkpointing,
-        update_tokens=max(recipe.micro_batch_tokens, longest),
+        update_tokens=max(update, group_tokens(recipe, row)),
         cache_tokens=cache_tokens,
         sequences=sequences,
         prompt_share=max(0.1, 1 - sequences * recipe.max_new_tokens / cache_tokens),
     )
+
+
+def samples_of(recipe: SftRecipe | GrpoRecipe) -> int:
+    """Completions of a prompt."""
+    return recipe.num_generations if isinstance(recipe, GrpoRecipe) else 1
+
+
+def group_tokens(recipe: SftRecipe | GrpoRecipe, row: int) -> int:
+    """Tokens of a group whose longest prompt, or row in SFT, has `row`: an update never splits one."""
+    return row + recipe.claims_per_prefix * (CLAIM_TOKENS + samples_of(recipe) * recipe.max_new_tokens)
 
 
 def model_and_adapter(recipe: SftRecipe | GrpoRecipe) -> tuple[str, int, list[str]]:
@@ -421,13 +439,13 @@ class Phase:
 
 
 class Plan:
-    """What a demand takes of a card, part by part of a step. Counting takes a second or two."""
+    """What a demand takes of a card, part by part of a step. Counting takes a second or two; less for a few `works`."""
 
-    def __init__(self, demand: Demand):
+    def __init__(self, demand: Demand, works: Collection[str] = WORKS):
         self.demand = demand
         models = policy_without_data(demand, 1), policy_without_data(demand, 2)
         self.weights = held(demand, *models)
-        works = [work for work in WORKS if work != "score" or demand.reference]
+        works = [work for work in works if work != "score" or demand.reference]
         self.lines = {work: lines(demand, *models, work) for work in works}
 
     def phases(self, cards: int) -> list[Phase]:
@@ -437,6 +455,10 @@ class Plan:
     def peak(self, cards: int) -> Phase:
         """The phase that takes most."""
         return max(self.phases(cards), key=lambda phase: phase.total)
+
+    def largest(self, setting: str, cards: int, card: float) -> int:
+        """Tokens of this setting with which all parts of a step fit `card` bytes; 0 if not even none do."""
+        return min(phase.largest(card) for phase in self.phases(cards) if phase.setting == setting)
 
     def _phase(self, work: str, part: str, with_logits: bool, cards: int) -> Phase:
         demand, trained = self.demand, self.weights["count"]
@@ -459,3 +481,72 @@ class Plan:
         }
         setting = "cache_tokens" if sampling else "micro_batch_tokens"
         return Phase(part, setting, tokens, parts, share * peak_line.slope)
+
+
+# --- what `auto` stands for
+
+R = TypeVar("R", bound=Recipe)
+
+
+def with_budgets(recipe: R, cards: int, card: float, dtype: torch.dtype = torch.bfloat16) -> R:
+    """The recipe with numbers where it says `auto`: the largest that fit SHARE of each of `cards` cards.
+
+    `card` is a card's bytes. Of `micro_batch_tokens`, ENOUGH at most. Where nothing fits it is 1: one group, or one
+    sequence, at a time.
+    """
+    found = {}
+    if recipe.micro_batch_tokens == AUTO:
+        plan = Plan(demand_of(recipe, dtype)[1], ["score", "update"])
+        found["micro_batch_tokens"] = min(ENOUGH, rounded(plan.largest("micro_batch_tokens", cards, SHARE * card)))
+    if recipe.cache_tokens == AUTO:
+
+        def demand_at(tokens: int) -> Demand:
+            return demand_of(replace(recipe, cache_tokens=tokens), dtype)[1]
+
+        of_one = group_tokens(recipe, USUAL_PREMISE) // (recipe.claims_per_prefix * samples_of(recipe))
+        found["cache_tokens"] = largest_cache(demand_at, SEQUENCES * of_one, cards, card)
+    return replace(recipe, **found)
+
+
+def largest_cache(demand_at: Callable[[int], Demand], most: int, cards: int, card: float) -> int:
+    """The largest cache, of at most `most` tokens, that fits SHARE of a card of `card` bytes.
+
+    `demand_at` is the demand with a cache of so many tokens: a larger one holds more sequences, each with logits and
+    activations, so what fits with one sequence is counted again with as many as that would hold.
+    """
+
+    def fitting(tokens: int) -> int:
+        return Plan(demand_at(tokens), ["sample"]).largest("cache_tokens", cards, SHARE * card)
+
+    first = min(most, fitting(1))
+    return rounded(min(first, fitting(max(1, first))))
+
+
+def cache_of_inference(
+    shape: PreTrainedConfig, dtype: torch.dtype, quantization: str, prompt: int, new_tokens: int, card: float
+) -> int:
+    """The largest cache beside a model that only samples, `new_tokens` tokens to prompts of `prompt`."""
+
+    def demand_at(tokens: int) -> Demand:
+        one = prompt + new_tokens
+        return Demand(
+            shape=shape,
+            dtype=dtype,
+            quantization=quantization,
+            lora_r=1,  # of no layer: nothing is trained
+            lora_dropout=0.0,
+            lora_targets=(),
+            reference=False,
+            gradient_checkpointing=False,
+            update_tokens=1,
+            cache_tokens=max(tokens, one),
+            sequences=max(1, tokens // one),
+            prompt_share=prompt / one,
+        )
+
+    return largest_cache(demand_at, SEQUENCES * (prompt + new_tokens), 1, card)
+
+
+def rounded(tokens: int) -> int:
+    """A multiple of GRAIN, downwards; what is below GRAIN as it is, but 1 at least."""
+    return max(0, tokens) // GRAIN * GRAIN or max(1, tokens)

@@ -38,7 +38,7 @@ from runtime.files import (
     write_into,
 )
 from runtime.processes import gather, on_main, reduce
-from runtime.settings import GONE, check, write_config
+from runtime.settings import AUTO, GONE, check, write_config
 from training.health import Motion
 from training.optimization import load_optimizer, optimizer_tensors, scaler_state
 from training.settings import TrainingSettings
@@ -69,19 +69,21 @@ class Run:
         self.again = config.resume_from is not None  # this run may have logged before
         if config.resume_from is None and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
             self.again = True
-        self.checkpoint, self.finished = on_main(accelerator, self._open)
+        # Where these are `auto`, the numbers that the interrupted run has found: others would round sums differently.
+        self.found: dict[str, int] = {}
+        self.checkpoint, self.finished, self.found = on_main(accelerator, self._open)
         self.saved = -1  # step of the newest checkpoint
         self.began = 0  # step at which this process took over
 
     # --- before training
 
-    def _open(self) -> tuple[Path | None, bool]:
-        """On rank 0: the checkpoint to continue from, if there is one, and whether the run has already finished."""
+    def _open(self) -> tuple[Path | None, bool, dict[str, int]]:
+        """On rank 0: the checkpoint to continue from, if there is one; whether the run has finished; `found`."""
         make_output_dir(self.config.output_dir)
         make_output_dir(self.config.logging_dir, "logging_dir")
         self.lock = lock(self.output_dir)
         try:
-            return self._choose()
+            return *self._choose(), self.found
         except ValueError:
             self.lock.close()
             raise
@@ -110,6 +112,8 @@ class Run:
             harmless = name in ours or name in OUTWARD or name not in GONE or value == GONE[name][0]
             check(harmless, f"{where}: {name} was {value!r}, and that setting has gone{NEW}")
         theirs = asdict(type(self.config)()) | theirs  # what came later was as its default is
+        self.found = {name: theirs[name] for name in ROUNDING if ours[name] == AUTO != theirs[name]}
+        ours |= self.found
         changed = [name for name in ours if theirs.get(name) != ours[name] and name not in OUTWARD]
         different = [f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in changed]
         check(not set(changed) - ROUNDING, f"{where}: another configuration, {'; '.join(different)}: set it back{NEW}")

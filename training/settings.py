@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from runtime.settings import Settings, arg, check
+from runtime.settings import AUTO, AutoInt, Settings, arg, check
 
 CLASS_WEIGHTS = "two numbers above 0, for No and Yes"  # what the two stages' own class_weights must be
 
@@ -54,8 +54,10 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = arg(False, "recompute activations in the backward pass")
 
     max_new_tokens: int = arg(16, "tokens of a completion, at most", at_least=1, section="generation")
-    cache_tokens: int = arg(
-        8192, "tokens in the key-value cache of one process: prompts and longest completions", at_least=1
+    cache_tokens: AutoInt = arg(
+        AUTO,
+        "tokens in the key-value cache of one process, prompts and longest completions; auto: what its memory holds",
+        at_least=1,
     )
 
     class_weights: list[float] = arg(
@@ -70,8 +72,10 @@ class TrainingSettings(Settings):
     learning_rate: float = arg(2e-4, "peak learning rate, reached after the warm-up", above=0, section="optimisation")
     weight_decay: float = arg(0.0, "AdamW weight decay", at_least=0)
     max_grad_norm: float = arg(1.0, "gradient norm beyond which gradients are clipped", above=0)
-    micro_batch_tokens: int = arg(
-        2048, "packed tokens a forward pass on one process; lower it if memory runs out", at_least=1
+    micro_batch_tokens: AutoInt = arg(
+        AUTO,
+        "packed tokens of an update's forward pass on one process; auto: tried before the first step",
+        at_least=1,
     )
     prefix_sharing: bool = arg(True, "compute shared prefixes once; false computes every row by itself")
     seed: int = arg(0, "seed of new weights, of the data order and of sampling")

@@ -19,7 +19,10 @@ from policy.loading import check_context, check_model, load_policy, load_tokeniz
 from policy.prefix_sharing import Tokens, check_prefix_sharing
 from policy.sampling import Sampler
 from runtime.processes import start
+from runtime.settings import AUTO
+from training.budgets import BUDGETS, find_budgets, of_all_ranks, tried_update
 from training.health import Monitor, Motion, check_gradient_flow, check_optimizer, check_stop_tokens
+from training.memory import group_tokens
 from training.monitoring import Progress, finish, nan_means, open_writer, write_scalars
 from training.optimization import prepare
 from training.runs import Run
@@ -69,14 +72,19 @@ class Opened:
         num_steps: int,
         probe: Callable[[list[Tokens]], torch.Tensor],
         first: tuple[list[list[Tokens]], list[list[Tokens]]],
+        longest: int,
     ) -> "Setup":
         """Prove that the model can be trained, put it under the optimizer, continue where a checkpoint was.
 
         `probe`, of some of the dataset's responses, is a loss that must reach every trainable tensor; `first` are
         prompts and completions of this rank's first step, by group, on which the packed and the plain log-probabilities
-        must agree. Raises TrainingFault or ValueError where one of that is not so.
+        must agree; `longest` are the tokens of the longest sequence. Sizes that are `auto` become numbers in the
+        configuration. Raises TrainingFault or ValueError where one of that is not so.
         """
         accelerator, run, config = self.accelerator, self.run, self.config
+        to_try = config.micro_batch_tokens == AUTO and "micro_batch_tokens" not in run.found
+        use_budgets(config, run.found)
+        use_budgets(config, find_budgets(accelerator, config, model.config, self.dtype))
         stop_ids = stop_token_ids(self.tokenizer, model)
         responses = [encode(self.tokenizer, text) for text in self.train["response"][:64]]
         check_stop_tokens(responses, stop_ids)
@@ -86,6 +94,10 @@ class Opened:
         engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
         policy = accelerator.unwrap_model(engine)
         check_optimizer(policy, optimizer)
+        if to_try:
+            group = group_tokens(config, longest)
+            budget = tried_update(accelerator, policy, config.micro_batch_tokens, longest, group, config.prefix_sharing)
+            use_budgets(config, {"micro_batch_tokens": budget})
         motion = Motion(policy)
         saved = run.restore(policy, optimizer, motion)
         step, writer = saved.get("step", 0), None
@@ -131,6 +143,7 @@ class Setup(Opened):
         """The run's first line: what it does, on what."""
         kind = self.accelerator.distributed_type.value
         where = f"{self.accelerator.num_processes} processes, {self.dtype}, {kind}"
+        where += "".join(f", {name} {getattr(self.config, name):,}" for name in BUDGETS)
         self.accelerator.print(f"{self.stage}: {what} on {where}", flush=True)
 
     def start_progress(self) -> Progress:
@@ -143,6 +156,9 @@ class Setup(Opened):
 
     def save(self, step: int, **state) -> None:
         """Write a checkpoint from which the run continues as if undisturbed; `state` is the loop's, as JSON."""
+        # A resumed run must round as this one does from here on: with one number for the caches of all ranks.
+        use_budgets(self.config, of_all_ranks(self.accelerator, {"cache_tokens": self.sampler.cache_tokens}))
+        self.sampler.cache_tokens = self.config.cache_tokens
         state["monitor"] = self.monitor.state()
         self.run.save(step, self.policy, self.tokenizer, self.optimizer, self.writer, state)
 
@@ -156,6 +172,12 @@ class Setup(Opened):
         """End the run: `kept` has the step and the scores of the model in output_dir."""
         finish(self.run, self.writer, self.stage, kept, self.num_steps)
         self.accelerator.end_training()
+
+
+def use_budgets(config: TrainingSettings, found: dict[str, int]) -> None:
+    """Write what was found into the configuration, which is saved, logged and compared with as it was used."""
+    for name, tokens in found.items():
+        setattr(config, name, tokens)
 
 
 def open_run(config: TrainingSettings, stage: str, labels: bool | None) -> Opened | None:

@@ -19,8 +19,10 @@ import train_grpo
 import train_sft
 from runtime.ending import run_script
 from runtime.settings import (
+    AUTO,
     ELSEWHERE,
     GONE,
+    AutoInt,
     Settings,
     arg,
     check,
@@ -52,6 +54,16 @@ class Config(Settings):
     sizes: list[int] = arg([3, 4], "some counts")
     weights: list[float] = arg([1.0, 1.0], "some numbers")
     words: list[str] = arg([], "some names")
+
+
+@dataclass
+class Sized(Settings):
+    size: AutoInt = arg(AUTO, "a count, or found by itself", at_least=2)
+
+
+@dataclass
+class Smaller(Sized):
+    size: AutoInt = 7
 
 
 def yaml_file(tmp_path, text: str) -> list[str]:
@@ -506,3 +518,21 @@ def test_help_of_a_script_in_a_shell(tmp_path):
         done = shell(*words)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+# --- sizes that may be auto
+
+
+def test_a_size_is_a_number_or_auto(tmp_path):
+    assert parse_config(Sized, []).size == AUTO and parse_config(Smaller, []).size == 7
+    assert parse_config(Smaller, ["--size", "auto"]).size == AUTO and parse_config(Sized, ["--size", "3"]).size == 3
+    assert parse_config(Smaller, yaml_file(tmp_path, "size: auto")).size == AUTO
+    assert parse_config(Sized, yaml_file(tmp_path, "size: 3")).size == 3
+
+
+@pytest.mark.parametrize("value", ["1", "-5", "2.5", "many", "true", "1e3", "Auto"])
+@pytest.mark.parametrize("config", [Sized, Smaller])
+def test_a_size_that_is_neither_is_refused(value, config, tmp_path):
+    for argv in (["--size", value], yaml_file(tmp_path, f"size: {value}")):
+        with pytest.raises(ValueError, match=r"^size: must be auto or at least 2, got "):
+            parse_config(config, argv)

@@ -11,7 +11,7 @@ import plan
 import train_grpo
 import train_sft
 from runtime.ending import run_script
-from runtime.settings import read_yaml
+from runtime.settings import parse_config, read_yaml
 from training.hours import nearest_rates, read_rates
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("sft", "grpo")))
@@ -26,6 +26,7 @@ def test_the_plan_needs_neither_weights_nor_a_gpu(stage, monkeypatch):
     for row in ("weights", "optimizer", "key-value cache", "logits", "total"):
         assert f"\n{row} " in text
     assert ("reference" in text) == (stage == "grpo")
+    assert "\nauto: cache_tokens " in text and "\ntime: evaluations take " in text
     assert text.count(": fits; at most") == 2 and text.count("micro_batch_tokens") == text.count("(9,000 planned)") == 2
 
 
@@ -78,6 +79,42 @@ def test_the_page_has_the_hours_of_the_recipes():
         assert f"{total:.1f}" == shown and total < 8
 
 
+def test_auto_is_a_number_for_the_card(capsys, monkeypatch):
+    lines = {}
+    for card in (11, 23):
+        monkeypatch.setattr(
+            sys, "argv", ["plan.py", "--config", "configs/grpo_qwen_traces.yaml", "--card_gb", str(card)]
+        )
+        monkeypatch.chdir(ROOT)
+        plan.main()
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("auto: "))
+        found = re.fullmatch(r"auto: cache_tokens ([\d,]+), .*for 90% of a card; (\d+) sequences at once", line)
+        lines[card] = [int(text.replace(",", "")) for text in found.groups()]
+    assert all(large > 2 * small for small, large in zip(lines[11], lines[23], strict=True))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_evaluations_take_at_most_a_tenth_of_a_recipe(path):
+    recipe = parse_config(plan.STAGES[path.name.split("_")[0]], ["--config", str(path)])
+    assert 0 < plan.evaluation_share(recipe) <= 0.1
+
+
+def test_the_share_of_evaluations_by_hand():
+    """Answers of 10 tokens; a premise of 400 tokens, of one claim of 64."""
+    one = {"claims_per_prefix": 1, "max_new_tokens": 10, "eval_rows": 6, "max_steps": 20, "eval_steps": 10}
+    step = 5 * (400 + 64 + 10)
+    evaluation = 6 * (3 * 10 + 464 / 3 + 474 / 3)
+    share = plan.evaluation_share(train_sft.Config(batch_size=5, **one))
+    assert share == pytest.approx(2 * evaluation / (2 * evaluation + 20 * step))
+    step = 5 * 2 * (3 * 10 + 3 * (464 / 2 + 10))  # three updates a rollout, without a reference
+    evaluation = 6 * (3 * 10 + 464 / 3)
+    more = {"prompts_per_step": 5, "num_generations": 2, "num_iterations": 3, "beta": 0.0}
+    share = plan.evaluation_share(train_grpo.Config(**one, **more))
+    assert share == pytest.approx(3 * evaluation / (3 * evaluation + 20 * step))
+    at_the_end = train_sft.Config(**one | {"max_steps": 0, "eval_steps": 0})
+    assert plan.evaluation_share(at_the_end) == 0
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_tells_its_stage(path):
     assert plan.stage_of(read_yaml(str(path)).keys()) == path.name.split("_")[0]
@@ -109,7 +146,7 @@ REFUSED = [
     ([*SFT, "--stage", "grpo"], "unknown field"),
     ([*SFT, "--lora_rank", "8", "--card_gb", "11"], "unknown option --lora_rank; did you mean lora_r"),
     ([*GRPO, "--num_generation", "8", "--card_gb", "11"], "unknown option --num_generation; did you mean num_gen"),
-    ([*GRPO, "--micro_batch_tokens", "0", "--card_gb", "11"], "micro_batch_tokens: must be at least 1"),
+    ([*GRPO, "--micro_batch_tokens", "0", "--card_gb", "11"], "micro_batch_tokens: must be auto or at least 1"),
     ([*SFT, "--card_gb", "much"], "--card_gb: invalid float value: 'much'"),
     ([*SFT, "--card_gb", "-1"], "card_gb: must be above 0"),
     ([*SFT, "--rates", "configs/rates/l4.yaml"], "rates: add --hours"),

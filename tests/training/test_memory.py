@@ -18,9 +18,10 @@ import train_grpo
 import train_sft
 from policy.loading import SHAPES, TINY, model_shape, recompute_activations, with_layers
 from policy.prefix_sharing import ATTENTION
-from runtime.settings import parse_config
+from runtime.settings import AUTO, parse_config
 from training import memory
 from training.memory import (
+    SHARE,
     Counted,
     Demand,
     Phase,
@@ -31,6 +32,7 @@ from training.memory import (
     held,
     lines,
     policy_without_data,
+    with_budgets,
 )
 
 LAYERS = 5
@@ -209,8 +211,37 @@ def test_every_recipe_plans(path):
         peaks = [plan.peak(cards).total for cards in (2, 1)]
         assert told[stage == "grpo" :: 2] == [f"{peak / 1e9:.1f}" for peak in peaks]
         assert peaks[1] < float(smallest) * 1e9
-    assert demand.update_tokens >= config.micro_batch_tokens and demand.cache_tokens >= config.cache_tokens
+    sizes = {"micro_batch_tokens": demand.update_tokens, "cache_tokens": demand.cache_tokens}
+    for setting, tokens in sizes.items():
+        assert getattr(config, setting) == AUTO or tokens >= getattr(config, setting)
     assert (demand.lora_r > 0) == (getattr(config, "adaptation", "lora") == "lora")
+
+
+@pytest.mark.parametrize("name, least", [("qwen_traces", (32, 32)), ("phi3_traces", (1, 24))])
+def test_the_caches_that_the_page_promises(name, least):
+    """`least` sequences at once, on cards of 11 and of 23 GB."""
+    told = re.search(rf"^\| `{name}` \|(.* \([0-9]+\)) \|$", documents(), re.M)[1]
+    of_cards = []
+    for card, at_least in zip((11e9, 23e9), least, strict=True):
+        of_stages = []
+        for stage, script in (("sft", train_sft), ("grpo", train_grpo)):
+            config = parse_config(script.Config, ["--config", str(ROOT / f"configs/{stage}_{name}.yaml")])
+            found = with_budgets(config, 2, card)
+            demand = demand_of(found)[1]
+            assert demand.sequences >= at_least
+            assert Plan(demand).peak(2).total <= SHARE * card
+            of_stages.append(f"{found.cache_tokens:,} ({demand.sequences})")
+        of_cards.append(" " + ", ".join(of_stages))
+    assert told.split(" |") == of_cards
+
+
+def test_what_is_given_is_kept_and_what_does_not_fit_is_one_at_a_time():
+    config = train_sft.Config(model="Qwen/Qwen2.5-1.5B-Instruct", adaptation="lora", cache_tokens=777)
+    assert with_budgets(config, 1, 1e9).cache_tokens == 777
+    assert with_budgets(config, 1, 1e9).micro_batch_tokens == 1
+    config = train_sft.Config(model="Qwen/Qwen2.5-1.5B-Instruct", adaptation="lora", micro_batch_tokens=55)
+    assert with_budgets(config, 1, 1e9).cache_tokens == 1
+    assert with_budgets(config, 1, 1e9).micro_batch_tokens == 55
 
 
 def test_the_shapes_in_the_project_are_their_models():

@@ -63,7 +63,7 @@ def places(folder: Path) -> dict[str, Path]:
 
 
 def train(stage: str, folder: Path, processes: int = 2, **options) -> str:
-    return launch(processes, f"train_{stage}.py", **places(folder), **STAGES[stage], **options)
+    return launch(processes, f"train_{stage}.py", **(places(folder) | STAGES[stage] | options))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,10 @@ def take_away(model: Path, first: int) -> None:
 
 @pytest.mark.parametrize("stage, setup", [("sft", "zero2_2xcpu"), ("sft", "zero2_2xl4"), ("grpo", "zero2_2xcpu")])
 def test_a_resumed_run_is_an_undisturbed_one(tmp_path, undisturbed, stage, setup):
-    """Across a change of epoch; the newest checkpoint is damaged, so that the one before it is used."""
+    """Across a change of epoch; the newest checkpoint is damaged, so that the one before it is used.
+
+    Where a size is `auto` it is the interrupted run's, not what fits the memory now.
+    """
     broken = tmp_path / "broken"
     whole, options = undisturbed(stage, setup, broken)
     take_away(broken / "model", 4)
@@ -102,7 +105,8 @@ def test_a_resumed_run_is_an_undisturbed_one(tmp_path, undisturbed, stage, setup
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last[0] ^ 1]))
     (broken / "model" / ".checkpoint-4.tmp").mkdir()  # of a write that was killed
-    text = train(stage, broken, resume_from="latest", **options)
+    text = train(stage, broken, resume_from="latest", micro_batch_tokens="auto", **options)
+    assert "micro_batch_tokens 260\n" in text
     assert "checkpoint-3 is damaged, rank-1.safetensors is not as it was written" in text
     assert f"continues from {broken / 'model' / 'checkpoint-2'}" in text
     assert_same_run(whole, broken)
@@ -233,9 +237,25 @@ def test_a_changed_setting_is_refused_by_name(tmp_path):
 
 
 def test_settings_that_change_nothing_may_change(tmp_path, capsys):
-    saved_run(tmp_path, 1)
+    saved_run(tmp_path, 1, micro_batch_tokens=2048)
     run = make_run(tmp_path, resume_from="latest", save_steps=3, time_limit=5.0, micro_batch_tokens=99)
     assert run.checkpoint is not None and "micro_batch_tokens 2048 there, 99 here: sums are" in capsys.readouterr().out
+
+
+def test_sizes_that_are_auto_are_those_of_the_interrupted_run(tmp_path, capsys):
+    saved_run(tmp_path, 1, micro_batch_tokens=99, cache_tokens=88)
+    found = {"micro_batch_tokens": 99, "cache_tokens": 88}
+    run = make_run(tmp_path, resume_from="latest")
+    assert run.found == found and "rounded" not in capsys.readouterr().out
+    run.lock.close()
+    run = make_run(tmp_path, resume_from="latest", cache_tokens=77)
+    assert run.found == {"micro_batch_tokens": 99} and "cache_tokens 88 there, 77 here" in capsys.readouterr().out
+    run.lock.close()
+    run = make_run(tmp_path, resume_from="latest", resume_weights_only=True)
+    assert run.found == {}, "another run: it finds its own"
+    run.lock.close()
+    shutil.rmtree(tmp_path / "model" / "checkpoint-1")
+    assert make_run(tmp_path, resume_from="latest").found == found, "killed before its first checkpoint"
 
 
 def test_a_checkpoint_of_an_earlier_version_resumes_where_its_settings_did_nothing(tmp_path):

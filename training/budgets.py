@@ -1,0 +1,123 @@
+"""How many tokens at once: what `auto` of cache_tokens and micro_batch_tokens stands for in a run.
+
+On a GPU memory.py counts the bytes of a token, and the device is asked for the bytes that it has; on a CPU a share of
+the memory that is free, and no more than is worth it. An update's size is tried before the first step as well: in the
+loop a rank that ran out of memory would leave the others waiting for its gradients, so there it ends the run.
+"""
+
+import os
+from dataclasses import replace
+
+import psutil
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedConfig
+
+from policy.adapters import adapter_base
+from policy.loading import model_shape
+from policy.prefix_sharing import sequence_logps
+from runtime.ending import is_out_of_memory
+from runtime.processes import reduce
+from runtime.settings import AUTO, check
+from training.memory import cache_of_inference, rounded, with_budgets
+from training.settings import TrainingSettings
+
+BUDGETS = ("cache_tokens", "micro_batch_tokens")
+CPU_SHARE = 0.25  # of the free memory, for the caches of all processes of a machine
+CPU_CACHE = 32768  # tokens, at most: twice as many as 16,384 still took a sixth off a rollout of the tiny model
+CPU_UPDATE = 2048  # tokens: of the tiny model, passes of 1,024 to 8,192 take the same time a token
+
+
+def of_all_ranks(accelerator: Accelerator, budgets: dict[str, int]) -> dict[str, int]:
+    """The smallest of each over the ranks."""
+    least = reduce(accelerator, {name: -tokens for name, tokens in budgets.items()}, "max")
+    return {name: -int(tokens) for name, tokens in least.items()}
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process has or may have."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+
+
+def cpu_cache_tokens(shape: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """The cache of one process on a machine without GPUs."""
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    of_token = 2 * shape.num_hidden_layers * shape.num_key_value_heads * width * dtype.itemsize  # keys and values
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = CPU_SHARE * psutil.virtual_memory().available / processes
+    return min(CPU_CACHE, rounded(int(share / (2 * of_token))))  # as much again for what a pass computes
+
+
+def find_budgets(
+    accelerator: Accelerator, config: TrainingSettings, shape: PreTrainedConfig, dtype: torch.dtype
+) -> dict[str, int]:
+    """Numbers for those of BUDGETS that are `auto`, the same on every rank."""
+    asked = [name for name in BUDGETS if getattr(config, name) == AUTO]
+    if not asked:
+        return {}
+    if accelerator.device.type == "cuda":
+        config = with_budgets(config, accelerator.num_processes, device_memory(accelerator.device), dtype)
+    else:
+        found = {"cache_tokens": cpu_cache_tokens(shape, dtype), "micro_batch_tokens": CPU_UPDATE}
+        config = replace(config, **{name: found[name] for name in asked})
+    return of_all_ranks(accelerator, {name: getattr(config, name) for name in asked})
+
+
+def cache_of_evaluation(
+    device: torch.device, dtype: torch.dtype, model: str, quantization: str, prompt: int, new_tokens: int
+) -> int:
+    """The cache of a process that only samples: `new_tokens` tokens to a prompt of `prompt`, at most."""
+    shape = model_shape(adapter_base(model) or model)
+    if device.type == "cpu":
+        return cpu_cache_tokens(shape, dtype)
+    return cache_of_inference(shape, dtype, quantization, prompt, new_tokens, device_memory(device))
+
+
+def tried_update(
+    accelerator: Accelerator, model: torch.nn.Module, budget: int, longest: int, group: int, share: bool
+) -> int:
+    """The largest of `budget`, its half, its quarter, … with which an update fits the memory of every rank.
+
+    What is tried is a forward and a backward pass over rows of `longest` tokens: `budget` tokens together, or `group`
+    if a group has more, as it is not split. `model` must be the one below DeepSpeed's engine, and its gradients are not
+    touched: no rank waits for another while one of them may fail. Raises ValueError if not even one group fits.
+    """
+    while True:
+        tokens = max(budget, group)
+        fits = _fits(model, tokens, longest, share)
+        if of_all_ranks(accelerator, {"fits": fits})["fits"]:
+            return budget
+        check(
+            budget > group,
+            f"out of memory in a trial of the update: {tokens} tokens, one group, do not fit; lower claims_per_prefix "
+            "or num_generations, or set gradient_checkpointing true",
+        )
+        budget = max(group, budget // 2)
+        accelerator.print(
+            f"out of memory in a trial of the update: goes on with micro_batch_tokens {budget}", flush=True
+        )
+
+
+def _fits(model: torch.nn.Module, tokens: int, longest: int, share: bool) -> bool:
+    was_training = model.training
+    model.train()
+    row = [k % 50 for k in range(longest)]
+    groups = [[row]] * -(-tokens // longest)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        with torch.random.fork_rng():  # dropout must draw in the first step what it draws without a trial
+            logps = sequence_logps(
+                model, [[r[:1] for r in g] for g in groups], [[r[1:] for r in g] for g in groups],
+                share=share, entropy=True,
+            )[0]  # fmt: skip
+            # Unlike .backward() this runs none of the hooks with which ZeRO-2 reduces gradients over the ranks.
+            torch.autograd.grad(logps.sum(), trained, allow_unused=True)
+        return True
+    except Exception as error:
+        if is_out_of_memory(error):
+            return False
+        raise
+    finally:
+        model.train(was_training)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
