@@ -91,7 +91,8 @@ def test_launch_config_is_accelerates_and_thin(path):
 def test_launch_config_is_what_its_name_says(path):
     config = load_config_from_file(str(path))
     precision = {"l4": "bf16", "2080ti": "fp16", "cpu": "fp32", "single_gpu": "bf16", "multi_node": "bf16"}
-    expected = next(value for key, value in precision.items() if key in path.stem)
+    named = re.search(r"_(bf16|fp16)$", path.stem)
+    expected = named[1] if named else next(value for key, value in precision.items() if key in path.stem)
     assert config.deepspeed_config["deepspeed_config_file"].endswith(f"_{expected}.json")
     count = re.search(r"_(\d+)x", path.stem)
     assert config.num_processes == (int(count[1]) if count else {"single_gpu": 1, "multi_node": 4}[path.stem])

@@ -46,6 +46,7 @@ ELSEWHERE = {
     "docs/scaling.md: A pretrained model, without a hub or a GPU": "hours; test_configs.py",
     "docs/interrupted_runs.md: Interrupted runs": "a GPU, and half an hour; test_resume.py",
     "docs/prefix_sharing.md: What it gains": "hours; test_benchmarks.py",
+    "docs/scripts.md: Where the time of an SFT step goes": "an hour; bf16 on CPUs is in test_launch.py",
 }
 TRAIN = ["--max_steps", "2", "--eval_rows", "8", "--max_new_tokens", "4", "--eval_steps", "0"]
 SHORTER = {  # the last word on a setting counts
