@@ -55,7 +55,7 @@ def _phrases() -> Iterator[str]:
     for mark in MARKS:
         yield from (f" {mark}", f" {mark} same\n", f" {mark} changed\n")
     yield from (f" {end}\n" for end in ("-", "same", "changed", "found", "missing", "far", "open", "both found"))
-    yield from (" none given", "\nHypothesis:", " However,")
+    yield from (" none given", "\nHypothesis:", " However,", "Answer: Yes", "Answer: No")
     # A single word is the BPE's: it would be cut off longer ones (" in" off " influences").
     yield from (word for word in FIXED_WORDS if not re.fullmatch(r" ?\w+", word))
     for wording in WORDINGS["released"].values():
@@ -67,7 +67,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
     Pairs and sets of variables, and what else is always said in the same words, are tokens (`_phrases`).
     """
-    words = [f" {letter}" for letter in LETTERS] + [*FIXED_WORDS, " Yes", " No", "Answer:"]
+    words = [f" {letter}" for letter in LETTERS] + [*FIXED_WORDS]
     words += [f" {sentence}" for wording in WORDINGS.values() for sentence in wording.values()]
     corpus = words * 99  # each becomes a token, or a token a word
     for row in generate_rows(3):

@@ -99,7 +99,7 @@ def test_a_pair_and_a_set_are_one_token_in_every_lettering(tokenizer):
     assert pieces(" There is a path of arrows from A to Z.") == [
         " There", " is", " a", " path", " of", " arrows", " from", " A", " to", " Z."
     ]  # fmt: skip
-    assert pieces("Answer: Yes") == ["Answer:", " Yes"]
+    assert [pieces(f"Answer: {answer}") for answer in ("Yes", "No")] == [["Answer: Yes"], ["Answer: No"]]
     assert pieces(" - same\nRound 1 A B none changed\n") == [" - same\n", "Round 1 A B", " none changed\n"]
 
 
