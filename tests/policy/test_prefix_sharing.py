@@ -389,6 +389,14 @@ def saved_bytes(function) -> int:
     return sum(buffers.values())
 
 
+def test_values_are_kept_without_what_they_are_a_view_of(family):
+    """Phi-3's are a third of its queries, keys and values; its gate and what it gates, both kept, are half of one."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        sequence_logps(build_model(family, lora=True), *random_groups(4))
+    assert kept and all(tensor.untyped_storage().nbytes() <= 2 * tensor.nbytes for tensor in kept)
+
+
 @pytest.mark.parametrize("new_tokens", [4, 60])
 def test_activations_grow_with_packed_tokens_and_stay_below_the_plain_path(family, new_tokens):
     model = build_model(family, lora=True)
