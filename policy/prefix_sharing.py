@@ -194,14 +194,12 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, pieces: list[Piece], scale: float) -> torch.Tensor:
         _, heads, length, _ = query.shape
-        keys, values = (_for_each_query_head(x, heads) for x in (key, value))
         # Sums in fp32, of which each piece's kernel has only its own.
         output = query.new_empty((1, length, heads, value.shape[-1]), dtype=torch.float32).transpose(1, 2)
         total = query.new_empty((1, heads, length), dtype=torch.float32)  # log-sum-exp
         for piece in pieces:
-            part, part_total = _attend(
-                query[:, :, piece.rows], keys[:, :, piece.keys], values[:, :, piece.keys], piece, scale
-            )
+            keys, values = (_for_each_query_head(x[:, :, piece.keys], heads) for x in (key, value))
+            part, part_total = _attend(query[:, :, piece.rows], keys, values, piece, scale)
             so_far, total_so_far = output[:, :, piece.rows], total[:, :, piece.rows]
             if piece.rows == piece.keys:  # the first of these queries
                 so_far.copy_(part)
@@ -222,27 +220,28 @@ class _TreeAttention(torch.autograd.Function):
         if query.device.type == "cpu":  # its kernel is slow at half precision, up to 18 times for short pieces
             inputs = [tensor.float() for tensor in inputs]
         query, key, value, output, grad_output = inputs
-        heads = query.shape[1]
-        keys, values = (_for_each_query_head(x, heads) for x in (key, value))
-        grads = [torch.empty_like(x, dtype=torch.float32) for x in (query, keys, values)]
+        heads, kv_heads = query.shape[1], key.shape[1]
+        grads = [torch.empty_like(x) for x in (query, key, value)]
         for piece in ctx.pieces:
             rows, columns = piece.rows, piece.keys
             parts = _attend_backward(
-                *(x[:, :, rows] for x in (grad_output, query)), *(x[:, :, columns] for x in (keys, values)),
+                grad_output[:, :, rows], query[:, :, rows],
+                *(_for_each_query_head(x[:, :, columns], heads) for x in (key, value)),
                 output[:, :, rows], total[:, :, rows], piece, ctx.scale,
             )  # fmt: skip
             for grad, part, where in zip(grads, parts, (rows, columns, columns), strict=True):
-                if rows == columns:
+                if part.shape[1] > grad.shape[1]:  # of each query head
+                    part = part.unflatten(1, (kv_heads, -1)).sum(2)
+                if rows == columns:  # the first; what follows is one piece for keys, one an ancestor for queries
                     grad[:, :, where] = part
                 else:
                     grad[:, :, where] += part
-        grads[1:] = (grad.unflatten(1, (key.shape[1], -1)).sum(2) for grad in grads[1:])
         return *(grad.to(dtype) for grad in grads), None, None
 
 
 def _for_each_query_head(x: torch.Tensor, heads: int) -> torch.Tensor:
     """Keys or values (1, key-value heads, L, d), repeated if several query heads share one."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+    return x.repeat_interleave(heads // x.shape[1], dim=1) if x.shape[1] < heads else x
 
 
 def _mask_of(piece: Piece, query: torch.Tensor) -> torch.Tensor | None:
@@ -300,7 +299,8 @@ def tree_attention(
     device = query.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the meta device has none
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
-    return _TreeAttention.apply(query, key, value, pieces, options["scaling"]), None
+    # Phi-3's values are a view of its queries, keys and values in one, which would be kept for the backward pass.
+    return _TreeAttention.apply(query, key, value.contiguous(), pieces, options["scaling"]), None
 
 
 AttentionInterface.register(ATTENTION, tree_attention)

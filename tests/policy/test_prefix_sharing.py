@@ -231,6 +231,35 @@ def test_premise_claims_and_completions_share_in_one_tree(family, tile):
     assert_paths_agree(build_model(family), prompts, completions)
 
 
+def long_group(seed: int, prompt: int, new_tokens: list[int]) -> tuple[list, list]:
+    """Completions of one prompt; the first two begin alike."""
+    rng = random.Random(seed)
+    shared, *completions = ([rng.randrange(VOCABULARY) for _ in range(n)] for n in (prompt, *new_tokens))
+    completions[1][: new_tokens[0] // 2] = completions[0][: new_tokens[0] // 2]
+    return [[shared] * len(completions)], [completions]
+
+
+def test_long_sequences_attend_in_every_kind_of_piece(family):
+    """At the size that is used: causal, without a mask, and with one; longer than the blocks of the kernels."""
+    prompts, completions = long_group(0, 300, [270, 280, 150, 3, 40, 30])
+    tree = pack([[p + c for p, c in zip(prompts[0], completions[0], strict=True)]])
+    pieces = tree.pieces(CPU)
+    masked = [piece for piece in pieces if piece.mask is not None]
+    ancestors = [(p.rows.stop - p.rows.start, p.keys.stop - p.keys.start) for p in pieces if p.rows != p.keys]
+    assert len(masked) == 1 and sum(piece.causal for piece in pieces) == 5
+    # Below the prompt everything; below what two completions begin with, the rest of the two.
+    assert sorted(ancestors) == [(280, 135), (638, 300)]
+    assert_paths_agree(build_model(family, lora=True), prompts, completions)
+
+
+def test_dropout_in_attention_is_refused():
+    model = build_model("phi3").train()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    with pytest.raises(ValueError, match="prefix_sharing: .* 0.1; set it false"):
+        sequence_logps(model, *random_groups(0))
+
+
 def test_long_rope_stays_short_while_sequences_do(monkeypatch):
     """The packed row is longer than LongRoPE's switch, no sequence is: the short factors hold, as for each alone."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.3, 1.5]}
@@ -358,6 +387,14 @@ def saved_bytes(function) -> int:
         result = function()
     del result
     return sum(buffers.values())
+
+
+def test_values_are_kept_without_what_they_are_a_view_of(family):
+    """Phi-3's are a third of its queries, keys and values; its gate and what it gates, both kept, are half of one."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        sequence_logps(build_model(family, lora=True), *random_groups(4))
+    assert kept and all(tensor.untyped_storage().nbytes() <= 2 * tensor.nbytes for tensor in kept)
 
 
 @pytest.mark.parametrize("new_tokens", [4, 60])
