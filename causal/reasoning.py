@@ -124,6 +124,7 @@ def _triples(n: int, marks: _Marks, a: int, b: int, given: int, phrases: list) -
             if marks.look(phrases, chain, collider) == "-":  # Meek's rule 3
                 phrases.append(("rule 3",))
                 marks.orient(phrases, chain, collider)
+    phrases.append(("end",))
     return bool(colliders)
 
 
@@ -149,6 +150,7 @@ def _forced(n: int, marks: _Marks, a: int, b: int, phrases: list) -> bool:
             phrases.append((rule,))
             marks.orient(phrases, cause, effect)
             return True
+    phrases.append(("end",))
     return False
 
 
@@ -200,9 +202,8 @@ def _search(
         for k in range(n):
             if found or k in (start, other, u) or marks.look(phrases, u, k) not in ways:
                 continue
-            if among:
-                found = bool(among >> k & 1)
-                phrases.append(("both" if found else "new",))
+            found = bool(among >> k & 1)
+            phrases.append(("both" if found else "old" if reached >> k & 1 else "new",))
             if not reached >> k & 1:
                 left |= 1 << k
             reached |= 1 << k
@@ -222,7 +223,11 @@ def _turns_to(n: int, marks: _Marks, i: int, j: int, steps: list[Step]) -> tuple
     if not possible:
         return steps, False
     phrases = []
-    beside = [k for k in range(n) if k not in (i, j) and marks.look(phrases, i, k) == "-"]
+    beside = []
+    for k in range(n):
+        if k not in (i, j) and marks.look(phrases, i, k) == "-":
+            phrases.append(("new",))
+            beside.append(k)
     enough = len(beside) > 1
     steps.append(Step(("fork", i, j), (*phrases, ("next", sum(1 << k for k in beside)) if enough else ("missing",))))
     if not enough:
@@ -243,8 +248,10 @@ def _way(n: int, marks: _Marks, start: int, i: int, j: int, steps: list[Step]) -
         for k in range(n):
             if found or k in (i, j, u) or marks.look(phrases, u, k) not in ("-", "->"):
                 continue
-            if marks.look(phrases, i, k) == "none" and not reached >> k & 1:
-                reached, left = reached | 1 << k, left | 1 << k
+            if marks.look(phrases, i, k) == "none":
+                phrases.append(("old" if reached >> k & 1 else "new",))
+                if not reached >> k & 1:
+                    reached, left = reached | 1 << k, left | 1 << k
         phrases.append(("far",) if found else ("next", left) if left else ("missing",))
         steps.append(Step(("way", start, i, u), tuple(phrases)))
         if found or not left:

@@ -54,7 +54,8 @@ def _phrases() -> Iterator[str]:
         yield f" All the statistical relations among these {n} variables are as follows:"
     for mark in MARKS:
         yield from (f" {mark}", f" {mark} same\n", f" {mark} changed\n")
-    yield from (f" {end}\n" for end in ("-", "same", "changed", "found", "missing", "far", "open", "both found"))
+    ends = ("-", "same", "changed", "end same", "end changed", "found", "missing", "far", "open", "both found")
+    yield from (f" {words}\n" for words in ends)
     yield from (" none given", "\nHypothesis:", " However,", "Answer: Yes", "Answer: No")
     # A single word is the BPE's: it would be cut off longer ones (" in" off " influences").
     yield from (word for word in FIXED_WORDS if not re.fullmatch(r" ?\w+", word))

@@ -178,7 +178,7 @@ def test_an_indirect_cause_by_turns_is_found_in_a_fork():
     assert text.splitlines()[-7:] == [
         "From A without D at A, A B -, A C - reached nothing",
         "Link A to D, A D none open",
-        "Fork A without D, A B -, A C - next B C",
+        "Fork A without D, A B - new, A C - new next B C",
         "Way B past A at B, B D -> far",
         "Way C past A at C, C D -> far",
         "Apart, B C none found",
@@ -237,11 +237,11 @@ Pair A D none given B C
 Pair B C -
 Pair B D none given A C
 Pair C D -
-Ends A B none given nothing, A C -, B C - out, A C ->, B C ->, A D none changed
+Ends A B none given nothing, A C -, B C - out, A C ->, B C ->, A D none end changed
 Ends A C -> changed
-Ends A D none given B C, A B none, A C ->, C D - in changed
+Ends A D none given B C, A B none, A C ->, C D - in end changed
 Ends B C -> changed
-Ends B D none given A C, A B none, B C ->, C D - in changed
+Ends B D none given A C, A B none, B C ->, C D - in end changed
 Ends C D - changed
 Round 1 A B none same
 Round 1 A C -> same
@@ -255,7 +255,7 @@ Round 2 A D none same
 Round 2 B C -> same
 Round 2 B D none same
 Round 2 C D -> same
-From A without D at A, A B none, A C -> next C
+From A without D at A, A B none, A C -> new next C
 From A without D at C, C D -> found
 Answer: Yes"""
 FULL = """Pair A and B: no edge; independent given nothing.
@@ -265,11 +265,13 @@ Pair B and C: undirected.
 Pair B and D: no edge; independent given A and C.
 Pair C and D: undirected.
 Around A and B: no edge; independent given nothing; A - C; B - C; not in that set, so a collider; A -> C; B -> C; \
-no edge A - D; a change.
+no edge A - D; that is all; a change.
 Around A and C: forwards; a change.
-Around A and D: no edge; independent given B and C; no edge A - B; A -> C; C - D; in that set, so no collider; a change.
+Around A and D: no edge; independent given B and C; no edge A - B; A -> C; C - D; in that set, so no collider; \
+that is all; a change.
 Around B and C: forwards; a change.
-Around B and D: no edge; independent given A and C; no edge A - B; B -> C; C - D; in that set, so no collider; a change.
+Around B and D: no edge; independent given A and C; no edge A - B; B -> C; C - D; in that set, so no collider; \
+that is all; a change.
 Around C and D: undirected; a change.
 Round 1, A and B: no edge; no change.
 Round 1, A and C: forwards; no change.
@@ -283,7 +285,7 @@ Round 2, A and D: no edge; no change.
 Round 2, B and C: forwards; no change.
 Round 2, B and D: no edge; no change.
 Round 2, C and D: forwards; no change.
-Effects of A without D, at A: no edge A - B; A -> C; next C.
+Effects of A without D, at A: no edge A - B; A -> C; new; next C.
 Effects of A without D, at C: C -> D; found.
 Answer: Yes"""
 
@@ -303,14 +305,14 @@ def test_either_style_line_by_line(style, lines):
         ("Pair A C -", "Pair A C ->"),
         ("Ends A C -> changed", "Ends A C -> same"),
         ("Ends A C -> changed", "Ends A C - changed"),
-        ("Ends A D none given B C, A B none, A C ->, C D - in changed", "Ends A D none given B C changed"),
+        ("Ends A D none given B C, A B none, A C ->, C D - in end changed", "Ends A D none given B C changed"),
         (
-            "Ends A D none given B C, A B none, A C ->, C D - in changed",
-            "Ends A D none given B C, A B none, A C ->, C D - out changed",
+            "Ends A D none given B C, A B none, A C ->, C D - in end changed",
+            "Ends A D none given B C, A B none, A C ->, C D - out end changed",
         ),
         (
-            "Ends A D none given B C, A B none, A C ->, C D - in changed",
-            "Ends A D none given B, A B none, A C ->, C D - in changed",
+            "Ends A D none given B C, A B none, A C ->, C D - in end changed",
+            "Ends A D none given B, A B none, A C ->, C D - in end changed",
         ),
         ("Round 1 A B none same", "Round 1 A B none changed"),
         ("Round 1 C D -, A C ->, A D none rule 1, C D -> changed", "Round 1 C D - same"),
@@ -323,9 +325,9 @@ def test_either_style_line_by_line(style, lines):
             "Round 1 C D -, A C ->, A D none rule 2, C D -> changed",
         ),
         ("Round 2 C D -> same", "Round 2 C D - same"),
-        ("From A without D at A, A B none, A C -> next C", "From A without D at A, A B none, A C -> next B C"),
-        ("From A without D at A, A B none, A C -> next C", "From A without D at A, A B none, A C -> reached C"),
-        ("From A without D at A, A B none, A C -> next C", "From A without D at A, A C -> next C"),
+        ("From A without D at A, A B none, A C -> new next C", "From A without D at A, A B none, A C -> new next B C"),
+        ("From A without D at A, A B none, A C -> new next C", "From A without D at A, A B none, A C -> new reached C"),
+        ("From A without D at A, A B none, A C -> new next C", "From A without D at A, A C -> new next C"),
         ("From A without D at C, C D -> found", "From A without D at C, C D none missing"),
         ("From A without D at C, C D -> found", "From A without D at C, C D -> missing"),
         ("Answer: Yes", "Answer: No"),
@@ -344,7 +346,7 @@ def test_one_false_line_is_the_one_marked(old, new):
         "Round 3 A B none same",  # the rounds are over
         "Pair B A none given nothing",  # the order of a pair is fixed
         "Link A to D, A D none missing",  # true, and not asked
-        "From A without B at A, A C ->, A D none next C",
+        "From A without B at A, A C -> new, A D none next C",
         "Into A without D at A, A B none, A C -> reached nothing",
         "Apart missing",
         "Missing",
@@ -473,7 +475,7 @@ def test_subjects_are_the_places_of_the_trace():
 
     assert about("Pair A B -") == about("Pair A B none given C") != about("Ends A B - same")
     assert about("Round 1 A B - same") != about("Round 2 A B - same")
-    assert about("From A without B at C, C D - reached C") != about("From A without B at A, A C -> next C")
+    assert about("From A without B at C, C D - reached C") != about("From A without B at A, A C -> new next C")
     assert about("By turns A -> C") == about("By turns B -> C")
     assert about("Answer: Yes") == about("Answer: No")
 

@@ -243,7 +243,7 @@ CLAIM = g.Claim("indirect", 0, 3)
 TRACE = r.trace(PREMISE, CLAIM)
 REQUIRED = 26  # six lines on pairs, six on triples, two rounds of six, two of the search
 ROUND, AGAIN = "Round 1 C D -, A C ->, A D none rule 1, C D -> changed", "Round 2 C D -> same"
-FIRST, FROM = "\nFrom A without D at A, A B none, A C -> next C", "\nFrom A without D at C, C D -> found"
+FIRST, FROM = "\nFrom A without D at A, A B none, A C -> new next C", "\nFrom A without D at C, C D -> found"
 PROSE = "It seems to me that the variables A and B are in some way connected."  # 68 characters
 
 
@@ -270,8 +270,8 @@ PROSE = "It seems to me that the variables A and B are in some way connected."  
         (TRACE.replace(ROUND, "Round 1 C D - same"), 24),
         (TRACE.replace(ROUND, ""), 25),
         (TRACE.replace(FROM, f"\nFrom A without D at C, C D none reached C{FROM}"), 23),
-        (TRACE.replace(FROM, f"\nFrom A without B at A, A C ->, A D none next C{FROM}"), 25),  # not what is asked
-        (TRACE.replace(FIRST, "\nFrom A without D at A, A B none, A C -> reached C"), 24),
+        (TRACE.replace(FROM, f"\nFrom A without B at A, A C -> new, A D none next C{FROM}"), 25),  # not what is asked
+        (TRACE.replace(FIRST, "\nFrom A without D at A, A B none, A C -> new reached C"), 24),
         (TRACE.replace("Answer: Yes", "By turns A -> C -> D\nAnswer: Yes"), 25),  # true, but found before
         ("Link A to B, A B none missing\n" + TRACE, 25),
         (PROSE + "\n" + TRACE, 25),

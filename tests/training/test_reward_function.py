@@ -53,7 +53,7 @@ def test_another_task_is_learned_without_a_change(copying, monkeypatch, capsys):
     assert losses[-1] < 0.5 * losses[0] and "step 60: loss " in capsys.readouterr().out
     run(
         monkeypatch, train_grpo, model=copying / "sft", output_dir=copying / "grpo", logging_dir=copying / "log/grpo",
-        reward_function=f"{copying}/my_reward.py:copied", prompts_per_step=16, max_new_tokens=6, max_steps=40,
+        reward_function=f"{copying}/my_reward.py:copied", prompts_per_step=16, max_new_tokens=6, max_steps=60,
         learning_rate=3e-3, beta=0.0, **places,
     )  # fmt: skip
     rewards = scalars(copying / "log/grpo", "reward/mean")
