@@ -38,7 +38,6 @@ from training.memory import (
     Demand,
     GrpoRecipe,
     SftRecipe,
-    fused_attention,
     perform,
     policy_without_data,
     recipe_that_writes,
@@ -213,7 +212,7 @@ def launches(demand: Demand) -> int:
     counts = []
     for layers in (1, 2):
         model = policy_without_data(demand, layers)
-        with fused_attention(), Launches(model) as seen:
+        with Launches(model) as seen:
             perform(model, "sample", 2 * demand.sequences + LENGTHS[0], demand.sequences, seen.restart)
         counts.append(seen.count)
     return counts[0] + (demand.shape.num_hidden_layers - 1) * (counts[1] - counts[0])
