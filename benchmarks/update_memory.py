@@ -55,7 +55,7 @@ def peak_memory(work: Callable[[], None]) -> int:
 def probe(options) -> None:
     """In a process of its own: the peak of one scoring and update, after one that warms up."""
     with common.bench(options) as where:
-        point = Point(where, options.num_variables, options.G[0], options.T[0], 1, options)
+        point = Point(where, options.num_variables, options.G[0], options.T[0], 1, "equal", options)
         model = where.policy()
         add_reference(model)
         side, completions = Product(point, model, options.probe == "ours"), point.completions()

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+LOST = "another rank has ended: its message says why"
+
 
 def run_script(main: Callable[[], None]) -> None:
     """Run `main()`; an error that a user can mend becomes one line on stderr and exit status 2.
@@ -37,7 +39,7 @@ def run_script(main: Callable[[], None]) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(5)
             message = f"rank {os.environ['RANK']}: {message}"
-        tqdm.write(f"error: {message}", file=sys.stderr)
+        tqdm.write(message if message.endswith(LOST) else f"error: {message}", file=sys.stderr)
         _tell_launcher(message)
         _leave_group()
         sys.exit(2)
@@ -73,7 +75,7 @@ def _explain(error: Exception) -> str | None:
         remedy = "lower micro_batch_tokens, or set gradient_checkpointing true; a run with checkpoints goes on with "
         return f"out of memory: {remedy}--resume_from latest ({text[:200]})"
     if isinstance(error, RuntimeError) and re.search("onnection (closed|reset) by peer|onnection refused", text):
-        return "another rank has ended: its message says why"
+        return LOST
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         place = error.filename or ("output_dir or logging_dir" if full else "a file")

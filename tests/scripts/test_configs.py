@@ -49,7 +49,10 @@ def test_recipe_parses(path):
         preprocess.check_config(config)
     given = {name: value for name, value in read_yaml(str(path)).items() if value is not None}
     for name, value in given.items():
-        assert getattr(config, name) == (float(value) if isinstance(getattr(config, name), float) else value)
+        found = getattr(config, name)
+        if isinstance(found, list) and not isinstance(value, list):
+            value = [value]
+        assert found == (float(value) if isinstance(found, float) else value)
 
 
 def test_there_is_a_recipe_of_every_stage_for_every_model():

@@ -55,7 +55,7 @@ def test_hours_follow_the_plan_the_rates_and_the_lengths(monkeypatch, tmp_path):
     assert list(bound) == ["prefill", "decode", "reference", "update", "evaluation", "total"]
     for column in range(3):
         assert bound["total"][column] == pytest.approx(sum(bound[name][column] for name in list(bound)[:-1]), abs=0.3)
-    shorter = hours("--completion_tokens", "768", "--max_steps", "156")
+    shorter = hours("--completion_tokens", "768", "--max_steps", "75")
     assert shorter["decode"][0] == pytest.approx(bound["decode"][0] / 4, abs=0.1)
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"base: {ROOT / 'configs/rates/l4.yaml'}\noperations_share: 0.7\n")
