@@ -7,20 +7,22 @@ j+1 … end[j]-1, so node i sees node j iff j <= i < end[j]: that is the whole a
 each sequence gets the numbers that it would get alone. A node is predicted by its parent's hidden state.
 
 The mask of a row of L tokens has L² entries, nearly all false: a claim does not see the other claims, a group not the
-other groups. So attention runs in tiles of TILE queries, each against the blocks of keys in which it sees anything.
+other groups. So attention runs in dense pieces. A stretch of tokens without a branch attends to itself, causally, and
+all that descends from it, which is one stretch too, attends to the whole of it: neither needs a mask. A query's softmax
+over several pieces follows from those over each, by their log-sum-exp. Only small trees side by side share a mask.
 
 The plain path is what everybody runs: a right-padded row a sequence and the model's own causal mask.
 
 Dimensions: B sequences, T completion length, L packed length, M predicted tokens, d hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -31,7 +33,7 @@ from runtime.settings import check
 
 Tokens = list[int]
 ATTENTION = "prefix_tree"  # the attn_implementation of models that run packed rows
-TILE = 128  # queries that attend at once, and keys in a block: fewer waste less, more need fewer calls
+TILE = 128  # tokens of small trees that share a piece and its mask: fewer waste less, more need fewer calls
 LOGITS_AT_ONCE = 2**24  # logits in memory: 64 MiB in fp32
 # Root mean square difference of a token's log-probability between the two paths, in nats. SmolLM2-135M on released
 # rows: 3e-6, 0.006, 0.05; with six prefix tokens hidden, positions that run on or branches seen by others: 0.25 to 1.6.
@@ -42,12 +44,17 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.15}
 
 
 @dataclass
-class Tile:
-    """Queries `rows` of a packed row, the `blocks` of keys they see anything of, and the mask between (1, 1, q, k)."""
+class Piece:
+    """Queries `rows` of a packed row and keys of theirs: all of `keys`; causally, if these are the rows themselves;
+    or what `mask` allows, in fp32, (1, 1, q, k or more), 0 or -inf."""
 
     rows: slice
-    blocks: list[slice]
-    mask: torch.Tensor
+    keys: slice
+    mask: torch.Tensor | None = None
+
+    @property
+    def causal(self) -> bool:
+        return self.mask is None and self.rows == self.keys
 
 
 @dataclass
@@ -63,33 +70,52 @@ class PackedTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def tiles(self, device: torch.device) -> list[Tile]:
-        """The attention mask, where anything is in it: memory grows with L times the longest path."""
-        ends, index = torch.tensor(self.ends), torch.arange(len(self))
-        last_seen = [int(block.max()) for block in ends.split(TILE)]  # one past the last query that sees the block
-        tiles = []
-        for rows in index.split(TILE):
-            start, stop = int(rows[0]), int(rows[-1]) + 1
-            blocks: list[slice] = []
-            for b in range(start // TILE + 1):
-                if last_seen[b] > start:
-                    low, high = b * TILE, min((b + 1) * TILE, stop)
-                    if blocks and blocks[-1].stop == low:
-                        low = blocks.pop().start
-                    blocks.append(slice(low, high))
-            columns = torch.cat([index[block] for block in blocks])
-            mask = (columns[None, :] <= rows[:, None]) & (rows[:, None] < ends[columns][None, :])
-            tiles.append(Tile(slice(start, stop), blocks, mask[None, None].to(device)))
-        return tiles
+    def pieces(self, device: torch.device) -> list[Piece]:
+        """The attention mask, where anything is in it. Each token is in one piece whose rows are its keys; these come
+        first. Memory grows with L, and the number of pieces with the sequences."""
+        own: list[Piece] = []
+        ancestors: list[Piece] = []
+        forests = [(0, len(self))]  # stretches of trees that stand side by side
+        while forests:
+            start, stop = forests.pop()
+            node = start  # trees from start to node wait for a piece together
+            while node < stop:
+                end = self.ends[node]
+                if end - start > TILE and start < node:
+                    own.append(self._together(start, node, device))
+                    start = node
+                if end - node > TILE:
+                    branch = next(k for k in range(node + 1, end + 1) if k == end or self.ends[k] < end)
+                    own.append(Piece(slice(node, branch), slice(node, branch)))
+                    if branch < end:
+                        ancestors.append(Piece(slice(branch, end), slice(node, branch)))
+                        forests.append((branch, end))
+                    start = end
+                node = end
+            if start < stop:
+                own.append(self._together(start, stop, device))
+        return own + ancestors
+
+    def _together(self, start: int, stop: int, device: torch.device) -> Piece:
+        """The piece of small trees side by side."""
+        rows = slice(start, stop)
+        ends, index = torch.tensor(self.ends[rows]), torch.arange(start, stop)
+        if bool((ends == stop).all()):
+            return Piece(rows, rows)
+        seen = (index <= index[:, None]) & (index[:, None] < ends)
+        # CUDA's kernel reads rows of masks that begin at multiples of 16 bytes.
+        mask = torch.full((len(index), -(-len(index) // 8) * 8), -torch.inf)
+        mask[:, : len(index)].masked_fill_(seen, 0.0)
+        return Piece(rows, rows, mask[None, None].to(device))
 
     def inputs(self, device: torch.device) -> dict:
-        """What a model with `attn_implementation` ATTENTION takes: the packed row and its tiles."""
+        """What a model with `attn_implementation` ATTENTION takes: the packed row and its pieces."""
         return {
             "input_ids": torch.tensor(self.tokens, device=device)[None],  # (1, L)
             "position_ids": torch.tensor(self.depths, device=device)[None],
             # Never read: a mask of four dimensions keeps the model from making one of its own, of L² entries.
             "attention_mask": torch.empty((1, 1, 0, 0), dtype=torch.bool, device=device),
-            "tiles": self.tiles(device),
+            "pieces": self.pieces(device),
         }
 
 
@@ -148,49 +174,104 @@ def plan_micro_batches(groups: list[list[Tokens]], token_budget: int, share: boo
 
 
 class _TreeAttention(torch.autograd.Function):
-    """Attention of a packed row, tile by tile.
+    """Attention of a packed row, piece by piece: of query, key and value (1, heads, L, d) the output (1, L, heads, d).
 
-    The row's own query, key and value are all that is kept: the backward pass runs each tile again, so that the keys
-    and values that many tiles see are not stored once for each. Their gradients are summed over the tiles in fp32.
+    Softmax over several pieces as in FlashAttention (arXiv 2205.14135, section 3.1). The kernels' backward pass takes
+    output and log-sum-exp of the whole row, and so gives each piece's part of the gradients, without another forward.
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, tiles: list[Tile], attend: Callable) -> torch.Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.tiles, ctx.attend = tiles, attend
-        device = query.device.type
-        ctx.autocast = nullcontext()
-        if torch.amp.is_autocast_available(device):  # the meta device, where memory.py counts, has none
-            dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-            ctx.autocast = torch.autocast(device, dtype, enabled)
-        return torch.cat([attend(*_tile_of(query, key, value, tile), tile.mask)[0] for tile in tiles], dim=1)
+    def forward(ctx, query, key, value, pieces: list[Piece], scale: float) -> torch.Tensor:
+        _, heads, length, _ = query.shape
+        # Sums in fp32, of which each piece's kernel has only its own.
+        output = query.new_empty((1, length, heads, value.shape[-1]), dtype=torch.float32).transpose(1, 2)
+        total = query.new_empty((1, heads, length), dtype=torch.float32)  # log-sum-exp
+        for piece in pieces:
+            keys, values = (_for_each_query_head(x[:, :, piece.keys], heads) for x in (key, value))
+            part, part_total = _attend(query[:, :, piece.rows], keys, values, piece, scale)
+            so_far, total_so_far = output[:, :, piece.rows], total[:, :, piece.rows]
+            if piece.rows == piece.keys:  # the first of these queries
+                so_far.copy_(part)
+                total_so_far.copy_(part_total)
+            else:
+                so_far.lerp_(part.float(), torch.sigmoid(part_total - total_so_far)[..., None])
+                torch.logaddexp(total_so_far, part_total, out=total_so_far)
+        output = output.transpose(1, 2).to(query.dtype)
+        ctx.save_for_backward(query, key, value, output, total)
+        ctx.pieces, ctx.scale = pieces, scale
+        return output
 
     @staticmethod
     def backward(ctx, grad_output):
-        inputs = ctx.saved_tensors
-        grads = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in inputs]
-        for tile in ctx.tiles:
-            with torch.enable_grad(), ctx.autocast:  # a backward pass runs outside of autocast
-                leaves = [tensor.detach().requires_grad_() for tensor in _tile_of(*inputs, tile)]
-                output = ctx.attend(*leaves, tile.mask)[0]
-            of_query, *of_blocks = torch.autograd.grad(output, leaves, grad_output[:, tile.rows])
-            grads[0][:, :, tile.rows] = of_query
-            sizes = [block.stop - block.start for block in tile.blocks]
-            for total, of_block in zip(grads[1:], of_blocks, strict=True):
-                for block, part in zip(tile.blocks, of_block.split(sizes, dim=2), strict=True):
-                    total[:, :, block] += part
-        return *(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True)), None, None
+        query, key, value, output, total = ctx.saved_tensors  # checkpointing gives them once
+        dtype = query.dtype
+        inputs = [query, key, value, output.transpose(1, 2), grad_output.transpose(1, 2)]
+        if query.device.type == "cpu":  # its kernel is slow at half precision, up to 18 times for short pieces
+            inputs = [tensor.float() for tensor in inputs]
+        query, key, value, output, grad_output = inputs
+        heads, kv_heads = query.shape[1], key.shape[1]
+        grads = [torch.empty_like(x) for x in (query, key, value)]
+        for piece in ctx.pieces:
+            rows, columns = piece.rows, piece.keys
+            parts = _attend_backward(
+                grad_output[:, :, rows], query[:, :, rows],
+                *(_for_each_query_head(x[:, :, columns], heads) for x in (key, value)),
+                output[:, :, rows], total[:, :, rows], piece, ctx.scale,
+            )  # fmt: skip
+            for grad, part, where in zip(grads, parts, (rows, columns, columns), strict=True):
+                if part.shape[1] > grad.shape[1]:  # of each query head
+                    part = part.unflatten(1, (kv_heads, -1)).sum(2)
+                if rows == columns:  # the first; what follows is one piece for keys, one an ancestor for queries
+                    grad[:, :, where] = part
+                else:
+                    grad[:, :, where] += part
+        return *(grad.to(dtype) for grad in grads), None, None
 
 
-def _tile_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tile: Tile) -> list[torch.Tensor]:
-    keys, values = (torch.cat([x[:, :, block] for block in tile.blocks], dim=2) for x in (key, value))
-    return [query[:, :, tile.rows], keys, values]
+def _for_each_query_head(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """Keys or values (1, key-value heads, L, d), repeated if several query heads share one."""
+    return x.repeat_interleave(heads // x.shape[1], dim=1) if x.shape[1] < heads else x
+
+
+def _mask_of(piece: Piece, query: torch.Tensor) -> torch.Tensor | None:
+    """In the dtype of the queries, for every head."""
+    if piece.mask is None:
+        return None
+    size = query.shape[2]
+    return piece.mask.to(query.dtype)[..., :size].expand(1, query.shape[1], size, size)
+
+
+def _attend(query, key, value, piece: Piece, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernels under torch's SDPA, which does not give the log-sum-exp: output (1, heads, q, d) and that (1, heads,
+    q)."""
+    mask = _mask_of(piece, query)
+    if query.is_cuda:  # the memory-efficient kernel, which Turing has too
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        output, total, *_ = kernel(query, key, value, mask, True, 0.0, piece.causal, scale=scale)
+        return output, total[:, :, : query.shape[2]]
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, 0.0, piece.causal, attn_mask=mask, scale=scale)
+
+
+def _attend_backward(grad, query, key, value, output, total, piece: Piece, scale: float) -> tuple[torch.Tensor, ...]:
+    """Gradients of query, key and value."""
+    mask = _mask_of(piece, query)
+    if query.is_cuda:
+        total = pad(total, (0, -total.shape[2] % 32), value=torch.inf)  # as the forward kernel returns it
+        no_dropout = torch.empty((), dtype=torch.long)
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention_backward
+        return kernel(
+            grad, query, key, value, mask, output, total, no_dropout, no_dropout, 0.0, [True, True, True, False],
+            piece.causal, scale=scale,
+        )[:3]  # fmt: skip
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return kernel(grad, query, key, value, output, total, 0.0, piece.causal, attn_mask=mask, scale=scale)
 
 
 def tree_attention(
-    module, query, key, value, attention_mask, *, tiles: list[Tile] | None = None, keep=None, branches=None, **options
+    module, query, key, value, attention_mask, *, pieces: list[Piece] | None = None, keep=None, branches=None, **options
 ):
-    """An attention function of transformers: SDPA by tiles for a packed row (1, heads, L, d), else SDPA as it is.
+    """An attention function of transformers: by pieces for a packed row (1, heads, L, d), else SDPA as it is.
 
     In sampling (policy/sampling.py) `keep` takes a packed row's keys and values, by module, and `branches`, a
     BranchCache, attends for new tokens.
@@ -200,9 +281,15 @@ def tree_attention(
     if keep is not None:
         # Phi-3's values are a view of its queries, keys and values in one: that would keep all three.
         keep[module] = [key.contiguous(), value.contiguous()]
-    if tiles is None:
+    if pieces is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    return _TreeAttention.apply(query, key, value, tiles, partial(sdpa_attention_forward, module, **options)), None
+    dropout = options.get("dropout")
+    check(not dropout, f"prefix_sharing: it has no dropout in attention, this model's is {dropout}; set it false")
+    device = query.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the meta device has none
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    # Phi-3's values are a view of its queries, keys and values in one, which would be kept for the backward pass.
+    return _TreeAttention.apply(query, key, value.contiguous(), pieces, options["scaling"]), None
 
 
 AttentionInterface.register(ATTENTION, tree_attention)

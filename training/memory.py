@@ -13,7 +13,6 @@ so that no weight, hub or GPU is needed. GB are 1e9 bytes.
 import json
 import weakref
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -272,25 +271,6 @@ class Allocations(TorchDispatchMode):
         self._add(-size, of_logits)
 
 
-@contextmanager
-def fused_attention():
-    """In the block, attention on the meta device holds no matrix of scores, as GPU and CPU kernels do not."""
-    real = functional.scaled_dot_product_attention
-
-    def attend(query, key, value, attn_mask=None, scale=None, **options):
-        if not query.is_meta:
-            return real(query, key, value, attn_mask=attn_mask, scale=scale, **options)
-        bias = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask, 1.0)  # the kernels add it
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return kernel(query, key, value, attn_mask=bias, scale=scale)[0]
-
-    functional.scaled_dot_product_attention = attend  # transformers looks it up there, in backward passes too
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = real
-
-
 def perform(model: torch.nn.Module, work: str, tokens: int, sequences: int, pause: Callable = lambda: None) -> None:
     """Do a `work` of WORKS on `tokens` packed or cached tokens, and call `pause` between its two parts.
 
@@ -333,7 +313,7 @@ def counted(model: torch.nn.Module, work: str, tokens: int, sequences: int) -> C
         found.kept = allocations.now
         allocations.peaks = {False: (allocations.now, 0)}
 
-    with fused_attention(), Allocations(model) as allocations:
+    with Allocations(model) as allocations:
         perform(model, work, tokens, sequences, pause)
     close(WORKS[work][-1])
     return found

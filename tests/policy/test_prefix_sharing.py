@@ -43,17 +43,26 @@ def tile(request, monkeypatch) -> int:
 
 
 def visible_pairs(tree) -> torch.Tensor:
-    """The (L, L) mask that the tiles stand for."""
-    visible = torch.zeros((len(tree), len(tree)), dtype=torch.bool)
-    rows = []
-    for tile in tree.tiles(CPU):
-        rows += range(tile.rows.start, tile.rows.stop)
-        columns = [c for block in tile.blocks for c in range(block.start, block.stop)]
-        assert columns == sorted(set(columns)), "a key that is seen twice counts twice"
-        assert tile.mask.any(dim=-1).all(), "a query that sees nothing is NaN"
-        visible[tile.rows, columns] = tile.mask[0, 0]
-    assert rows == list(range(len(tree)))
-    return visible
+    """The (L, L) mask that the pieces stand for."""
+    visible = torch.zeros((len(tree), len(tree)), dtype=torch.int)
+    met = set()
+    for piece in tree.pieces(CPU):
+        rows, keys = (range(len(tree))[s] for s in (piece.rows, piece.keys))
+        seen = torch.ones((len(rows), len(keys)), dtype=torch.bool)
+        if piece.causal:
+            seen = seen.tril()
+        if piece.mask is not None:
+            seen = piece.mask[0, 0, :, : len(keys)] == 0
+            assert (piece.mask[0, 0][:, : len(keys)][~seen] == -torch.inf).all()
+        if rows == keys:
+            assert not met & set(rows), "the first piece of a token is written, not added"
+            met |= set(rows)
+        assert seen.any(dim=-1).all(), "a query that sees nothing is NaN"
+        assert met.issuperset(rows), "the others are added to it"
+        visible[piece.rows, piece.keys] += seen
+    assert met == set(range(len(tree)))
+    assert visible.max() == 1, "a key that is seen twice counts twice"
+    return visible.bool()
 
 
 @pytest.mark.parametrize("tile", [1, 4, 128])
@@ -86,11 +95,16 @@ def test_the_mask_grows_with_the_tokens_not_with_their_square():
     for _ in range(4):
         prompt = [rng.randrange(50) for _ in range(300)]
         groups.append([prompt + [rng.randrange(50) for _ in range(60)] for _ in range(8)])
-    one, two, four = (
-        sum(tile.mask.numel() for tile in pack(taken).tiles(CPU)) for taken in (groups[:1], groups[:2], groups)
-    )
-    assert one < 0.6 * len(pack(groups[:1])) ** 2
-    assert four < 2.2 * two
+    pairs = []
+    for taken in (groups[:1], groups[:2], groups):
+        tree = pack(taken)
+        pieces = tree.pieces(CPU)
+        masks = sum(piece.mask.numel() for piece in pieces if piece.mask is not None)
+        assert 0 < masks <= (prefix_sharing.TILE + 7) * len(tree)
+        assert len(pieces) <= 4 * len(tree.paths)
+        pairs.append(sum((p.rows.stop - p.rows.start) * (p.keys.stop - p.keys.start) for p in pieces))
+    assert pairs[0] < 0.6 * len(pack(groups[:1])) ** 2
+    assert pairs[2] < 2.2 * pairs[1]
 
 
 @settings(max_examples=100, deadline=None)
@@ -181,6 +195,35 @@ def test_premise_claims_and_completions_share_in_one_tree(family, tile):
     completions = [[[30, rng.randrange(40, 44), 50 + k % 4] for k in range(12)]]
     assert len(pack([[p + c for p, c in zip(prompts[0], completions[0], strict=True)]])) <= 9 + 1 + 3 + 12 * 3
     assert_paths_agree(build_model(family), prompts, completions)
+
+
+def long_group(seed: int, prompt: int, new_tokens: list[int]) -> tuple[list, list]:
+    """Completions of one prompt; the first two begin alike."""
+    rng = random.Random(seed)
+    shared, *completions = ([rng.randrange(VOCABULARY) for _ in range(n)] for n in (prompt, *new_tokens))
+    completions[1][: new_tokens[0] // 2] = completions[0][: new_tokens[0] // 2]
+    return [[shared] * len(completions)], [completions]
+
+
+def test_long_sequences_attend_in_every_kind_of_piece(family):
+    """At the size that is used: causal, without a mask, and with one; longer than the blocks of the kernels."""
+    prompts, completions = long_group(0, 300, [270, 280, 150, 3, 40, 30])
+    tree = pack([[p + c for p, c in zip(prompts[0], completions[0], strict=True)]])
+    pieces = tree.pieces(CPU)
+    masked = [piece for piece in pieces if piece.mask is not None]
+    ancestors = [(p.rows.stop - p.rows.start, p.keys.stop - p.keys.start) for p in pieces if p.rows != p.keys]
+    assert len(masked) == 1 and sum(piece.causal for piece in pieces) == 5
+    # Below the prompt everything; below what two completions begin with, the rest of the two.
+    assert sorted(ancestors) == [(280, 135), (638, 300)]
+    assert_paths_agree(build_model(family, lora=True), prompts, completions)
+
+
+def test_dropout_in_attention_is_refused():
+    model = build_model("phi3").train()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    with pytest.raises(ValueError, match="prefix_sharing: .* 0.1; set it false"):
+        sequence_logps(model, *random_groups(0))
 
 
 def test_long_rope_stays_short_while_sequences_do(monkeypatch):
@@ -312,6 +355,14 @@ def saved_bytes(function) -> int:
     return sum(buffers.values())
 
 
+def test_values_are_kept_without_what_they_are_a_view_of(family):
+    """Phi-3's are a third of its queries, keys and values; its gate and what it gates, both kept, are half of one."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        sequence_logps(build_model(family, lora=True), *random_groups(4))
+    assert kept and all(tensor.untyped_storage().nbytes() <= 2 * tensor.nbytes for tensor in kept)
+
+
 @pytest.mark.parametrize("new_tokens", [4, 60])
 def test_activations_grow_with_packed_tokens_and_stay_below_the_plain_path(family, new_tokens):
     model = build_model(family, lora=True)
@@ -350,13 +401,14 @@ def test_self_check_refuses_wrong_numbers(family, fault, monkeypatch):
 
     def faulty(tree, device):
         good = inputs(tree, device)
-        for tile in good["tiles"]:
-            columns = torch.cat([torch.arange(block.start, block.stop) for block in tile.blocks])
-            rows = torch.arange(tile.rows.start, tile.rows.stop)[:, None]
+        masks = [piece.mask[0, 0] for piece in good["pieces"] if piece.mask is not None]
+        assert masks
+        for mask in masks:
+            seen = torch.ones_like(mask, dtype=torch.bool).tril()
             if fault == "sees other branches":
-                tile.mask |= columns <= rows
+                mask[seen] = 0.0
             if fault == "misses its prefix":
-                tile.mask &= (columns > 1) | (columns == rows)
+                mask[2:, :2] = -torch.inf
         if fault == "running positions":
             good["position_ids"] = torch.arange(len(tree))[None]
         return good

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, build_model, launch, random_groups
+from conftest import ROOT, VOCABULARY, assert_same_gradients, build_model, gradients, launch, random_groups
 from recipes import SHORT, shrunken, small_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_memory import WORKS, cpu_sized, planned_peak, real_policy
 
 from policy.loading import BF16_CAPABILITY, load_policy, save_model
-from policy.prefix_sharing import check_prefix_sharing
+from policy.prefix_sharing import check_prefix_sharing, sequence_logps
 from training.memory import perform
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -33,6 +33,23 @@ def test_packed_is_plain(family, dtype):
     model = build_model(family, lora=True).to("cuda", dtype)
     prompts, completions = random_groups(0)
     check_prefix_sharing(model, prompts, completions, token_budget=4096)  # raises beyond the dtype's tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_packed_gradients_are_plain(family, dtype):
+    """The GPU's kernels have a backward pass of their own, which the check at the start of a run does not see."""
+    model = build_model(family, lora=True).to("cuda", dtype)
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(*lengths: int) -> list[list[int]]:
+        return [torch.randint(VOCABULARY, (length,), generator=rng).tolist() for length in lengths]
+
+    prompts, completions = [draw(203) * 4, draw(50) * 2], [draw(150, 170, 33, 31), draw(3, 7)]
+    found = []
+    for share in (True, False):
+        sequence_logps(model, prompts, completions, share=share)[0].sum().backward()
+        found.append(gradients(model))
+    assert_same_gradients(*found, relative=1e-3 if dtype == torch.float32 else 0.1)
 
 
 @pytest.mark.parametrize("work", WORKS)
