@@ -34,12 +34,14 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         if debug:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") != "0":
-            # What rank 0 fails of too, it says; the launcher ends the others as soon as it has gone.
+        rank = os.environ.get("RANK", "0")
+        if rank != "0" or message == LOST:
+            # What rank 0 fails of too, it says, and a rank that is lost what has happened to it; the launcher ends the
+            # others as soon as one has gone.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(5)
-            message = f"rank {os.environ['RANK']}: {message}"
-        tqdm.write(message if message.endswith(LOST) else f"error: {message}", file=sys.stderr)
+        message = message if rank == "0" else f"rank {rank}: {message}"
+        tqdm.write(f"error: {message}", file=sys.stderr)
         _tell_launcher(message)
         _leave_group()
         sys.exit(2)
