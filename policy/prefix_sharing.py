@@ -22,7 +22,7 @@ from functools import partial
 from itertools import takewhile
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -41,6 +41,8 @@ LOGITS_AT_ONCE = 2**24  # logits in memory: 64 MiB in fp32
 # Root mean square difference of a token's log-probability between the two paths, in nats. SmolLM2-135M on released
 # rows: 3e-6, 0.006, 0.05; with six prefix tokens hidden, positions that run on or branches seen by others: 0.25 to 1.6.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.15}
+# Difference of attention and of its gradients from SDPA's in fp32, of their norm. On a CPU: 2e-7, 3e-4, 0.002.
+GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 
 
 # --- the packed layout
@@ -438,8 +440,10 @@ def check_prefix_sharing(
 
     Returns the root mean square difference of a token's log-probability, in nats. Raises ValueError if it is beyond
     what the order of summation explains in the model's dtype (TOLERANCE): an attention that does not respect the tree
-    would train on wrong numbers without a sign.
+    would train on wrong numbers without a sign. So would kernels whose backward pass is another's: that is compared
+    with SDPA's, on random queries, keys and values.
     """
+    _check_gradients(model)
     width = max(
         len(p) + len(c) for group in zip(prompts, completions, strict=True) for p, c in zip(*group, strict=True)
     )
@@ -464,3 +468,38 @@ def check_prefix_sharing(
         f"the {TOLERANCE[dtype]} of {dtype}: this model does not work on packed rows; set prefix_sharing false",
     )
     return gap
+
+
+@torch.enable_grad()
+def _check_gradients(model: torch.nn.Module) -> None:
+    """Attention of a random packed row, in the model's shape, dtype and device, and its gradients, against SDPA's in
+    fp32 with the whole mask. Raises ValueError if one differs by more than GRADIENT_TOLERANCE of its norm."""
+    config, weight = model.config.get_text_config(), next(p for p in model.parameters() if p.is_floating_point())
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    prompt, other = list(range(2, 204)), list(range(2, 40))  # longer than a kernel's block, and no multiple of any
+    tree = pack([[prompt + [k] * n for k, n in ((0, 150), (0, 33), (1, 31))], [other + [0] * 3, other + [1] * 7]])
+    random = torch.Generator().manual_seed(0)
+    shapes = [(1, n, len(tree), width) for n in (heads, key_heads, key_heads, heads)]
+    *inputs, grad = (torch.randn(shape, generator=random).to(weight.device, weight.dtype) for shape in shapes)
+    grad = grad.transpose(1, 2)
+    index = torch.arange(len(tree))
+    seen = (index <= index[:, None]) & (index[:, None] < torch.tensor(tree.ends))
+
+    def outcome(attend, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+        output = attend(*leaves)
+        return [x.detach().float() for x in (output, *torch.autograd.grad(output, leaves, grad.to(dtype)))]
+
+    pieces, scale = tree.pieces(weight.device), width**-0.5
+    found = outcome(lambda *tensors: _TreeAttention.apply(*tensors, pieces, scale), weight.dtype)
+    options = {"attn_mask": seen.to(weight.device), "scale": scale, "enable_gqa": heads != key_heads}
+    expected = outcome(lambda *t: scaled_dot_product_attention(*t, **options).transpose(1, 2), torch.float32)
+    gap = max(float((one - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True))
+    limit = GRADIENT_TOLERANCE[weight.dtype]
+    check(
+        gap <= limit,
+        f"prefix_sharing: attention on packed rows, or its gradient, differs by {gap:.2g} of its norm from SDPA's, "
+        f"beyond the {limit} of {weight.dtype}: the kernels of {weight.device.type} fail; set prefix_sharing false",
+    )

@@ -428,6 +428,26 @@ def test_self_check_passes_for_a_model_that_works(family):
         assert 0 <= gap <= prefix_sharing.TOLERANCE[dtype] and model.training
 
 
+@pytest.mark.parametrize("fault", ["scale", "swapped", "causal", "log-sum-exp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_self_check_refuses_wrong_gradients(family, fault, dtype, monkeypatch):
+    """What a kernel's backward pass gets wrong, the log-probabilities do not show."""
+    model = build_model(family).to(dtype)
+    real = prefix_sharing._attend_backward
+
+    def faulty(grad, query, key, value, output, total, piece, scale):
+        if fault == "causal" and piece.causal:
+            piece = prefix_sharing.Piece(piece.rows, slice(piece.keys.start, piece.keys.stop + 1))
+        if fault == "log-sum-exp":
+            total = total - 0.1
+        parts = real(grad, query, key, value, output, total, piece, scale * 1.1 if fault == "scale" else scale)
+        return (parts[0], parts[2], parts[1]) if fault == "swapped" else parts
+
+    monkeypatch.setattr(prefix_sharing, "_attend_backward", faulty)
+    with pytest.raises(ValueError, match="prefix_sharing: attention on packed rows, or its gradient, differs by"):
+        check_prefix_sharing(model, *random_groups(2), token_budget=200)
+
+
 @pytest.mark.parametrize("fault", ["sees other branches", "misses its prefix", "running positions", "attention"])
 def test_self_check_refuses_wrong_numbers(family, fault, monkeypatch):
     model = build_model(family)
