@@ -24,6 +24,7 @@ from runtime.ending import run_script
 from runtime.settings import AUTO, check, parse_config, read_yaml
 from training.hours import Clock, Rates, lengths_of, nearest_rates, parts_of, read_rates, run_of, size_of
 from training.memory import CLAIM_TOKENS, GB, SHARE, USUAL_PREMISE, WORKS, Phase, Plan, demand_of, with_budgets
+from training.settings import BUDGETS
 
 STAGES = {"sft": train_sft.Config, "grpo": train_grpo.Config}
 NUMBERS_OF_CARDS = (2, 1)  # the table is of the first
@@ -140,12 +141,10 @@ def verdict(plan: Plan, cards: int, card: float) -> str:
     return f"{name}: peak {peak.total / GB:.2f} GB in {peak.name}: {fits}; at most {' '.join(largest)}"
 
 
-def report(recipe: train_sft.Config | train_grpo.Config, card: float) -> list[str]:
-    """The lines that are printed, for a card of `card` bytes."""
+def report(recipe: train_sft.Config | train_grpo.Config, card: float, found: Collection[str]) -> list[str]:
+    """The lines that are printed, for a card of `card` bytes; `found` are the sizes that were `auto`."""
     cards = NUMBERS_OF_CARDS[0]
-    asked = recipe
-    recipe = with_budgets(asked, cards, card)
-    auto = [f"{x} {getattr(recipe, x):,}" for x in ("cache_tokens", "micro_batch_tokens") if getattr(asked, x) == AUTO]
+    auto = [f"{name} {getattr(recipe, name):,}" for name in found]
     base, demand = demand_of(recipe)
     plan = Plan(demand)
     where = f"GB (1e9 bytes) on each of {cards} cards of {card / GB:.1f} GB"
@@ -159,11 +158,8 @@ def report(recipe: train_sft.Config | train_grpo.Config, card: float) -> list[st
     ]
 
 
-def hours(
-    recipe: train_sft.Config | train_grpo.Config, card: float, rates: Rates, own: argparse.Namespace
-) -> list[str]:
+def hours(recipe: train_sft.Config | train_grpo.Config, rates: Rates, own: argparse.Namespace) -> list[str]:
     """The lines that --hours adds."""
-    recipe = with_budgets(recipe, NUMBERS_OF_CARDS[0], card)
     _, demand = demand_of(recipe)
     run, lengths = run_of(recipe), lengths_of(recipe, own.prompt_tokens, own.completion_tokens)
     clock = Clock(size_of(demand), rates, lengths)
@@ -184,11 +180,13 @@ def hours(
 def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     sys.stdout.reconfigure(errors="backslashreplace")  # a model's directory may have letters that a terminal has not
-    recipe, own = parse(sys.argv[1:])
+    asked, own = parse(sys.argv[1:])
     card = card_bytes(own.card_gb)
-    rates = read_rates(own.rates) if own.rates else nearest_rates(card)
-    lines = hours(recipe, card, rates, own) if own.hours else []
-    print("\n".join([*report(recipe, card), *lines]))
+    recipe = with_budgets(asked, NUMBERS_OF_CARDS[0], card)
+    lines = report(recipe, card, [name for name in BUDGETS if getattr(asked, name) == AUTO])
+    if own.hours:
+        lines += hours(recipe, read_rates(own.rates) if own.rates else nearest_rates(card), own)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

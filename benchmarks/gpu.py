@@ -40,9 +40,9 @@ from policy.prefix_sharing import pack
 from policy.sampling import generate
 from runtime.ending import run_script
 from runtime.settings import check, parse_config
-from training.budgets import BUDGETS
 from training.hours import Rates, launches
 from training.memory import GB, OUTSIDE, Demand, Phase, Plan, demand_of
+from training.settings import BUDGETS
 
 SCRIPTS = {"sft": train_sft, "grpo": train_grpo}
 DECODED = (8, 64)  # tokens of a completion: the difference of their times is that of decoding steps alone

@@ -25,7 +25,7 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -103,15 +103,18 @@ class PackedTree:
 
     def _together(self, start: int, stop: int, device: torch.device) -> Piece:
         """The piece of small trees side by side."""
-        rows = slice(start, stop)
-        ends, index = torch.tensor(self.ends[rows]), torch.arange(start, stop)
-        if bool((ends == stop).all()):
+        rows, size = slice(start, stop), stop - start
+        if all(end == stop for end in self.ends[rows]):
             return Piece(rows, rows)
-        seen = (index <= index[:, None]) & (index[:, None] < ends)
         # CUDA's kernel reads rows of masks that begin at multiples of 16 bytes.
-        mask = torch.full((len(index), -(-len(index) // 8) * 8), -torch.inf)
-        mask[:, : len(index)].masked_fill_(seen, 0.0)
+        mask = torch.full((size, -(-size // 8) * 8), -torch.inf)
+        mask[:, :size].masked_fill_(self.visible(start, stop), 0.0)
         return Piece(rows, rows, mask[None, None].to(device))
+
+    def visible(self, start: int, stop: int) -> torch.Tensor:
+        """(q, k) Which of the nodes start to stop - 1, as queries, see which of them."""
+        ends, index = torch.tensor(self.ends[start:stop]), torch.arange(start, stop)
+        return (index <= index[:, None]) & (index[:, None] < ends)
 
     def fill(self, multiple: int) -> None:
         """Lengthen the row to a multiple of so many tokens by a sequence that is nobody's."""
@@ -186,6 +189,19 @@ def plan_micro_batches(groups: list[list[Tokens]], token_budget: int, share: boo
 # --- attention over a packed row
 
 
+def attention_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """A decoder's query heads, its key-value heads, and the width of a head."""
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, key_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
+def cached_elements(config: PreTrainedConfig) -> int:
+    """Of a token's keys and values, in all layers."""
+    _, key_heads, width = attention_shape(config)
+    return 2 * config.num_hidden_layers * key_heads * width
+
+
 class _TreeAttention(torch.autograd.Function):
     """Attention of a packed row, piece by piece: of query, key and value (1, heads, L, d) the output (1, L, heads, d).
 
@@ -201,7 +217,8 @@ class _TreeAttention(torch.autograd.Function):
         total = query.new_empty((1, heads, length), dtype=torch.float32)  # log-sum-exp
         for piece in pieces:
             keys, values = (_for_each_query_head(x[:, :, piece.keys], heads) for x in (key, value))
-            part, part_total = _attend(query[:, :, piece.rows], keys, values, piece, scale)
+            queries = query[:, :, piece.rows]
+            part, part_total = attend(queries, keys, values, _mask_of(piece, queries), piece.causal, scale)
             so_far, total_so_far = output[:, :, piece.rows], total[:, :, piece.rows]
             if piece.rows == piece.keys:  # the first of these queries
                 so_far.copy_(part)
@@ -254,16 +271,15 @@ def _mask_of(piece: Piece, query: torch.Tensor) -> torch.Tensor | None:
     return piece.mask.to(query.dtype)[..., :size].expand(1, query.shape[1], size, size)
 
 
-def _attend(query, key, value, piece: Piece, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The kernels under torch's SDPA, which does not give the log-sum-exp: output (1, heads, q, d) and that (1, heads,
+def attend(query, key, value, mask, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernels under torch's SDPA, which does not give the log-sum-exp: output (B, heads, q, d) and that (B, heads,
     q)."""
-    mask = _mask_of(piece, query)
     if query.is_cuda:  # the memory-efficient kernel, which Turing has too
         kernel = torch.ops.aten._scaled_dot_product_efficient_attention
-        output, total, *_ = kernel(query, key, value, mask, True, 0.0, piece.causal, scale=scale)
+        output, total, *_ = kernel(query, key, value, mask, True, 0.0, causal, scale=scale)
         return output, total[:, :, : query.shape[2]]
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(query, key, value, 0.0, piece.causal, attn_mask=mask, scale=scale)
+    return kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
 
 
 def _attend_backward(grad, query, key, value, output, total, piece: Piece, scale: float) -> tuple[torch.Tensor, ...]:
@@ -291,18 +307,17 @@ def tree_attention(
     """
     if branches is not None:
         return branches.attend(module, query, key, value, options["scaling"]), None
-    if keep is not None:
-        # Phi-3's values are a view of its queries, keys and values in one: that would keep all three.
-        keep[module] = [key.contiguous(), value.contiguous()]
     if pieces is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    value = value.contiguous()  # Phi-3's are a view of its queries, keys and values in one: it would keep all three
+    if keep is not None:
+        keep[module] = [key.contiguous(), value]
     dropout = options.get("dropout")
     check(not dropout, f"prefix_sharing: it has no dropout in attention, this model's is {dropout}; set it false")
     device = query.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the meta device has none
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
-    # Phi-3's values are a view of its queries, keys and values in one, which would be kept for the backward pass.
-    return _TreeAttention.apply(query, key, value.contiguous(), pieces, options["scaling"]), None
+    return _TreeAttention.apply(query, key, value, pieces, options["scaling"]), None
 
 
 AttentionInterface.register(ATTENTION, tree_attention)
@@ -440,10 +455,8 @@ def check_prefix_sharing(
 
     Returns the root mean square difference of a token's log-probability, in nats. Raises ValueError if it is beyond
     what the order of summation explains in the model's dtype (TOLERANCE): an attention that does not respect the tree
-    would train on wrong numbers without a sign. So would kernels whose backward pass is another's: that is compared
-    with SDPA's, on random queries, keys and values.
+    would train on wrong numbers without a sign.
     """
-    _check_gradients(model)
     width = max(
         len(p) + len(c) for group in zip(prompts, completions, strict=True) for p, c in zip(*group, strict=True)
     )
@@ -470,31 +483,33 @@ def check_prefix_sharing(
     return gap
 
 
-@torch.enable_grad()
-def _check_gradients(model: torch.nn.Module) -> None:
-    """Attention of a random packed row, in the model's shape, dtype and device, and its gradients, against SDPA's in
-    fp32 with the whole mask. Raises ValueError if one differs by more than GRADIENT_TOLERANCE of its norm."""
-    config, weight = model.config.get_text_config(), next(p for p in model.parameters() if p.is_floating_point())
-    heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+def check_gradients(model: torch.nn.Module) -> None:
+    """Compare attention of a random packed row, in the model's shape, dtype and device, and its gradients, with SDPA's
+    in fp32 under the whole mask: what a kernel's backward pass gets wrong, no log-probability shows.
+
+    Raises ValueError if one of them differs by more than GRADIENT_TOLERANCE of its norm.
+    """
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    heads, key_heads, width = attention_shape(model.config.get_text_config())
     prompt, other = list(range(2, 204)), list(range(2, 40))  # longer than a kernel's block, and no multiple of any
     tree = pack([[prompt + [k] * n for k, n in ((0, 150), (0, 33), (1, 31))], [other + [0] * 3, other + [1] * 7]])
     random = torch.Generator().manual_seed(0)
     shapes = [(1, n, len(tree), width) for n in (heads, key_heads, key_heads, heads)]
     *inputs, grad = (torch.randn(shape, generator=random).to(weight.device, weight.dtype) for shape in shapes)
     grad = grad.transpose(1, 2)
-    index = torch.arange(len(tree))
-    seen = (index <= index[:, None]) & (index[:, None] < torch.tensor(tree.ends))
 
-    def outcome(attend, dtype: torch.dtype) -> list[torch.Tensor]:
+    def outcome(attention, dtype: torch.dtype) -> list[torch.Tensor]:
         leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
-        output = attend(*leaves)
+        output = attention(*leaves)
         return [x.detach().float() for x in (output, *torch.autograd.grad(output, leaves, grad.to(dtype)))]
 
     pieces, scale = tree.pieces(weight.device), width**-0.5
     found = outcome(lambda *tensors: _TreeAttention.apply(*tensors, pieces, scale), weight.dtype)
-    options = {"attn_mask": seen.to(weight.device), "scale": scale, "enable_gqa": heads != key_heads}
+    options = {
+        "attn_mask": tree.visible(0, len(tree)).to(weight.device),
+        "scale": scale,
+        "enable_gqa": heads != key_heads,
+    }
     expected = outcome(lambda *t: scaled_dot_product_attention(*t, **options).transpose(1, 2), torch.float32)
     gap = max(float((one - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True))
     limit = GRADIENT_TOLERANCE[weight.dtype]

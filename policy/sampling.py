@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from policy.adapters import folded
-from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, pack
+from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, attend, pack
 from runtime.ending import is_out_of_memory
 
 BLOCK = 64  # tokens by which the room for own tokens grows
@@ -175,11 +175,10 @@ def _attend_by_steps(query, keys, values, bias):
 
 
 def _attend_fused(query, keys, values, bias):
-    """By the kernel of SDPA on a CPU, which reads half precision at full speed; SDPA itself hides the logarithm."""
+    """By the kernel of SDPA on a CPU, which reads half precision at full speed."""
     if bias is not None:
         bias = bias.to(query.dtype).expand(-1, -1, query.shape[2], -1)
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attended, log_total = fused(query, keys, values, attn_mask=bias, scale=1.0)
+    attended, log_total = attend(query, keys, values, bias, causal=False, scale=1.0)
     return attended.float(), log_total[..., None]
 
 

@@ -15,14 +15,13 @@ from transformers import PreTrainedConfig
 
 from policy.adapters import adapter_base
 from policy.loading import model_shape
-from policy.prefix_sharing import sequence_logps
+from policy.prefix_sharing import cached_elements, sequence_logps
 from runtime.ending import is_out_of_memory
 from runtime.processes import reduce
 from runtime.settings import AUTO, check
 from training.memory import cache_of_inference, rounded, with_budgets
-from training.settings import TrainingSettings
+from training.settings import BUDGETS, TrainingSettings
 
-BUDGETS = ("cache_tokens", "micro_batch_tokens")
 CPU_SHARE = 0.25  # of the free memory, for the caches of all processes of a machine
 CPU_CACHE = 32768  # tokens, at most: twice as many as 16,384 still took a sixth off a rollout of the tiny model
 CPU_UPDATE = 2048  # tokens: of the tiny model, passes of 1,024 to 8,192 take the same time a token
@@ -41,8 +40,7 @@ def device_memory(device: torch.device) -> int:
 
 def cpu_cache_tokens(shape: PreTrainedConfig, dtype: torch.dtype) -> int:
     """The cache of one process on a machine without GPUs."""
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    of_token = 2 * shape.num_hidden_layers * shape.num_key_value_heads * width * dtype.itemsize  # keys and values
+    of_token = cached_elements(shape) * dtype.itemsize
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     share = CPU_SHARE * psutil.virtual_memory().available / processes
     return min(CPU_CACHE, rounded(int(share / (2 * of_token))))  # as much again for what a pass computes
@@ -102,14 +100,11 @@ def _fits(model: torch.nn.Module, tokens: int, longest: int, share: bool) -> boo
     was_training = model.training
     model.train()
     row = [k % 50 for k in range(longest)]
-    groups = [[row]] * -(-tokens // longest)
+    rows = -(-tokens // longest)
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
         with torch.random.fork_rng():  # dropout must draw in the first step what it draws without a trial
-            logps = sequence_logps(
-                model, [[r[:1] for r in g] for g in groups], [[r[1:] for r in g] for g in groups],
-                share=share, entropy=True,
-            )[0]  # fmt: skip
+            logps = sequence_logps(model, [[row[:1]]] * rows, [[row[1:]]] * rows, share=share, entropy=True)[0]
             # Unlike .backward() this runs none of the hooks with which ZeRO-2 reduces gradients over the ranks.
             torch.autograd.grad(logps.sum(), trained, allow_unused=True)
         return True

@@ -17,15 +17,15 @@ Left out: start-up, checkpoints, communication, uneven ranks, padding in a batch
 parts prefills again.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from dataset.reading import read_report
 from policy.loading import empty_model
+from policy.prefix_sharing import attention_shape, cached_elements
 from runtime.settings import Settings, arg, check, parse_config
 from training.memory import (
     CLAIM_TOKENS,
@@ -90,7 +90,7 @@ class Lengths:
 
 def lengths_of(recipe: SftRecipe | GrpoRecipe, prompt_tokens: int = 0, completion_tokens: int = 0) -> Lengths:
     """What is given, else the means of the dataset, else a usual prompt and the longest completion that is allowed."""
-    found = report_of(recipe.dataset).get("tokens", {}).get(recipe.train_split, {})
+    found = read_report(recipe.dataset).get("tokens", {}).get(recipe.train_split, {})
     most = recipe.max_new_tokens
 
     def mean(part: str, default: int) -> float:
@@ -100,12 +100,6 @@ def lengths_of(recipe: SftRecipe | GrpoRecipe, prompt_tokens: int = 0, completio
     completion = min(most, completion_tokens or mean("response", most))
     prompt = prompt_tokens or mean("prompt", USUAL_PREMISE + CLAIM_TOKENS)
     return Lengths(prompt, completion, max(longest, completion))
-
-
-def report_of(dataset: str) -> dict[str, Any]:
-    """report.json of a dataset; empty if there is none yet."""
-    path = Path(dataset) / "report.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,7 @@ def run_of(recipe: SftRecipe | GrpoRecipe) -> Run:
 def sft_steps(recipe: SftRecipe) -> int:
     if recipe.max_steps:
         return recipe.max_steps
-    made = report_of(recipe.dataset).get("splits", {}).get(recipe.train_split, {}).get("rows")
+    made = read_report(recipe.dataset).get("splits", {}).get(recipe.train_split, {}).get("rows")
     rows = made or recipe_that_writes(recipe.dataset).get("max_train_samples")
     remedy = f"make {recipe.dataset} with preprocess.py, or give --max_steps"
     check(bool(rows), f"dataset: nothing tells how many rows it trains on; {remedy}")
@@ -179,14 +173,13 @@ def size_of(demand: Demand) -> Size:
         (n.split(".")[-1], m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
     ]
     rank, targets = demand.lora_r, demand.lora_targets
-    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    layers = shape.num_hidden_layers
+    heads, _, head_width = attention_shape(shape)
     return Size(
         base=sum(m.weight.numel() for _, m in linear),
         lora=sum(rank * (m.in_features + m.out_features) for name, m in linear if name in targets),
         head=head.weight.numel(),
-        width=layers * shape.num_attention_heads * head_dim,
-        cached=2 * HALF * layers * shape.num_key_value_heads * head_dim,
+        width=shape.num_hidden_layers * heads * head_width,
+        cached=HALF * cached_elements(shape),
         nf4=demand.quantization == "nf4",
         passes=1 + demand.gradient_checkpointing + (1 if rank else 2),
         sequences=demand.sequences,

@@ -12,7 +12,6 @@ Weights, gradients and the optimizer's state follow from the shapes. Those of th
 so that no weight, hub or GPU is needed. GB are 1e9 bytes.
 """
 
-import json
 import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
+from dataset.reading import read_report
 from policy.adapters import adapter_config, lora_targets
 from policy.loading import empty_model, model_shape, recompute_activations, with_layers
 from policy.prefix_sharing import sequence_logps
@@ -163,8 +163,7 @@ def model_and_adapter(recipe: SftRecipe | GrpoRecipe) -> tuple[str, int, list[st
 
 def longest_row(dataset: str) -> int:
     """The max_length that the dataset was made with, or its recipe says."""
-    report = Path(dataset) / "report.json"
-    made = json.loads(report.read_text())["config"] if report.is_file() else recipe_that_writes(dataset)
+    made = read_report(dataset).get("config") or recipe_that_writes(dataset)
     return made.get("max_length") or LONGEST_ROW
 
 

@@ -41,14 +41,13 @@ from runtime.processes import gather, on_main, reduce
 from runtime.settings import AUTO, GONE, check, write_config
 from training.health import Motion
 from training.optimization import load_optimizer, optimizer_tensors, scaler_state
-from training.settings import TrainingSettings
+from training.settings import BUDGETS, TrainingSettings
 
 INTERRUPTED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
-# Settings of another value that leave the run the same one; the last two change the order of additions.
+# Settings of another value that leave the run the same one, as BUDGETS do.
 OUTWARD = {"resume_from", "resume_weights_only", "overwrite", "output_dir", "logging_dir", "dataset", "time_limit"}
 OUTWARD |= {"save_steps", "save_total_limit", "num_logged_completions"}
 OUTWARD |= {"plan", "card_gb"}  # of earlier versions
-ROUNDING = {"micro_batch_tokens", "cache_tokens"}
 NEW = "; or set resume_weights_only true, to go on from its weights with a new optimizer"
 
 
@@ -112,11 +111,13 @@ class Run:
             harmless = name in ours or name in OUTWARD or name not in GONE or value == GONE[name][0]
             check(harmless, f"{where}: {name} was {value!r}, and that setting has gone{NEW}")
         theirs = asdict(type(self.config)()) | theirs  # what came later was as its default is
-        self.found = {name: theirs[name] for name in ROUNDING if ours[name] == AUTO != theirs[name]}
+        self.found = {name: theirs[name] for name in BUDGETS if ours[name] == AUTO != theirs[name]}
         ours |= self.found
         changed = [name for name in ours if theirs.get(name) != ours[name] and name not in OUTWARD]
         different = [f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in changed]
-        check(not set(changed) - ROUNDING, f"{where}: another configuration, {'; '.join(different)}: set it back{NEW}")
+        check(
+            not set(changed) - set(BUDGETS), f"{where}: another configuration, {'; '.join(different)}: set it back{NEW}"
+        )
         if different:
             print(f"{where}: {'; '.join(different)}: sums are rounded differently from here on", flush=True)
 

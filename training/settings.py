@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from runtime.settings import AUTO, AutoInt, Settings, arg, check
 
+BUDGETS = ("cache_tokens", "micro_batch_tokens")  # may be `auto`; they change speed and the order of additions alone
 CLASS_WEIGHTS = "two numbers above 0, for No and Yes"  # what the two stages' own class_weights must be
 
 

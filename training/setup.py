@@ -16,17 +16,17 @@ from dataset.chat import encode
 from dataset.reading import choose_rows, load_split, read_dataset_hash
 from policy.adapters import add_reference, disable_dropout
 from policy.loading import check_context, check_model, load_policy, load_tokenizer, stop_token_ids, training_dtype
-from policy.prefix_sharing import Tokens, check_prefix_sharing
+from policy.prefix_sharing import Tokens, check_gradients, check_prefix_sharing
 from policy.sampling import Sampler
 from runtime.processes import start
 from runtime.settings import AUTO
-from training.budgets import BUDGETS, find_budgets, of_all_ranks, tried_update
+from training.budgets import find_budgets, of_all_ranks, tried_update
 from training.health import Monitor, Motion, check_gradient_flow, check_optimizer, check_stop_tokens
 from training.memory import group_tokens
 from training.monitoring import Progress, finish, nan_means, open_writer, write_scalars
 from training.optimization import prepare
 from training.runs import Run
-from training.settings import TrainingSettings
+from training.settings import BUDGETS, TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,8 +78,9 @@ class Opened:
 
         `probe`, of some of the dataset's responses, is a loss that must reach every trainable tensor; `first` are
         prompts and completions of this rank's first step, by group, on which the packed and the plain log-probabilities
-        must agree; `longest` are the tokens of the longest sequence. Sizes that are `auto` become numbers in the
-        configuration. Raises TrainingFault or ValueError where one of that is not so.
+        must agree, as the gradients of packed attention must with SDPA's; `longest` are the tokens of the longest
+        sequence. Sizes that are `auto` become numbers in the configuration. Raises TrainingFault or ValueError where
+        one of that is not so.
         """
         accelerator, run, config = self.accelerator, self.run, self.config
         to_try = config.micro_batch_tokens == AUTO and "micro_batch_tokens" not in run.found
@@ -90,6 +91,7 @@ class Opened:
         check_stop_tokens(responses, stop_ids)
         check_gradient_flow(model, probe(responses))
         if config.prefix_sharing:
+            check_gradients(model)
             check_prefix_sharing(model, *first, config.micro_batch_tokens)
         engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
         policy = accelerator.unwrap_model(engine)

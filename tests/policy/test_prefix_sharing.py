@@ -21,7 +21,14 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 from policy import prefix_sharing
 from policy.loading import load_policy, save_model
-from policy.prefix_sharing import ATTENTION, check_prefix_sharing, pack, plan_micro_batches, sequence_logps
+from policy.prefix_sharing import (
+    ATTENTION,
+    check_gradients,
+    check_prefix_sharing,
+    pack,
+    plan_micro_batches,
+    sequence_logps,
+)
 
 sequences = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 token_groups = st.lists(st.lists(sequences, min_size=1, max_size=6), min_size=1, max_size=4)
@@ -424,6 +431,7 @@ def test_activations_grow_with_packed_tokens_and_stay_below_the_plain_path(famil
 def test_self_check_passes_for_a_model_that_works(family):
     for dtype in (torch.float32, torch.bfloat16):
         model = build_model(family, lora=True).to(dtype).train()
+        check_gradients(model)
         gap = check_prefix_sharing(model, *random_groups(2), token_budget=200)
         assert 0 <= gap <= prefix_sharing.TOLERANCE[dtype] and model.training
 
@@ -445,7 +453,7 @@ def test_self_check_refuses_wrong_gradients(family, fault, dtype, monkeypatch):
 
     monkeypatch.setattr(prefix_sharing, "_attend_backward", faulty)
     with pytest.raises(ValueError, match="prefix_sharing: attention on packed rows, or its gradient, differs by"):
-        check_prefix_sharing(model, *random_groups(2), token_budget=200)
+        check_gradients(model)
 
 
 @pytest.mark.parametrize("fault", ["sees other branches", "misses its prefix", "running positions", "attention"])

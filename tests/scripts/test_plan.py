@@ -42,7 +42,10 @@ def hours_of(config: str, *options: str) -> dict[str, list[float]]:
     recipe, own = plan.parse(["--config", str(ROOT / f"configs/{config}.yaml"), "--hours", *options])
     card = own.card_gb * 1e9
     rates = read_rates(own.rates) if own.rates else nearest_rates(card)
-    rows = (re.match(r"(\w+)((?: +[\d.]+){3})$", line) for line in plan.hours(recipe, card, rates, own))
+    rows = (
+        re.match(r"(\w+)((?: +[\d.]+){3})$", line)
+        for line in plan.hours(plan.with_budgets(recipe, 2, card), rates, own)
+    )
     return {row[1]: list(map(float, row[2].split())) for row in rows if row}
 
 
