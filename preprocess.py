@@ -35,7 +35,7 @@ from dataset import audit
 from dataset.chat import INSTRUCTIONS, add_chat, add_teacher, leave_out_long, special_tokens
 from dataset.report import make_report, summary
 from dataset.sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label
-from dataset.splits import BALANCE, SPLITS, STRATEGIES, perturbed, split_rows, subsample
+from dataset.splits import BALANCE, SPLITS, STRATEGIES, mixed, perturbed, split_rows, subsample
 from runtime.ending import run_script
 from runtime.files import check_vacant, check_writable, replacing
 from runtime.settings import Settings, arg, check, check_choice, parse_config
@@ -133,15 +133,14 @@ def check_config(config: DataConfig) -> None:
         sampled = config.structures is not None and config.labels == "exact"
         check(n in NUM_CLASSES or sampled, f"num_variables: {n} has too many classes to list; set structures")
     check((config.split == "size") == bool(config.test_sizes), "test_sizes: split size needs them, no other split does")
-    for name in ("relabelings", "train_mix"):
-        one = name == "relabelings" and len(config.relabelings) == 1
-        fits = one or len(getattr(config, name)) in (0, len(config.num_variables))
-        check(fits, f"{name}: give a number for each of num_variables, {len(config.num_variables)} of them")
-    mixed = config.max_train_samples is not None and sum(config.train_mix) > 0
-    check(mixed or not config.train_mix, "train_mix: needs max_train_samples, and a share above 0")
-    check(
-        not config.train_mix or "num_variables" not in config.balance, "train_mix: leave num_variables out of balance"
-    )
+    sizes = len(config.num_variables)
+    for name, allowed in (("relabelings", (1, sizes)), ("train_mix", (0, sizes))):
+        fits = len(getattr(config, name)) in allowed
+        check(fits, f"{name}: give a number for each of num_variables, {sizes} of them")
+    if config.train_mix:
+        enough = config.max_train_samples is not None and sum(config.train_mix) > 0
+        check(enough, "train_mix: needs max_train_samples, and a share above 0")
+        check("num_variables" not in config.balance, "train_mix: leave num_variables out of balance")
     has_file = config.teacher_file is not None
     check((config.target == "teacher") == has_file, "target teacher needs teacher_file, and no other target has it")
     check(config.target != "trace" or config.labels == "exact", "target trace ends in the exact answer: labels exact")
@@ -270,8 +269,11 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
         splits["train"], splits[GRPO] = set_aside(splits.get("train", []), config.max_grpo_samples, config.seed)
     for name in (name for name in SPLITS if name in splits):
         balance, cap = (config.balance if name == "train" else []), getattr(config, f"max_{name}_samples")
-        mix = dict(zip(config.num_variables, config.train_mix, strict=False)) if name == "train" else {}
-        splits[name] = subsample(splits[name], cap, balance, f"{config.seed}-{name}", mix)
+        if name == "train" and config.train_mix:
+            mix = dict(zip(config.num_variables, config.train_mix, strict=True))
+            splits[name] = mixed(splits[name], cap, mix, balance, f"{config.seed}-{name}")
+        else:
+            splits[name] = subsample(splits[name], cap, balance, f"{config.seed}-{name}")
     check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")
     splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
     if tokenizer is not None:

@@ -176,6 +176,8 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     if opened is None:
         return None
     accelerator, train, tokenizer = opened.accelerator, opened.train, opened.tokenizer
+    sized = "num_variables" in train.column_names
+    check(sized or not config.small_first, f"small_first: {config.dataset} has no num_variables; set it false")
     # Each rank writes and encodes its part of an epoch's rows, for all of them.
     part, fresh = train.shard(accelerator.num_processes, accelerator.process_index, contiguous=True), None
     if config.relabel_each_epoch:
@@ -190,7 +192,8 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
 
     rows, held_out = rows_of(0), opened.validation
     validation_rows = make_rows(*encode_rows(tokenizer, held_out), labels_of(held_out), config.class_weights)
-    steps = plan_steps(premise_ids_of(train), config, train["num_variables"] if config.small_first else None)
+    sizes = train["num_variables"] if config.small_first else None
+    steps = plan_steps(premise_ids_of(train), config, sizes)
     longest = max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True))
     model = opened.load(longest, adaptation=config.adaptation, lora_dropout=config.lora_dropout)
     first = share(accelerator, steps[0][1], rows)

@@ -7,7 +7,7 @@ texts = perturb(premise, claim, "parent", "relabeling", key="0")
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -19,10 +19,10 @@ from causal.graphs import (
     UnsatisfiableError,
     cpdag,
     exact_label,
+    first_separators,
     labelled_premises,
     markov_equivalence_class,
     relabel_claim,
-    relabel_independences,
     relabel_premise,
     renamings,
     representatives,
@@ -193,15 +193,13 @@ def render(
     says, without reading or checking it again; what the class says of a claim is asked of the given premise, once.
     Raises Corr2CauseError if no graph satisfies the premise, or for an unknown style, wording or template.
     """
-    n = len(order)
-    stated = sorted(relabel_independences(premise.independences, order), key=released_order)
-    moved, text = relabel_claim(claim, order), ""
+    stated, asked, text = relabel_premise(premise, order), relabel_claim(claim, order), ""
     if style is not None:
-        separators = {(i, j): given for i, j, given in reversed(stated)}  # the first of each pair
-        members = lambda: markov_equivalence_class(relabel_premise(premise, order))  # noqa: E731
-        text = write_steps(steps_of(n, separators, moved, _label(premise, claim), members), variables, style)
-    words = write_hypothesis(moved, variables, template, wording)
-    return Rendered(write_statements(stated, tuple(variables)), words, text)
+        members = partial(markov_equivalence_class, stated)
+        steps = steps_of(len(order), first_separators(stated), asked, _label(premise, claim), members)
+        text = write_steps(steps, variables, style)
+    premise_text = write_statements(sorted(stated.independences, key=released_order), tuple(variables))
+    return Rendered(premise_text, write_hypothesis(asked, variables, template, wording), text)
 
 
 @lru_cache(maxsize=1 << 17)

@@ -40,9 +40,9 @@ class FreshRows:
     """The rows of a dataset as an epoch has them: the letters of every premise exchanged, hypotheses in other words.
 
     `style` is that of their traces, which are written anew; with None responses stay. `wordings` and `letterings`, by
-    name, are drawn from; without any a row keeps its own words, or its own letters in another order. An epoch is a
-    function of (seed, epoch) and the row: rows of one premise keep one, and an epoch repeats itself. Raises ValueError
-    for an unknown name, and for a row whose prompt or response has other text in it.
+    name, are drawn from; without any, hypotheses are in the released words, and a premise has its own letters in
+    another order. An epoch is a function of (seed, epoch) and the row: rows of one premise keep one, and an epoch
+    repeats itself. Raises ValueError for an unknown name, and for a row whose prompt or response has other text in it.
     """
 
     def __init__(

@@ -91,24 +91,26 @@ def released_recipe(rows: list[dict], seed: int) -> list[str]:
     return split_of
 
 
-def subsample(
-    rows: list[dict], cap: int | None, balance: Sequence[str], seed: str, mix: Mapping[int, float] | None = None
-) -> list[dict]:
-    """At most `cap` rows at random, in their order, balanced over the columns named, of BALANCE.
+def mixed(rows: list[dict], cap: int, mix: Mapping[int, float], balance: Sequence[str], seed: str) -> list[dict]:
+    """At most `cap` rows, in their order: of each number of variables its share in `mix`, or all that there are.
 
-    `mix` has the share of the cap that each number of variables gets, if it has so many rows; each is balanced alone.
+    The rows of a number are a `subsample`, with `balance`.
+    """
+    kept: set[int] = set()
+    for n, share in mix.items():
+        of_size, room = [row for row in rows if row["num_variables"] == n], round(cap * share / sum(mix.values()))
+        if of_size and room:
+            kept |= {id(row) for row in subsample(of_size, room, balance, f"{seed}-{n}")}
+    return [row for row in rows if id(row) in kept]
+
+
+def subsample(rows: list[dict], cap: int | None, balance: Sequence[str], seed: str) -> list[dict]:
+    """At most `cap` rows at random, in their order, balanced over the columns named, of BALANCE.
 
     label: exactly as many rows of label 0 as of label 1. relation, num_variables: the cells of these columns get equal
     numbers; with a cap, a small cell gives all it has and the others share what it leaves. With label too, every cell
     is balanced by itself. Raises ValueError if no cell has both labels, or if the cap is too small.
     """
-    if mix:
-        total, kept = sum(mix.values()), set()
-        for n, share in mix.items():
-            of_size, room = [row for row in rows if row["num_variables"] == n], round(cap * share / total)
-            chosen = subsample(of_size, room, balance, f"{seed}-{n}") if room and of_size else []
-            kept |= {id(row) for row in chosen}
-        return [row for row in rows if id(row) in kept]
     if cap is None and not balance:
         return rows
     by_label, columns = "label" in balance, [column for column in balance if column != "label"]

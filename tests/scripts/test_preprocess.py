@@ -200,6 +200,7 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"max_grpo_samples": 0}, "max_grpo_samples: must be at least 1, got 0"),
         ({"relabelings": [-1]}, "relabelings: must be 0 or more, got -1"),
         ({"relabelings": [1, 2]}, "relabelings: give a number for each of num_variables, 1 of them"),
+        ({"relabelings": []}, "relabelings: give a number for each of num_variables, 1 of them"),
         ({"train_mix": [0.5, 0.5], "max_train_samples": 9}, "train_mix: give a number for each of num_variables"),
         ({"train_mix": [1.0]}, "train_mix: needs max_train_samples"),
         (

@@ -63,6 +63,12 @@ def test_another_task_is_learned_without_a_change(copying, monkeypatch, capsys):
     assert "step 0: reward " in capsys.readouterr().out
 
 
+def test_rows_without_a_number_of_variables_have_no_small_ones(copying, monkeypatch):
+    places = {"dataset": copying / "words", "output_dir": copying / "sft", "logging_dir": copying / "log/sft"}
+    with pytest.raises(ValueError, match="small_first: .* has no num_variables"):
+        run(monkeypatch, train_sft, model="tiny", small_first="true", **places)
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [
