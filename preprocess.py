@@ -30,12 +30,12 @@ from causal.graphs import MAX_VARIABLES, NUM_CLASSES, Corr2CauseError, markov_eq
 from causal.reasoning import STYLES
 from causal.released import NUM_RELEASED_CLASSES
 from causal.rows import PERTURBATIONS, generate_rows
-from causal.wording import parse_premise
+from causal.wording import WORDINGS, parse_premise
 from dataset import audit
 from dataset.chat import INSTRUCTIONS, add_chat, add_teacher, leave_out_long, special_tokens
 from dataset.report import make_report, summary
 from dataset.sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label
-from dataset.splits import BALANCE, SPLITS, STRATEGIES, mixed, perturbed, split_rows, subsample
+from dataset.splits import BALANCE, SPLITS, STRATEGIES, mixed, perturbed, reworded, split_rows, subsample
 from runtime.ending import run_script
 from runtime.files import check_vacant, check_writable, replacing
 from runtime.settings import Settings, arg, check, check_choice, parse_config
@@ -73,6 +73,11 @@ class DataConfig(Settings):
         "generate: random relabelings a class, or a number for each of num_variables; 0: the released letters, in "
         "topological order",
         at_least=0,
+    )
+    wordings: list[str] = arg(
+        [],
+        f"hypotheses in the words of one of these, drawn for every row: {', '.join(WORDINGS)}; none: as they are",
+        choices=WORDINGS,
     )
     labels: str = arg("exact", "column `label`: exact, given (the source's), released (generate: as the public rows)")
     skip_unparsable: bool = arg(False, "leave out and count rows that have no such label, instead of stopping")
@@ -274,6 +279,8 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
             splits[name] = mixed(splits[name], cap, mix, balance, f"{config.seed}-{name}")
         else:
             splits[name] = subsample(splits[name], cap, balance, f"{config.seed}-{name}")
+    if config.wordings:
+        splits = {name: reworded(rows, config.wordings, config.seed) for name, rows in splits.items()}
     check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")
     splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
     if tokenizer is not None:

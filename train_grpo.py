@@ -21,6 +21,7 @@ from functools import partial
 from itertools import chain
 
 import torch
+from accelerate import Accelerator
 
 from dataset.relabelling import FreshRows
 from policy.adapters import use_reference
@@ -39,7 +40,7 @@ from training.grpo_metrics import (
 from training.health import check_graph, sampling_gap_cause
 from training.monitoring import Laps
 from training.optimization import backward, set_learning_rate, step_optimizer
-from training.rewards import Reward, load_reward
+from training.rewards import Part, Reward, load_reward, step_parts, whole_parts
 from training.rollouts import MicroBatch, Prompt, PromptQueue, micro_batches, tokens_saved
 from training.settings import TrainingSettings
 from training.setup import Setup, open_run
@@ -88,6 +89,15 @@ class Config(TrainingSettings):
     scale_rewards: str = arg(
         "group", "divide advantages by the std of the group | batch | none", choices=("group", "batch", "none")
     )
+    advantages: str = arg(
+        "sequence",
+        "sequence: of a completion's reward, for all its tokens | step: a token's, of the rewards of its own step and "
+        "the later ones",
+        choices=("sequence", "step"),
+    )
+    scale_components: bool = arg(
+        False, "scale each component of the reward by itself, before their weighted sum (GDPO), instead of the sum"
+    )
     num_iterations: int = arg(1, "optimizer steps a rollout", at_least=1)
     eps_low: float = arg(0.2, "lower clip of the probability ratio", at_least=0, below=1)
     eps_high: float = arg(0.2, "upper clip of the probability ratio", at_least=0)
@@ -113,18 +123,42 @@ class Config(TrainingSettings):
 # --- the algorithm
 
 
-def group_advantages(rewards: torch.Tensor, scale: str, batch_std: float, eps: float = 1e-4) -> torch.Tensor:
-    """Advantages (N, G) of rewards (N, G): each group's mean is subtracted, then `group` or `batch` std divides.
+def group_advantages(
+    rewards: torch.Tensor, scale: str, batch_std: float, given: torch.Tensor | None = None, eps: float = 1e-4
+) -> torch.Tensor:
+    """Advantages of rewards (N, G) or (N, G, T): each group's mean is subtracted, then `group` or `batch` std divides.
 
-    DeepSeekMath, section 4.1.2; the std is the population's. A group whose rewards agree has advantage exactly 0.
+    DeepSeekMath, section 4.1.2; the std is the population's. `given` marks which rewards there are, None all of them:
+    the others count nowhere, and their advantage is 0. A group whose rewards agree has advantage exactly 0.
     """
-    mean = rewards.mean(dim=1, keepdim=True)
-    centred = rewards - mean
-    centred[(rewards == rewards[:, :1]).all(dim=1)] = 0.0  # not rounding noise divided by eps
-    if scale == "none":
-        return centred
-    group_std = (rewards - mean).square().mean(dim=1, keepdim=True).sqrt()
-    return centred / ((group_std if scale == "group" else batch_std) + eps)
+    flat = rewards.flatten(1)  # (N, G·T)
+    given = torch.ones_like(flat) if given is None else given.flatten(1).to(flat)
+    count = given.sum(dim=1, keepdim=True).clamp(min=1)
+    centred = (flat - (flat * given).sum(dim=1, keepdim=True) / count) * given
+    highest, lowest = (flat.masked_fill(given == 0, -sign * torch.inf) * sign for sign in (1, -1))
+    agree = highest.amax(dim=1) <= -lowest.amax(dim=1)
+    group_std = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
+    if scale != "none":
+        centred = centred / ((group_std if scale == "group" else batch_std) + eps)
+    centred[agree] = 0.0  # not rounding noise divided by eps
+    return centred.reshape(rewards.shape)
+
+
+def add_later(advantages: torch.Tensor) -> torch.Tensor:
+    """Of steps' advantages (N, G, T), each at its last token: what a token answers for, that step and all later ones.
+
+    DeepSeekMath, section 4.1.3. With T = 1, where a completion is one step, it is the advantage itself.
+    """
+    return advantages.flip(-1).cumsum(dim=-1).flip(-1)
+
+
+def token_advantages(accelerator: Accelerator, parts: list[Part], scale: str) -> torch.Tensor:
+    """Advantages (N, G, T) of the parts of the reward, each scaled by itself (GDPO, arXiv 2601.05242), and summed."""
+    total = torch.zeros(1)
+    for weight, values, given in parts:
+        batch_std = std_over_ranks(accelerator, values[given])
+        total = total + weight * add_later(group_advantages(values, scale, batch_std, given))
+    return total
 
 
 def token_weights(mask: torch.Tensor, loss_type: str, counts: LossCounts, max_new_tokens: int) -> torch.Tensor:
@@ -148,14 +182,14 @@ def grpo_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The clipped objective with an estimate of the KL to the reference (DeepSeekMath, equations 3 and 4).
 
-    `logps`, `old_logps`, `ref_logps`, `weights` are (B, T), `advantages` (B,); a weight is 0 beyond a completion's end.
+    `logps`, `old_logps`, `ref_logps`, `weights` are (B, T), `advantages` that or (B, 1); a weight is 0 beyond a
+    completion's end.
     With one update a rollout (`num_iterations` 1) the policy is the one that has sampled: every ratio is 1, nothing is
     clipped, and the gradient is that of advantage times log-probability. From the second update on, the clip keeps the
     policy near the one that has sampled. Returns the loss, a scalar, and weighted sums of the terms for logging.
     """
     ratio = (logps - old_logps).exp()
-    advantage = advantages[:, None]
-    unclipped, clipped = ratio * advantage, ratio.clamp(1 - config.eps_low, 1 + config.eps_high) * advantage
+    unclipped, clipped = ratio * advantages, ratio.clamp(1 - config.eps_low, 1 + config.eps_high) * advantages
     policy_loss = -(torch.minimum(unclipped, clipped) * weights).sum()
     kl = torch.zeros_like(policy_loss)
     if ref_logps is not None:
@@ -183,6 +217,13 @@ def sample(s: Setup, groups: list[list[Prompt]], step: int, config: Config) -> l
     return [drawn[n : n + size] for n in range(0, len(drawn), size)]
 
 
+def parts_of_reward(s: Setup, reward: Reward, judgements, completions, config: Config) -> list[Part]:
+    """What the advantages of completions (N, G) are of: rewards of steps or of wholes, summed or by component."""
+    if config.advantages == "step":
+        return step_parts(judgements, completions, reward.weights, config.scale_components, s.tokenizer)
+    return whole_parts(judgements, reward.weights, config.scale_components)
+
+
 def policy_logps(model, batch: MicroBatch, config: Config, temperature: float | None = None):
     """`sequence_logps` (B, T) of the batch's completions at the sampling temperature."""
     temperature = config.temperature if temperature is None else temperature
@@ -200,10 +241,10 @@ def score_reference(model, batch: MicroBatch, config: Config) -> torch.Tensor | 
 
 
 def micro_batch_loss(model, batch: MicroBatch, old_logps, ref_logps, advantages: torch.Tensor, counts, config: Config):
-    """The batch's part of the step's loss, the terms to log, and its log-probabilities (B, T); `advantages` (N, G)."""
+    """The batch's part of the loss, terms to log, and its log-probabilities (B, T); `advantages` (N, G, T)."""
     logps, entropies, mask = policy_logps(model, batch, config)  # (B, T)
     weights = token_weights(mask, config.loss_type, counts, config.max_new_tokens)
-    of_batch = advantages.flatten()[batch.index].to(logps)  # (B,)
+    of_batch = advantages.flatten(0, 1)[batch.index, : logps.shape[1]].to(logps)  # (B, T) or (B, 1)
     # On the first pass the policy is the one that sampled, and the ratio is exactly 1.
     old_logps = logps.detach() if old_logps is None else old_logps
     loss, terms = grpo_loss(logps, old_logps, ref_logps, of_batch, weights, config)
@@ -235,6 +276,8 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
     opened = open_run(config, "GRPO", labels=config.reward_function is None)
     if opened is None:
         return None
+    fast = config.advantages == "sequence" or getattr(opened.tokenizer, "is_fast", False)
+    check(fast, f"advantages step: {config.model} has no fast tokenizer, which tells where a step ends; use sequence")
     rows, world_size = len(opened.train), opened.accelerator.num_processes
     asked = f"prompts_per_step: {config.prompts_per_step}"
     check(config.prompts_per_step <= rows, f"{asked} is more than the {rows} training rows")
@@ -287,8 +330,9 @@ def main() -> None:
         laps.end("rollout")
 
         # --- advantages; a completion that has none is computed for the KL term alone
-        advantages = group_advantages(rewards, config.scale_rewards, std_over_ranks(accelerator, rewards))  # (N, G)
-        trained = (advantages != 0) | (config.beta > 0)  # (N, G)
+        parts = parts_of_reward(s, reward, judgements, completions, config)
+        advantages = token_advantages(accelerator, parts, config.scale_rewards)  # (N, G, T)
+        trained = (advantages != 0).any(dim=-1) | (config.beta > 0)  # (N, G)
         counts = LossCounts.over_ranks(accelerator, completions)
         batches = micro_batches(
             accelerator, groups, completions, trained, config.micro_batch_tokens, config.prefix_sharing

@@ -180,7 +180,7 @@ class Product(Side):
         """Scoring and update of a rollout."""
         config = self.point.config(WHOLE if setting == "step" else 1, self.share)
         rewards = torch.randn(len(completions), self.point.g)
-        advantages = train_grpo.group_advantages(rewards, "group", 1.0)
+        advantages = train_grpo.group_advantages(rewards, "group", 1.0)[..., None]
         counts = LossCounts.over_ranks(ALONE, completions)
         with self.clock.phase("scoring"):
             batches = self.point.batches(completions, config.micro_batch_tokens, self.share)

@@ -43,6 +43,8 @@ from causal.wording import (
 
 PERTURBATIONS = (*HELD_OUT_WORDINGS, "refactorization", "relabeling", "reordering")
 LETTERINGS = {"released": LETTERS, "refactorization": LETTERS[::-1]}  # A, B, C... and Z, Y, X...
+DRAWN_LETTERINGS = (*LETTERINGS, *(f"{name}-spread" for name in LETTERINGS))  # what `draw_letters` takes
+SPREAD = 7  # so many letters of a lettering does `draw_letters` choose from
 
 
 def premise_id(premise_text: str) -> str:
@@ -138,19 +140,21 @@ def generate_rows(
 # ---------------------------------------------------------------- perturbations
 
 
-def perturb(premise: Premise, claim: Claim, template: str, kind: str, key: str) -> tuple[str, str]:
+def perturb(
+    premise: Premise, claim: Claim, template: str, kind: str, key: str, wording: str = "released"
+) -> tuple[str, str]:
     """(premise text, hypothesis) that say the same in other words, letters or order: the label stays.
 
     `kind` is one of PERTURBATIONS: the name of a wording (of the hypothesis; paraphrase is that of the released
     perturbed set), refactorization (the letters Z, Y, X... for A, B, C...), relabeling (the letters trade places, at
-    random), reordering (of the independences, at random). Random choices are a function of `key`: rows of one premise
-    need one key.
+    random), reordering (of the independences, at random); all but the first are in the words of `wording`. Random
+    choices are a function of `key`: rows of one premise need one key.
     """
     if kind not in PERTURBATIONS:
         raise Corr2CauseError(f"perturbation {kind!r} is not one of {', '.join(PERTURBATIONS)}")
     text, variables, order = _perturbed_premise(premise, kind, key)
     changed = relabel_claim(claim, order)
-    return text, write_hypothesis(changed, variables, template, kind if kind in WORDINGS else "released")
+    return text, write_hypothesis(changed, variables, template, kind if kind in WORDINGS else wording)
 
 
 @lru_cache(maxsize=1024)
@@ -167,6 +171,15 @@ def _perturbed_premise(premise: Premise, kind: str, key: str) -> tuple[str, tupl
 
 
 # ---------------------------------------------------------------- fresh letters and words
+
+
+def draw_letters(lettering: str, n: int, rng: random.Random) -> tuple[str, ...]:
+    """The names of n variables: the first n letters of one of LETTERINGS; with `-spread` after its name, any n of its
+    first SPREAD, in its order, so that systems of few variables teach the letters of larger ones."""
+    letters = LETTERINGS[lettering.removesuffix("-spread")]
+    if lettering.endswith("-spread"):
+        return tuple(letters[k] for k in sorted(rng.sample(range(max(n, SPREAD)), n)))
+    return letters[:n]
 
 
 class Rendered(NamedTuple):

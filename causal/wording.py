@@ -256,25 +256,37 @@ def write_statements(stated: Sequence[Independence], names: tuple[str, ...]) -> 
 
 
 @cache
-def _hypothesis_patterns() -> list[tuple[str, re.Pattern]]:
-    """(template, regular expression with groups a, b) of every wording."""
-    patterns = {}
-    for wordings in WORDINGS.values():
-        for template, wording in wordings.items():
-            patterns.setdefault(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(wording)), template)
-    return [(template, re.compile(pattern)) for pattern, template in patterns.items()]
+def _hypothesis_patterns() -> dict[re.Pattern, tuple[str, str]]:
+    """{regular expression with groups a, b: (template, wording)} of every sentence."""
+    patterns: dict[str, tuple[str, str]] = {}
+    for name, wording in WORDINGS.items():
+        for template, sentence in wording.items():
+            pattern = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(sentence))
+            patterns.setdefault(pattern, (template, name))
+    return {re.compile(pattern): said for pattern, said in patterns.items()}
+
+
+def _match_hypothesis(text: str) -> tuple[re.Match, str, str]:
+    """(match with groups a, b, template, wording); where templates share a sentence, the first."""
+    if not isinstance(text, str):
+        raise Corr2CauseError(f"the hypothesis is {type(text).__name__}, not text")
+    sentence = " ".join(text.split())
+    for pattern, said in _hypothesis_patterns().items():
+        match = pattern.fullmatch(sentence)
+        if match:
+            return match, *said
+    raise Corr2CauseError(f"cannot read the hypothesis {_short(text)}; expected for example 'A directly causes B.'")
 
 
 def read_hypothesis(text: str, variables: Sequence[str]) -> tuple[Claim, str]:
     """The claim and its `template`; where templates share a wording, the first (parent and child: by order)."""
-    if not isinstance(text, str):
-        raise Corr2CauseError(f"the hypothesis is {type(text).__name__}, not text")
-    sentence = " ".join(text.split())
-    for template, pattern in _hypothesis_patterns():
-        match = pattern.fullmatch(sentence)
-        if match:
-            return _claim(template, _index(match["a"], variables, text), _index(match["b"], variables, text), text)
-    raise Corr2CauseError(f"cannot read the hypothesis {_short(text)}; expected for example 'A directly causes B.'")
+    match, template, _ = _match_hypothesis(text)
+    return _claim(template, _index(match["a"], variables, text), _index(match["b"], variables, text), text)
+
+
+def wording_of(hypothesis: str) -> str:
+    """The name, in WORDINGS, of the words that the hypothesis is in. Raises Corr2CauseError if it is in none."""
+    return _match_hypothesis(hypothesis)[2]
 
 
 def _claim(template: str, i: int, j: int, text: str) -> tuple[Claim, str]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from causal.graphs import Claim, Premise
 from causal.reasoning import trace
-from causal.rows import LETTERINGS, render
-from causal.wording import WORDINGS, parse_claim, write_input
+from causal.rows import DRAWN_LETTERINGS, draw_letters, render
+from causal.wording import WORDINGS, parse_claim, wording_of, write_input
 from dataset.reading import data_config
 from runtime.settings import check
 
@@ -32,6 +32,7 @@ class _Parsed(NamedTuple):
     premise: Premise
     claim: Claim
     template: str
+    wording: str
     prompt: tuple[str, str]
     response: tuple[str, str]
 
@@ -40,9 +41,9 @@ class FreshRows:
     """The rows of a dataset as an epoch has them: the letters of every premise exchanged, hypotheses in other words.
 
     `style` is that of their traces, which are written anew; with None responses stay. `wordings` and `letterings`, by
-    name, are drawn from; without any, hypotheses are in the released words, and a premise has its own letters in
-    another order. An epoch is a function of (seed, epoch) and the row: rows of one premise keep one, and an epoch
-    repeats itself. Raises ValueError for an unknown name, and for a row whose prompt or response has other text in it.
+    name, are drawn from; without any, a hypothesis keeps its words, and a premise its letters, in another order. An
+    epoch is a function of (seed, epoch) and the row: rows of one premise keep one, and an epoch repeats itself. Raises
+    ValueError for an unknown name, and for a row whose prompt or response has other text in it.
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class FreshRows:
         wordings: Sequence[str] = (),
         letterings: Sequence[str] = (),
     ):
-        for setting, names, known in (("wordings", wordings, WORDINGS), ("letterings", letterings, LETTERINGS)):
+        for setting, names, known in (("wordings", wordings, WORDINGS), ("letterings", letterings, DRAWN_LETTERINGS)):
             unknown = [name for name in names if name not in known]
             check(not unknown, f"{setting}: {', '.join(unknown)} is not one of {', '.join(known)}")
         self.style, self.seed = style, seed
-        self.wordings, self.letterings = list(wordings), [LETTERINGS[name] for name in letterings]
+        self.wordings, self.letterings = list(wordings), list(letterings)
         self.rows = [self._parse(row) for row in rows]
 
     def _parse(self, row: dict) -> _Parsed:
@@ -70,7 +71,8 @@ class FreshRows:
             reasoning = trace(premise, claim, self.style)
             check(reasoning in response, f"relabel_each_epoch: the response to {text!r} is not its trace")
             around = response.partition(reasoning)[::2]
-        return _Parsed(row["premise_id"], premise, claim, row["template"], (before, after), around)
+        words = wording_of(row["hypothesis"])
+        return _Parsed(row["premise_id"], premise, claim, row["template"], words, (before, after), around)
 
     def columns(self, epoch: int) -> dict[str, list[str]]:
         """Columns prompt, response, premise, hypothesis and input of an epoch."""
@@ -78,9 +80,11 @@ class FreshRows:
         for row in self.rows:
             rng = random.Random(f"{self.seed}-{epoch}-{row.premise_id}")
             n = len(row.premise.variables)
-            letters = rng.choice(self.letterings)[:n] if self.letterings else row.premise.variables
+            letters = row.premise.variables
+            if self.letterings:
+                letters = draw_letters(rng.choice(self.letterings), n, rng)
             order = rng.sample(range(n), n)
-            wording = "released"
+            wording = row.wording
             if self.wordings:  # of each row by itself
                 wording = random.Random(f"{self.seed}-{epoch}-{row.premise_id}-{row.claim}").choice(self.wordings)
             new = render(row.premise, row.claim, row.template, order, letters, wording, self.style)

@@ -146,6 +146,17 @@ def label_weights(rows: list[dict]) -> list[float] | None:
     return [round(len(rows) / (2 * count), 4) for count in (len(rows) - ones, ones)]
 
 
+def reworded(rows: list[dict], wordings: Sequence[str], seed: int) -> list[dict]:
+    """The rows with hypotheses in the words of one of `wordings`, drawn for every row by itself."""
+    changed = []
+    for row in rows:
+        premise, claim = wording.parse_claim(row["premise"], row["hypothesis"])
+        name = random.Random(f"{seed}-{row['row']}").choice(wordings)
+        hypothesis = wording.write_hypothesis(claim, premise.variables, row["template"], name)
+        changed.append(row | {"hypothesis": hypothesis, "input": wording.write_input(row["premise"], hypothesis)})
+    return changed
+
+
 def perturbed(rows: list[dict], kind: str, seed: int) -> list[dict]:
     """The rows in other words, letters or order (`causal.rows.perturb`), in the same order and with the same labels.
 
@@ -154,7 +165,8 @@ def perturbed(rows: list[dict], kind: str, seed: int) -> list[dict]:
     changed = []
     for row in rows:
         parsed = wording.parse_claim(row["premise"], row["hypothesis"])
-        texts = perturb(*parsed, row["template"], kind, f"{seed}-{row['premise_id']}")
+        wording_name = wording.wording_of(row["hypothesis"])
+        texts = perturb(*parsed, row["template"], kind, f"{seed}-{row['premise_id']}", wording_name)
         new = parse_row({"input": wording.write_input(*texts)})
         assert new["exact"] == row["exact"], f"{row['row']}: {kind} changed the label"
         new = {column: new[column] for column in ("input", "premise", "hypothesis", "premise_id", "edges", "template")}

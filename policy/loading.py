@@ -93,6 +93,18 @@ def check_bf16(capability: tuple[int, int], name: str) -> None:
     )
 
 
+def emulation_note(dtype: torch.dtype, device: torch.device) -> str:
+    """What to say of an x86 processor without bf16 instructions, which is slower in it than in fp32; else nothing."""
+    found = torch.cpu.get_capabilities()
+    native = found.get("architecture") != "x86_64" or found.get("avx512_bf16") or found.get("amx_bf16")
+    if device.type != "cpu" or dtype != torch.bfloat16 or native:
+        return ""
+    return (
+        f"note: {found.get('cpu_name', 'this processor')} has no bf16 instructions and emulates them, several times "
+        "slower than fp32: use accelerate_configs/zero2_2xcpu.yaml"
+    )
+
+
 # --- models
 
 

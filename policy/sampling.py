@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.decoders import DecodeStream
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -40,6 +41,18 @@ class Completion:
     logps: list[float] = field(default_factory=list)
     stopped: bool = False
     text: str = ""
+
+
+def character_ends(tokenizer, tokens: Tokens) -> list[int]:
+    """(T,) How long the text is after each token, in characters; `tokenizer` is a fast one.
+
+    A special token adds nothing, and of a character in several tokens the last one adds it.
+    """
+    stream, length, ends = DecodeStream(skip_special_tokens=True), 0, []
+    for token in tokens:
+        length += len(stream.step(tokenizer.backend_tokenizer, token) or "")
+        ends.append(length)
+    return ends
 
 
 # --- the cache

@@ -39,7 +39,7 @@ class LossCounts(NamedTuple):
 
 
 def std_over_ranks(accelerator: Accelerator, rewards: torch.Tensor) -> float:
-    """Population standard deviation of the rewards (N, G) of all ranks."""
+    """Population standard deviation of the rewards of all ranks, in any shape."""
     rewards = rewards.double()
     sums = {"n": rewards.numel(), "reward": float(rewards.sum()), "square": float(rewards.square().sum())}
     sums = reduce(accelerator, sums)
@@ -47,7 +47,10 @@ def std_over_ranks(accelerator: Accelerator, rewards: torch.Tensor) -> float:
 
 
 class Rollout(NamedTuple):
-    """A rank's part of a step: the N prompts, and (N, G) what was sampled, what it is worth, what is trained on."""
+    """A rank's part of a step: the N prompts, and (N, G) what was sampled, what it is worth, what is trained on.
+
+    `advantages` are (N, G, T), or (N, G, 1) where all tokens of a completion have one.
+    """
 
     prompts: list[Prompt]
     completions: list[list[Completion]]
@@ -110,10 +113,11 @@ def step_metrics(
 
 def rollout_sums(rollout: Rollout, end_ids: set[int]) -> dict[str, float]:
     """Sums over a rank's rollout, to be added over ranks; of each value by name its sum and how many have it."""
-    rewards, advantages = rollout.rewards.double(), rollout.advantages.double()
+    rewards = rollout.rewards.double()
     completions = list(chain.from_iterable(rollout.completions))
     judgements = list(chain.from_iterable(rollout.judgements))
-    lengths = torch.tensor([len(completion.tokens) for completion in completions]).reshape(rewards.shape)
+    lengths = lengths_of(rollout.completions)
+    advantages = mean_over_tokens(rollout.advantages.double().abs(), lengths)  # (N, G)
     dead = (rollout.rewards == rollout.rewards[:, :1]).all(dim=1)
     right = rollout.rewards[:, 0] > 0
     sums = {
@@ -126,8 +130,8 @@ def rollout_sums(rollout: Rollout, end_ids: set[int]) -> dict[str, float]:
         "dead_wrong": (dead & ~right).sum(),
         "truncated": sum(not completion.stopped for completion in completions),
         "past_end": sum(not end_ids.isdisjoint(completion.tokens[:-1]) for completion in completions),
-        "abs_advantage": advantages.abs().sum(),
-        "signal": advantages[rollout.trained].abs().sum(),
+        "abs_advantage": advantages.sum(),
+        "signal": advantages[rollout.trained].sum(),
         "trained_sequences": rollout.trained.sum(),
         "trained_tokens": lengths[rollout.trained].sum(),
     }
@@ -138,6 +142,16 @@ def rollout_sums(rollout: Rollout, end_ids: set[int]) -> dict[str, float]:
             sums[f"sum of {name}"] = sums.get(f"sum of {name}", 0.0) + (value if known else 0.0)
             sums[f"number of {name}"] = sums.get(f"number of {name}", 0) + known
     return {name: float(value) for name, value in sums.items()}
+
+
+def lengths_of(completions: Sequence[Sequence[Completion]]) -> torch.Tensor:
+    """Tokens (N, G) of each completion."""
+    return torch.tensor([[len(completion.tokens) for completion in row] for row in completions])
+
+
+def mean_over_tokens(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Means (N, G) of values (N, G, T), 0 beyond completions of `lengths` (N, G) tokens, or of values (N, G, 1)."""
+    return values.sum(dim=-1) / (lengths if values.shape[-1] > 1 else 1)
 
 
 def rollout_means(s: dict[str, float]) -> dict[str, float]:
@@ -173,11 +187,12 @@ def completion_table(rollout: Rollout, count: int) -> str:
     """A Markdown table of the first `count` completions, prompt by prompt, with what each is worth."""
     places = [(n, g) for n, row in enumerate(rollout.completions) for g in range(len(row))][:count]
     components = list(rollout.judgements[0][0].components) if places else []
+    advantages = mean_over_tokens(rollout.advantages, lengths_of(rollout.completions))
     names = ["prompt", "claim", "target", *components, "reward", "advantage", "completion"]
     lines = [names, ["---"] * len(names)]
     for n, g in places:
         row, judgement = rollout.prompts[n].row, rollout.judgements[n][g]
-        values = [*judgement.components.values(), judgement.reward, float(rollout.advantages[n, g])]
+        values = [*judgement.components.values(), judgement.reward, float(advantages[n, g])]
         question = row.get("hypothesis", row["prompt"][-80:])
         texts = [question, row["response"].strip().splitlines()[-1], rollout.completions[n][g].text]
         claim, target, text = map(as_cell, texts)

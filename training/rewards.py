@@ -10,16 +10,22 @@ or numbers by name. A name without a slash is a component of the reward, which i
 `reward/<name>`. A name with a slash (`reward/accuracy`) is a metric: its mean is logged, NaN left out, and it rewards
 nothing. A component may be a pair, its value and the spans of its steps: (first character, one past the last, what the
 step adds to the value).
+
+Dimensions: N prompts of a rank, G samples a prompt, T tokens of the longest completion.
 """
 
 import importlib.util
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from policy.sampling import Completion
+import torch
+
+from policy.sampling import Completion, character_ends
 from runtime.settings import check
 from training.rollouts import Prompt
 
@@ -36,6 +42,62 @@ class Judgement:
     components: dict[str, float]
     metrics: dict[str, float] = field(default_factory=dict)
     spans: dict[str, list[Span]] = field(default_factory=dict)  # of the components that have some
+
+
+class Part(NamedTuple):
+    """A part of the reward that is normalised by itself: `weight` times `values`, where `given` says there are any.
+
+    Both are (N, G, T), at the tokens that a value is of; or (N, G, 1) where a completion has one as a whole.
+    """
+
+    weight: float
+    values: torch.Tensor
+    given: torch.Tensor
+
+
+def whole_parts(judgements: list[list[Judgement]], weights: Mapping[str, float], apart: bool) -> list[Part]:
+    """Completions (N, G) judged as wholes: their rewards, or `apart` each component by itself."""
+    if not apart:
+        values = torch.tensor([[[judged.reward] for judged in row] for row in judgements])
+        return [Part(1.0, values, values == values)]
+    parts = []
+    for name in judgements[0][0].components:
+        values = torch.tensor([[[judged.components[name]] for judged in row] for row in judgements])
+        parts.append(Part(weights.get(name, 1.0), values, values == values))
+    return parts
+
+
+def step_parts(
+    judgements: list[list[Judgement]],
+    completions: list[list[Completion]],
+    weights: Mapping[str, float],
+    apart: bool,
+    tokenizer,
+) -> list[Part]:
+    """Completions (N, G) judged step by step: each step's reward is at its last token.
+
+    A component without spans is a step that ends with the completion; so is, with value 0, one whose completion has no
+    step: what says nothing must not pass for average. Not `apart`, steps of all components are one part.
+    """
+    longest = max(len(completion.tokens) for completion in chain.from_iterable(completions))
+    names = list(judgements[0][0].components)
+    values = torch.zeros(len(names), len(completions), len(completions[0]), longest)
+    given = torch.zeros(values.shape, dtype=torch.bool)
+    for n, row in enumerate(completions):
+        for g, completion in enumerate(row):
+            judged, last = judgements[n][g], len(completion.tokens) - 1
+            ends = character_ends(tokenizer, completion.tokens) if judged.spans else []
+            for c, name in enumerate(names):
+                whole = [(last, judged.components[name])]
+                steps = [(min(bisect_right(ends, e - 1), last), value) for _, e, value in judged.spans.get(name, [])]
+                for t, value in steps or ([(last, 0.0)] if name in judged.spans else whole):
+                    values[c, n, g, t] += value
+                    given[c, n, g, t] = True
+    factors = [weights.get(name, 1.0) for name in names]
+    if apart:
+        return [Part(*part) for part in zip(factors, values, given, strict=True)]
+    weighted = values * torch.tensor(factors)[:, None, None, None]
+    return [Part(1.0, weighted.sum(dim=0), given.any(dim=0))]
 
 
 class Reward:

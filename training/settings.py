@@ -39,9 +39,13 @@ class TrainingSettings(Settings):
     claims_per_prefix: int = arg(16, "rows of one premise that share its tokens", at_least=1)
     relabel_each_epoch: bool = arg(False, "exchange the letters of every premise at random, anew in every epoch")
     wordings: list[str] = arg(
-        [], "relabel_each_epoch: wordings of the hypotheses to draw from too, by name; none: the released one"
+        [], "relabel_each_epoch: wordings of the hypotheses to draw from too, by name; none: their own"
     )
-    letterings: list[str] = arg([], "relabel_each_epoch: letters to draw from too: released (A, B, …), refactorization")
+    letterings: list[str] = arg(
+        [],
+        "relabel_each_epoch: letters to draw from too: released (A, B, …), refactorization (Z, Y, …); with -spread "
+        "after its name, any of its first seven",
+    )
     output_dir: str = arg("models/tiny_sft_model", "where the model, its checkpoints and its configuration go")
     logging_dir: str = arg("logs/sft", "TensorBoard directory")
     overwrite: bool = arg(False, "use an output_dir that is not empty")

@@ -15,7 +15,15 @@ from torch.utils.tensorboard import SummaryWriter
 from dataset.chat import encode
 from dataset.reading import choose_rows, load_split, read_dataset_hash
 from policy.adapters import add_reference, disable_dropout
-from policy.loading import check_context, check_model, load_policy, load_tokenizer, stop_token_ids, training_dtype
+from policy.loading import (
+    check_context,
+    check_model,
+    emulation_note,
+    load_policy,
+    load_tokenizer,
+    stop_token_ids,
+    training_dtype,
+)
 from policy.prefix_sharing import Tokens, check_gradients, check_prefix_sharing
 from policy.sampling import Sampler
 from runtime.processes import start
@@ -146,7 +154,8 @@ class Setup(Opened):
         kind = self.accelerator.distributed_type.value
         where = f"{self.accelerator.num_processes} processes, {self.dtype}, {kind}"
         where += "".join(f", {name} {getattr(self.config, name):,}" for name in BUDGETS)
-        self.accelerator.print(f"{self.stage}: {what} on {where}", flush=True)
+        note = emulation_note(self.dtype, self.accelerator.device)
+        self.accelerator.print(f"{self.stage}: {what} on {where}", *filter(None, [note]), sep="\n", flush=True)
 
     def start_progress(self) -> Progress:
         """The console's view of the steps that are left, from now on."""

@@ -93,7 +93,7 @@ def numpy_loss(logps, old, reference, advantages, weights, config: Config) -> fl
     for b, t in np.argwhere(weights > 0):
         ratio = np.exp(logps[b, t] - old[b, t])
         bounded = min(max(ratio, 1 - config.eps_low), 1 + config.eps_high)
-        objective = min(ratio * advantages[b], bounded * advantages[b])
+        objective = min(ratio * advantages[b, t], bounded * advantages[b, t])
         gap = reference[b, t] - logps[b, t]
         k3 = np.exp(gap) - gap - 1
         total += weights[b, t] * (config.beta * k3 - objective)
@@ -104,7 +104,7 @@ def numpy_loss(logps, old, reference, advantages, weights, config: Config) -> fl
 def test_loss_equals_numpy(seed):
     rng = np.random.default_rng(seed)
     logps, old, reference = -rng.exponential(1.0, (3, 6, 5)).astype(np.float64)
-    advantages, mask = rng.normal(size=6), rng.random((6, 5)) < 0.8
+    advantages, mask = rng.normal(size=(6, 5)), rng.random((6, 5)) < 0.8
     weights = mask * rng.random((6, 5))
     values = [torch.tensor(x) for x in (logps, old, reference, advantages, weights)]
     config = Config(eps_low=0.2, eps_high=0.3, beta=0.1)
@@ -133,7 +133,7 @@ def test_clipping_by_hand(ratio, advantage, gradient):
     logps = torch.tensor([[np.log(ratio)]], requires_grad=True)
     one = torch.ones(1, 1)
     config = Config(eps_low=0.2, eps_high=0.3, beta=0.0)
-    loss, terms = grpo_loss(logps, 0 * one, None, torch.tensor([advantage]), one, config)
+    loss, terms = grpo_loss(logps, 0 * one, None, torch.tensor([[advantage]]), one, config)
     loss.backward()
     assert float(logps.grad) == pytest.approx(gradient)
     assert float(terms["clip_fraction"]) == (gradient == 0)
@@ -144,7 +144,7 @@ def test_clipping_by_hand(ratio, advantage, gradient):
 
 
 class Step(NamedTuple):
-    """What the loop has after sampling: groups of prompts, and completions, rewards and advantages (N, G)."""
+    """What the loop has after sampling: groups of prompts, and completions, rewards (N, G) and advantages (N, G, 1)."""
 
     groups: list[list[Prompt]]
     completions: list[list[Completion]]
@@ -193,7 +193,7 @@ def make_step(seed: int, groups: int = 8, samples: int = 4) -> Step:
             completions.append([Completion(tokens, [-1.0] * len(tokens), stopped=True) for tokens in drawn])
             rewards.append([rng.choice([-1.0, 1.0]) for _ in range(samples)])
     rewards = torch.tensor(rewards)
-    return Step(prompts, completions, rewards, group_advantages(rewards, "group", 0.0))
+    return Step(prompts, completions, rewards, group_advantages(rewards, "group", 0.0)[..., None])
 
 
 def step_gradients(model, step: Step, plan, config, old_shift: float = 0.0):
@@ -364,7 +364,7 @@ def test_without_a_kl_samples_without_advantage_are_not_computed(family, loss_ty
     step.advantages[1] = 0.0
     step.advantages[2, 1:3] = 0.0
     config = Config(beta=0.0, loss_type=loss_type, max_new_tokens=5)
-    live = step.advantages != 0
+    live = (step.advantages != 0).any(dim=-1)
     assert 0 < live.sum() < live.numel()
     found = []
     for trained in (torch.ones_like(live), live):
@@ -469,8 +469,8 @@ def scored_rollout() -> Rollout:
     ]
     judgements = Reward(corr2cause_reward()).judge(prompts, completions)
     rewards = torch.tensor([[judgement.reward for judgement in row] for row in judgements])
-    advantages = group_advantages(rewards, "none", 0.0)
-    return Rollout(prompts, completions, judgements, rewards, advantages, advantages != 0)
+    advantages = group_advantages(rewards, "none", 0.0)[..., None]
+    return Rollout(prompts, completions, judgements, rewards, advantages, (advantages != 0).any(dim=-1))
 
 
 def test_rollout_metrics_by_hand():

@@ -209,12 +209,12 @@ def test_completions_are_shown_with_claim_target_rewards_and_advantage():
     prompt = Prompt(17, [5], {"prompt": "?", "hypothesis": "A | B", "response": "Edge A B: -.\nAnswer: Yes<|end|>"})
     written, judged = Completion([1], text="Answer: No"), Judgement(1.25, {"outcome": 1.0, "process": 0.5})
     tensor = torch.full((2, 2), -0.75)
-    rollout = Rollout([prompt] * 2, [[written] * 2] * 2, [[judged] * 2] * 2, tensor, tensor, tensor != 0)
+    rollout = Rollout([prompt] * 2, [[written] * 2] * 2, [[judged] * 2] * 2, tensor, tensor[..., None], tensor != 0)
     lines = completion_table(rollout, 3).splitlines()
     head, *rows = (cells(row) for row in markdown_to_safe_html("\n".join(lines)).split("<tr>")[1:])
     assert head == ["prompt", "claim", "target", "outcome", "process", "reward", "advantage", "completion"]
     assert rows == [["17", "A | B", "Answer: Yes<|end|>", "+1.00", "+0.50", "+1.25", "-0.75", "Answer: No"]] * 3
-    assert completion_table(Rollout([], [], [], tensor[:0], tensor[:0], tensor[:0] > 0), 3).count("\n") == 1
+    assert completion_table(Rollout([], [], [], tensor[:0], tensor[:0, :, None], tensor[:0] > 0), 3).count("\n") == 1
 
 
 def test_a_run_shows_its_completions(runs):
