@@ -28,7 +28,7 @@ import torch
 
 from dataset.batches import premise_groups
 from dataset.chat import encode
-from dataset.reading import answer_candidates, choose_rows, load_split
+from dataset.reading import answer_candidates, choose_rows, load_split, read_report
 from policy.loading import (
     BF16_CAPABILITY,
     check_context,
@@ -233,6 +233,7 @@ def evaluate(config: Config) -> None:
         stop_ids = stop_token_ids(tokenizer, model)
         sampler = Sampler(model, tokenizer, stop_ids, config.max_new_tokens, cache, config.prefix_sharing)
         sampling = {"num_samples": config.num_samples, "temperature": config.temperature, "seed": config.seed}
+        sampling["check_traces"] = read_report(config.dataset).get("config", {}).get("target") == "trace"
         rows = predict(accelerator, sampler, data, prompts, **sampling)
     seconds = time.perf_counter() - start_time
     rows = [{**row, "split": split} for row, split in zip(rows, splits, strict=True)]

@@ -41,7 +41,7 @@ from training.health import check_graph, sampling_gap_cause
 from training.monitoring import Laps
 from training.optimization import backward, set_learning_rate, step_optimizer
 from training.rewards import Part, Reward, load_reward, step_parts, whole_parts
-from training.rollouts import MicroBatch, Prompt, PromptQueue, micro_batches, tokens_saved
+from training.rollouts import MicroBatch, Prompt, PromptQueue, at_the_edge, micro_batches, tokens_saved
 from training.settings import TrainingSettings
 from training.setup import Setup, open_run
 from training.validation import Validation
@@ -62,6 +62,15 @@ class Config(TrainingSettings):
     save_steps: int = 50
 
     prompts_per_step: int = arg(32, "prompts N of a rollout, over all processes", at_least=1, section="rollout")
+    pass_rates: str | None = arg(
+        None, "directory that evaluate.py --num_samples wrote of train_split: prompts are chosen by pass_rate"
+    )
+    pass_rate: list[float] = arg(
+        [0.1, 0.8],
+        "with pass_rates: prompts whose share of right samples lies between these two",
+        at_least=0,
+        at_most=1,
+    )
     num_generations: int = arg(8, "samples G of a prompt", at_least=2, words="a group needs at least 2")
     temperature: float = arg(
         1.0,
@@ -118,6 +127,8 @@ class Config(TrainingSettings):
         super().__post_init__()
         weighted = self.reward_function is not None or max(self.outcome_weight, self.process_weight) > 0
         check(weighted, "outcome_weight, process_weight: one must be above 0")
+        in_order = len(self.pass_rate) == 2 and self.pass_rate[0] <= self.pass_rate[1]
+        check(in_order, f"pass_rate: two numbers, the lower one first, got {self.pass_rate}")
 
 
 # --- the algorithm
@@ -276,6 +287,9 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
     opened = open_run(config, "GRPO", labels=config.reward_function is None)
     if opened is None:
         return None
+    if config.pass_rates is not None:
+        opened.train, said = at_the_edge(opened.train, config.pass_rates, *config.pass_rate)
+        opened.accelerator.print(said)
     fast = config.advantages == "sequence" or getattr(opened.tokenizer, "is_fast", False)
     check(fast, f"advantages step: {config.model} has no fast tokenizer, which tells where a step ends; use sequence")
     rows, world_size = len(opened.train), opened.accelerator.num_processes

@@ -20,6 +20,9 @@ out of their intervals. Calibration is measured in 10 bins of equal width, the s
 that models are compared in the same bins: expected calibration error = sum over bins of share of rows times |share of
 Yes - mean probability| (Guo et al. 2017, arXiv 1706.04599, here for the probability of the positive class).
 
+Rows may hold `means` too, numbers by name of which the mean over rows is a score: `exact_trace` and `pass@k` of
+predictions.py. These get values and intervals beside the others.
+
 All counts are held as (..., 4) arrays in the order tn, fp, fn, tp; n is the number of rows, C of clusters, R of
 resamples (1: the data themselves).
 """
@@ -157,6 +160,39 @@ def clustered_bootstrap(
     return _intervals(scores, confidence)
 
 
+def mean_scores(
+    rows: Sequence[Mapping],
+    cluster: str = "premise_id",
+    num_resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, dict]:
+    """{name: mean and clustered `interval`} of the numbers in the rows' `means`; empty if they have none.
+
+    Raises ValueError for rows whose names differ.
+    """
+    sums = _mean_sums(rows, *_cluster_index(rows, cluster))
+    names = list(rows[0].get("means", {}))
+    if not names:
+        return {}
+    resampled = _resampled_sums(sums, num_resamples, seed)
+    intervals = _intervals(
+        {name: _ratio(resampled[:, k], resampled[:, -1]) for k, name in enumerate(names)}, confidence
+    )
+    totals = sums.sum(axis=0)
+    return {name: {"mean": totals[k] / totals[-1], "interval": intervals[name]} for k, name in enumerate(names)}
+
+
+def _mean_sums(rows: Sequence[Mapping], of_row: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Sums (C, k + 1) of the k numbers in the rows' `means`, and of rows, over the rows of each cluster."""
+    names = list(rows[0].get("means", {}))
+    if any(list(row.get("means", {})) != names for row in rows):
+        raise ValueError(f"not all rows have the means {', '.join(names) or '(none)'}: give every row the same")
+    sums = np.zeros((num_clusters, len(names) + 1))
+    np.add.at(sums, of_row, [[*row.get("means", {}).values(), 1.0] for row in rows])
+    return sums
+
+
 def has_probabilities(rows: Sequence[Mapping]) -> bool:
     """Whether the rows have `probability`. Raises ValueError if some have it and others have not."""
     count = sum(row.get("probability") is not None for row in rows)
@@ -190,6 +226,7 @@ def report(
             **classification_metrics(*_columns(selected)),
             **(probability_metrics(*_probability_columns(selected)) if scored else {}),
             "intervals": clustered_bootstrap(selected, *resampling),
+            "means": mean_scores(selected, *resampling),
             "num_clusters": len({row[cluster] for row in selected}),
         }
 
@@ -241,8 +278,8 @@ def compare(
 
     Each resample draws one set of clusters for both models. `mcnemar` is the exact two-sided test on the rows that only
     one model has right; it takes rows as independent, so where it disagrees with the intervals, trust the intervals.
-    Where both models have probabilities, PROBABILITY_SCORES are compared too, those that exist.
-    Raises ValueError if inputs or labels differ.
+    Where both models have probabilities, PROBABILITY_SCORES are compared too, those that exist; and of `means` those
+    that both have, whose differences are in `means`. Raises ValueError if inputs or labels differ.
     """
     rows_a, rows_b = _paired(rows_a, rows_b)
     # b's rows take a's clusters, so that one set of weights resamples both.
@@ -260,11 +297,16 @@ def compare(
             _resampled_probability_scores(rows, cluster, num_resamples, seed) for rows in (rows_a, in_clusters_of_a)
         )
         differences |= {name: more_b[name] - more_a[name] for name in more_a if metrics_a[name] is not None}
+    changes = [
+        {**a, "means": {k: b["means"][k] - value for k, value in a.get("means", {}).items() if k in b.get("means", {})}}
+        for a, b in zip(rows_a, rows_b, strict=True)
+    ]
     return {
         "num_rows": len(rows_a),
         "num_clusters": len(counts),
         "cluster": cluster,
         "confidence": confidence,
+        "means": mean_scores(changes, cluster, num_resamples, seed, confidence),
         "a": metrics_a,
         "b": metrics_b,
         "difference": {name: metrics_b[name] - metrics_a[name] for name in differences},

@@ -1,5 +1,6 @@
 """A model's answers to the rows of a dataset, on all processes: sampled ones, or how probable each is."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from causal.answers import extract_answer
+from causal.graphs import Corr2CauseError
+from causal.reasoning import check_trace
+from causal.wording import parse_input
 from dataset.batches import premise_groups, share_of_rank
 from policy.prefix_sharing import Tokens, pack, plan_micro_batches, sequence_logps
 from policy.sampling import Sampler
@@ -58,16 +62,47 @@ def complete(
 
 
 def predict(
-    accelerator: Accelerator, sampler: Sampler, rows: "Dataset", prompts: list[Tokens], **sampling
+    accelerator: Accelerator,
+    sampler: Sampler,
+    rows: "Dataset",
+    prompts: list[Tokens],
+    check_traces: bool = False,
+    **sampling,
 ) -> list[dict]:
     """Answers to every row, whose prompts are `prompts`; the options of `sampling` are those of `complete`.
 
     The prediction is the `majority` of the row's completions. Each result has what metrics.py reads (`input`, `label`,
-    `prediction` 0|1|None, `premise_id`, `structure_id`, `num_variables`, `template`) and what `majority` tells.
+    `prediction` 0|1|None, `premise_id`, `structure_id`, `num_variables`, `template`), what `majority` tells, and
+    `means` where there are any: `sample_means`, and with `check_traces` exact_trace, the share of the row's completions
+    in which every step is right and none is missing.
     """
     samples = complete(accelerator, sampler, prompts, rows["premise_id"], **sampling)
-    columns = rows.select_columns(list(RESULT_COLUMNS))
-    return [row | majority(of_row) for row, of_row in zip(columns, samples, strict=True)]
+    results = []
+    for row, of_row in zip(rows.select_columns(list(RESULT_COLUMNS)), samples, strict=True):
+        means = sample_means(row["label"], of_row)
+        if check_traces:
+            means["exact_trace"] = sum(is_exact(text, row["input"]) for text, _ in of_row) / len(of_row)
+        results.append(row | majority(of_row) | ({"means": means} if means else {}))
+    return results
+
+
+def is_exact(completion: str, question: str) -> bool:
+    """Whether every sentence of the completion is a right step of the exact trace, and no step is missing."""
+    try:
+        return check_trace(completion, *parse_input(question)).complete
+    except Corr2CauseError:  # no graph satisfies the premise: there is no trace
+        return False
+
+
+def sample_means(label: int, samples: list[tuple[str, bool]]) -> dict[str, float]:
+    """pass@k of a row's n samples, (text, stopped) each, for k = 1, 2, 4, ... up to n; nothing of a single one.
+
+    The chance that of k samples drawn without replacement from the n some are right: 1 - C(n - c, k) / C(n, k) where c
+    are right (Chen et al. 2021, arXiv 2107.03374, equation 1).
+    """
+    n, right = len(samples), sum(extract_answer(text) is bool(label) for text, _ in samples)
+    ks = [2**power for power in range(n.bit_length()) if n > 1]
+    return {f"pass@{k}": 1 - math.comb(n - right, k) / math.comb(n, k) for k in ks}
 
 
 def majority(samples: list[tuple[str, bool]]) -> dict:

@@ -64,20 +64,20 @@ def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
 # --- comparisons
 
 
-def read_results(directory: str) -> tuple[str, list[dict]]:
-    """(name, prediction rows) of a directory that `evaluate` wrote; ValueError naming what is missing or broken."""
+def read_results(directory: str, setting: str = "compare") -> tuple[str, list[dict]]:
+    """(name, prediction rows) of a directory that `evaluate` wrote; ValueError naming the setting and the fault."""
     remedy = f"write it with python evaluate.py --model MODEL --dataset DATASET --output_dir {directory}"
     texts = {}
     for file in ("metrics.json", "predictions.jsonl"):
-        check((Path(directory) / file).is_file(), f"compare: {directory} has no {file}; {remedy}")
+        check((Path(directory) / file).is_file(), f"{setting}: {directory} has no {file}; {remedy}")
         texts[file] = (Path(directory) / file).read_text(encoding="utf-8", errors="replace")
     try:
         name = json.loads(texts["metrics.json"])["name"]
         rows = [json.loads(line) for line in texts["predictions.jsonl"].split("\n") if line]
         inputs = [row["input"] for row in rows if row["label"] in (0, 1) and row["prediction"] in (0, 1, None)]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"compare: {directory} is damaged ({error!r}); {remedy} --overwrite true") from None
-    check(len(inputs) == len(rows) > 0, f"compare: {directory} has rows without a label; {remedy} --overwrite true")
+        raise ValueError(f"{setting}: {directory} is damaged ({error!r}); {remedy} --overwrite true") from None
+    check(len(inputs) == len(rows) > 0, f"{setting}: {directory} has rows without a label; {remedy} --overwrite true")
     return name, rows
 
 

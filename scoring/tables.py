@@ -19,6 +19,8 @@ def result_lines(results: dict) -> list[str]:
             pair = {"difference": part["difference"], "intervals": part["difference_intervals"]}
             cells.append([f"{split} - {first}", *(_difference(pair, score) for score in COMPARED_SCORES)])
         lines.append("\n" + align(cells))
+    if results["overall"]["means"]:
+        lines.append("\n" + means_table([(results["name"], results["overall"]), *groups[1:]]))
     lines.append(
         f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})"
     )
@@ -58,6 +60,9 @@ def comparison_lines(comparison: dict) -> list[str]:
         differences = [_difference(pair, score) for score in COMPARED_SCORES]
         cells.append([" - ".join(pair["names"][::-1]), *differences, f"{pair['mcnemar']['p_value']:.2g}"])
     lines.append("\n" + align(cells))
+    for pair in comparison["pairs"]:
+        if pair["means"]:
+            lines.append("\n" + means_table([(" - ".join(pair["names"][::-1]), pair)], "+.3f"))
     scored = [pair for pair in comparison["pairs"] if "brier" in pair["difference"]]
     if scored:
         cells = [["difference", *PROBABILITY_SCORES.values()]]
@@ -96,6 +101,21 @@ def format_probability_table(entries: Iterable[tuple[str, Mapping]]) -> str:
     header = ("", *PROBABILITY_SCORES.values())
     lines = [(name, *(_with_interval(scores, s) for s in PROBABILITY_SCORES)) for name, scores in entries]
     return align([header, *lines])
+
+
+def means_table(entries: Sequence[tuple[str, Mapping]], number: str = ".3f") -> str:
+    """A plain text table of the `means` of the entries, each (name, summary), with their intervals."""
+    names = list(entries[0][1]["means"])
+    lines = [["", *(name.replace("_", " ") for name in names)]]
+    for label, summary in entries:
+        scores = [summary["means"][name] for name in names]
+        lines.append([label, *(_in_interval(score["mean"], score["interval"], number) for score in scores)])
+    return align(lines)
+
+
+def _in_interval(value: float, interval: Sequence[float], number: str) -> str:
+    low, high = interval
+    return f"{value:{number}} [{low:{number}}, {high:{number}}]"
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:

@@ -20,6 +20,7 @@ from dataset.relabelling import FreshRows
 from policy.prefix_sharing import Tokens, joined, pack, plan_micro_batches
 from policy.sampling import Completion
 from runtime.processes import reduce
+from runtime.settings import check
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,6 +45,29 @@ def make_prompts(tokenizer, rows: "Dataset", changed: Mapping[str, Sequence[str]
         Prompt(index, encode(tokenizer, values[0]), dict(zip(columns, values[1:], strict=True)))
         for index, values in enumerate(zip(columns["prompt"], *columns.values(), strict=True))
     ]
+
+
+def at_the_edge(rows: "Dataset", directory: str, low: float, high: float) -> tuple["Dataset", str]:
+    """The rows that a model solves sometimes, `low` to `high` of the time, and a line that says how many are left.
+
+    `directory` is what `evaluate.py --num_samples` wrote of them: its pass@1. Raises ValueError if it is not, or if no
+    row is left.
+    """
+    from scoring.results import read_results  # a second to import, for its figures
+
+    _, predictions = read_results(directory, "pass_rates")
+    found = {row["input"]: row.get("means", {}).get("pass@1") for row in predictions}
+    remedy = "write it with python evaluate.py --num_samples 8 --split train"
+    check(None not in found.values(), f"pass_rates: {directory} has one answer a row; {remedy}")
+    rates = [found.get(text) for text in rows["input"]]
+    known = [rate for rate in rates if rate is not None]
+    kept = [index for index, rate in enumerate(rates) if rate is not None and low <= rate <= high]
+    others = (
+        f"{sum(r > high for r in known)} above, {sum(r < low for r in known)} below, {len(rates) - len(known)} unknown"
+    )
+    said = f"pass rates: {len(kept)} of {len(rates)} prompts are within {low:g} to {high:g}; {others}"
+    check(len(kept) > 0, f"pass_rate: no prompt is left. {said}; name other bounds, or {remedy}")
+    return rows.select(kept), said
 
 
 class PromptQueue:
