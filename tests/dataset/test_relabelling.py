@@ -5,6 +5,7 @@ import pytest
 from causal import graphs, reasoning, wording
 from dataset.reading import load_split
 from dataset.relabelling import FreshRows, trace_style
+from dataset.splits import reworded
 
 
 def test_relabelled_rows_ask_the_same_in_other_letters(traces):
@@ -62,6 +63,26 @@ def test_words_and_letters_are_those_that_are_named(traces):
         FreshRows(rows, None, 0, ["poetic"])
     with pytest.raises(ValueError, match="letterings: greek is not one of released, refactorization"):
         FreshRows(rows, None, 0, [], ["greek"])
+
+
+def test_without_wordings_a_hypothesis_keeps_its_own(traces):
+    rows = list(load_split(traces, "train").select(range(40)))
+    rows = [row | {"row": k} for k, row in enumerate(rows)]
+    for name in wording.WORDINGS:
+        changed = reworded(rows, [name], 0)
+        prompts = [row["prompt"].replace(old["input"], row["input"]) for old, row in zip(rows, changed, strict=True)]
+        changed = [row | {"prompt": prompt} for row, prompt in zip(changed, prompts, strict=True)]
+        columns = FreshRows(changed, None, 0).columns(0)
+        assert {wording.wording_of(hypothesis) for hypothesis in columns["hypothesis"]} == {name}
+
+
+def test_spread_letters_are_any_of_the_first_seven_in_order(traces):
+    rows = load_split(traces, "train").select(range(200))
+    fresh = FreshRows(rows, trace_style(traces), 0, [], ["released-spread", "refactorization-spread"])
+    seen = {wording.parse_premise(text).variables for k in range(40) for text in fresh.columns(k)["premise"]}
+    assert {letter for names in seen for letter in names} == set("ABCDEFGTUVWXYZ")
+    for names in seen:
+        assert list(names) in (sorted(names), sorted(names, reverse=True)) and len(set(names)) == 4
 
 
 def test_what_cannot_be_relabelled_is_refused(traces, tmp_path):

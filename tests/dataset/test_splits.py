@@ -7,7 +7,16 @@ from brute_force import rows
 
 from causal import wording as c
 from causal.rows import PERTURBATIONS, generate_rows, premise_id
-from dataset.splits import BALANCE, label_weights, perturbed, relation_of, released_recipe, split_rows, subsample
+from dataset.splits import (
+    BALANCE,
+    label_weights,
+    perturbed,
+    relation_of,
+    released_recipe,
+    reworded,
+    split_rows,
+    subsample,
+)
 
 FRACTIONS = {"validation": 0.1, "test": 0.1}
 
@@ -123,3 +132,15 @@ def test_unknown_splits_of_a_file_are_named():
     records = [row | {"split": "holdout"} for row in named(3)]
     with pytest.raises(ValueError, match="unknown split holdout"):
         split_rows(records, "auto", FRACTIONS, 0)
+
+
+@pytest.mark.parametrize("kind", PERTURBATIONS)
+def test_rows_in_other_words_keep_them_where_letters_change(kind):
+    names = ["effect", "arrow"]
+    rows = reworded(named(3), names, seed=0)
+    assert {c.wording_of(row["hypothesis"]) for row in rows} == set(names)
+    for row, original in zip(rows, named(3), strict=True):
+        assert c.parse_input(row["input"]) == c.parse_input(original["input"])
+    for row, changed in zip(rows, perturbed(rows, kind, 0), strict=True):
+        before, after = (c.wording_of(text["hypothesis"]) for text in (row, changed))
+        assert after == (kind if kind in c.WORDINGS else before)

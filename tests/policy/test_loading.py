@@ -26,6 +26,7 @@ from policy.adapters import adapter_base, add_reference
 from policy.loading import (
     check_bf16,
     check_context,
+    emulation_note,
     load_base,
     load_for_inference,
     load_policy,
@@ -431,3 +432,20 @@ def test_context_ends_where_longrope_changes_its_factors():
     check_context(model, 4096)
     with pytest.raises(ValueError, match="4097 tokens: the model takes 4096"):
         check_context(model, 4097)
+
+
+@pytest.mark.parametrize(
+    "found, noted",
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False, "cpu_name": "Oldie"}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True}, False),
+        ({"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"architecture": "aarch64"}, False),
+    ],
+)
+def test_a_processor_that_emulates_bf16_is_named(monkeypatch, found, noted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    cpu = torch.device("cpu")
+    said = emulation_note(torch.bfloat16, cpu)
+    assert said.startswith("note: Oldie has no bf16 instructions") if noted else said == ""
+    assert emulation_note(torch.float32, cpu) == emulation_note(torch.bfloat16, torch.device("cuda")) == ""

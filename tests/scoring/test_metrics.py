@@ -18,6 +18,7 @@ from scoring.metrics import (
     clustered_bootstrap,
     compare,
     constant_probability,
+    mean_scores,
     probability_metrics,
     report,
 )
@@ -525,3 +526,45 @@ def test_rows_with_equal_inputs_are_matched_in_order():
     for row in a + b:
         row["input"] = "the same" if row["label"] == 0 else "another"
     assert compare(a, b)["mcnemar"]["only_a_right"] == compare(a, b)["mcnemar"]["only_b_right"] == 1
+
+
+# ---------------------------------------------------------------- means
+
+
+def rows_with_means(seed: int, shift: float = 0.0) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, 60)
+    rows = make_rows(labels, 1 - labels, clusters=rng.integers(0, 12, 60))
+    return [row | {"means": {"exact_trace": float(rng.random() < 0.4) + shift, "pass@1": rng.random()}} for row in rows]
+
+
+def test_means_have_clustered_intervals():
+    rows = rows_with_means(0)
+    scores = mean_scores(rows, num_resamples=3000)
+    clusters = {row["premise_id"] for row in rows}
+    rng, drawn = np.random.default_rng(1), {name: [] for name in scores}
+    by_cluster = [[row["means"] for row in rows if row["premise_id"] == cluster] for cluster in sorted(clusters)]
+    for _ in range(3000):
+        sample = [means for k in rng.integers(0, len(by_cluster), len(by_cluster)) for means in by_cluster[k]]
+        for name, values in drawn.items():
+            values.append(np.mean([means[name] for means in sample]))
+    for name, score in scores.items():
+        assert score["mean"] == pytest.approx(np.mean([row["means"][name] for row in rows]))
+        assert score["interval"] == pytest.approx(np.quantile(drawn[name], [0.025, 0.975]), abs=0.02)
+    found = report(rows, num_resamples=50)
+    assert found["overall"]["means"].keys() == scores.keys() and found["by_num_variables"]["4"]["means"]
+
+
+def test_means_are_compared_row_by_row():
+    rows, better = rows_with_means(0), rows_with_means(0, shift=0.25)
+    found = compare(rows, better, num_resamples=50)["means"]
+    assert found["exact_trace"] == {"mean": pytest.approx(0.25), "interval": pytest.approx([0.25, 0.25])}
+    assert compare(rows, make_rows(*zip(*[(r["label"], 1) for r in rows], strict=True)), num_resamples=9)["means"] == {}
+
+
+def test_rows_with_other_means_are_refused():
+    rows = rows_with_means(0)
+    del rows[3]["means"]["pass@1"]
+    with pytest.raises(ValueError, match="not all rows have the means exact_trace, pass@1"):
+        mean_scores(rows)
+    assert mean_scores(make_rows([1, 0], [1, 0])) == {}

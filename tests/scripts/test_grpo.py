@@ -1,5 +1,6 @@
 """The GRPO objective against NumPy and hand-computed cases, and the invariances that a step must have."""
 
+import json
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from datasets import Dataset
 from causal.rewards import corr2cause_reward
 from dataset.chat import encode
 from policy.adapters import add_reference, use_reference
-from policy.sampling import Completion, Sampler
+from policy.sampling import Completion, Sampler, character_ends
 from train_grpo import (
     Config,
     group_advantages,
@@ -23,6 +24,7 @@ from train_grpo import (
     micro_batch_loss,
     sample,
     score_reference,
+    token_advantages,
     token_weights,
 )
 from training.grpo_metrics import (
@@ -37,8 +39,8 @@ from training.grpo_metrics import (
     step_metrics,
     weight_sum,
 )
-from training.rewards import Judgement, Reward
-from training.rollouts import Prompt, PromptQueue, make_prompts, micro_batches, tokens_saved
+from training.rewards import Judgement, Part, Reward, step_parts, whole_parts
+from training.rollouts import Prompt, PromptQueue, at_the_edge, make_prompts, micro_batches, tokens_saved
 
 ALONE = Accelerator(cpu=True)
 
@@ -69,6 +71,108 @@ def test_a_group_whose_rewards_agree_has_advantage_exactly_zero(scale, value):
 def test_the_std_over_ranks_is_that_of_all_rewards():
     rewards = torch.tensor([[1.0, -1.0, -0.5], [1.0, 1.0, -0.5]])
     assert std_over_ranks(ALONE, rewards) == pytest.approx(np.std(rewards.numpy()), rel=1e-6)
+
+
+def step_case(seed: int, shape=(3, 4, 6)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rewards (N, G, T) of steps at some of the tokens, at least one in each completion, and where they are."""
+    rng = np.random.default_rng(seed)
+    values, given = rng.normal(size=shape), rng.random(shape) < 0.4
+    given[..., -1] |= ~given.any(axis=-1)
+    return torch.tensor(values * given), torch.tensor(given)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("seed", range(3))
+def test_step_advantages_equal_numpy(scale, seed):
+    """As DeepSeekMath writes it: rewards of all steps of a group, normalised together; a token gets its own and later
+    ones. Two such parts of the reward are normalised apart."""
+    parts = [Part(weight, *step_case(seed + k)) for k, weight in enumerate((1.0, 0.5))]
+    got = token_advantages(ALONE, parts, scale)
+    expected = np.zeros(got.shape)
+    for weight, values, given in parts:
+        spread = np.std([r for r, there in zip(values.flatten(), given.flatten(), strict=True) if there])
+        for n, (rows, where) in enumerate(zip(values.numpy(), given.numpy(), strict=True)):
+            rewards = rows[where]
+            divisor = {"group": np.std(rewards) + 1e-4, "batch": spread + 1e-4, "none": 1.0}[scale]
+            for g, t in np.ndindex(where.shape):
+                later = [rows[g, k] for k in range(t, where.shape[1]) if where[g, k]]
+                expected[n, g, t] += weight * sum((r - np.mean(rewards)) / divisor for r in later)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_completion_that_is_one_step_has_the_advantages_of_a_sequence():
+    rewards = torch.tensor([[1.0, -1.0, -0.5], [1.0, 1.0, 1.0]])
+    whole = [Part(1.0, rewards[..., None], torch.ones(2, 3, 1, dtype=torch.bool))]
+    torch.testing.assert_close(token_advantages(ALONE, whole, "group")[..., 0], group_advantages(rewards, "group", 1.0))
+    at_the_end, given = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, dtype=torch.bool)
+    at_the_end[..., 2], given[..., 2] = rewards, True
+    by_step = token_advantages(ALONE, [Part(1.0, at_the_end, given)], "group")
+    torch.testing.assert_close(by_step[..., :3], group_advantages(rewards, "group", 1.0)[..., None].expand(-1, -1, 3))
+    assert (by_step[..., 3] == 0).all()
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_steps_whose_rewards_agree_have_advantage_exactly_zero(scale):
+    _, given = step_case(0)
+    values = torch.where(given, 1 / 3, 0.0)
+    assert (token_advantages(ALONE, [Part(1.0, values, given)], scale) == 0).all()
+
+
+LETTER = {"w": 1.0, "x": -1.0}
+
+
+def spelled(text: str, row) -> dict:
+    """A reward of steps that are single words, w and x; and one of the whole text."""
+    words = [(k, k + 1, LETTER[letter]) for k, letter in enumerate(text) if letter in LETTER]
+    return {"words": (sum(value for *_, value in words), words), "long": float(len(text) > 4)}
+
+
+def judged_words(tokenizer):
+    texts = [["w x w", "x"], ["w é w w", "?"]]
+    completions = [
+        [Completion(encode(tokenizer, f"{text}<|end|>"), text=text) for text in row] for row in texts
+    ]  # fmt: skip
+    reward = Reward(spelled, {"words": 2.0})
+    return completions, reward.judge([make_prompt(k) for k in range(2)], completions), reward.weights
+
+
+def test_steps_are_found_at_the_tokens_that_end_them(tokenizer):
+    completions, judgements, weights = judged_words(tokenizer)
+    words, whole = step_parts(judgements, completions, weights, True, tokenizer)
+    assert (words.weight, whole.weight) == (2.0, 1.0)
+    for n, row in enumerate(completions):
+        for g, completion in enumerate(row):
+            ends = character_ends(tokenizer, completion.tokens)
+            assert ends[-1] == ends[-2] == len(completion.text), "the last token, <|end|>, adds nothing"
+            last = len(completion.tokens) - 1
+            expected = {}
+            for k, letter in enumerate(completion.text):
+                if letter in LETTER:
+                    t = next(t for t, end in enumerate(ends) if end > k)
+                    assert letter in tokenizer.decode(completion.tokens[t])
+                    expected[t] = expected.get(t, 0.0) + LETTER[letter]
+            expected = expected or {last: 0.0}  # silence is not average
+            found = {int(t): float(words.values[n, g, t]) for t in words.given[n, g].nonzero().flatten()}
+            assert found == expected
+            assert whole.given[n, g].nonzero().flatten().tolist() == [last]
+            assert float(whole.values[n, g, last]) == judgements[n][g].components["long"]
+    (both,) = step_parts(judgements, completions, weights, False, tokenizer)
+    torch.testing.assert_close(both.values.sum(-1), torch.tensor([[j.reward for j in row] for row in judgements]))
+    assert both.weight == 1.0 and (both.given == (words.given | whole.given)).all()
+
+
+def test_components_are_scaled_apart_or_summed_first(tokenizer):
+    _, judgements, weights = judged_words(tokenizer)
+    (total,) = whole_parts(judgements, weights, apart=False)
+    torch.testing.assert_close(total.values[..., 0], torch.tensor([[j.reward for j in row] for row in judgements]))
+    parts = whole_parts(judgements, weights, apart=True)
+    got = token_advantages(ALONE, parts, "group")[..., 0].numpy()
+    for n, row in enumerate(judgements):
+        expected = np.zeros(2)
+        for name, weight in (("words", 2.0), ("long", 1.0)):
+            values = np.array([judged.components[name] for judged in row])
+            expected += weight * (values - values.mean()) / (values.std() + 1e-4)
+        np.testing.assert_allclose(got[n], expected, rtol=1e-5)
 
 
 # --- loss
@@ -634,3 +738,34 @@ def test_prompts_hold_what_their_rows_say(tokenizer):
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Config(**settings)
+
+
+# --- prompts at the edge
+
+
+def scored_directory(place, pass_at_1: dict[str, float]):
+    place.mkdir()
+    shared = {"label": 1, "prediction": 1}
+    rows = [{"input": text, **shared, "means": {"pass@1": rate}} for text, rate in pass_at_1.items()]
+    (place / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "metrics.json").write_text('{"name": "scored"}')
+    return str(place)
+
+
+def test_prompts_are_chosen_by_their_pass_rate(tmp_path):
+    rows = Dataset.from_dict({"input": list("abcdef")})
+    place = scored_directory(tmp_path / "scored", {"a": 0.0, "b": 0.125, "c": 0.5, "d": 0.8, "e": 1.0, "z": 0.5})
+    kept, said = at_the_edge(rows, place, 0.1, 0.8)
+    assert kept["input"][:] == ["b", "c", "d"]
+    assert said == "pass rates: 3 of 6 prompts are within 0.1 to 0.8; 1 above, 1 below, 1 unknown"
+    with pytest.raises(ValueError, match=r"pass_rate: no prompt is left. pass rates: 0 of 6 .* name other bounds"):
+        at_the_edge(rows, place, 0.9, 0.95)
+    with pytest.raises(ValueError, match="pass_rates: .*nowhere has no metrics.json; write it with python evaluate.py"):
+        at_the_edge(rows, str(tmp_path / "nowhere"), 0.1, 0.8)
+    greedy = tmp_path / "greedy"
+    scored_directory(greedy, {"a": 0.5})
+    (greedy / "predictions.jsonl").write_text('{"input": "a", "label": 1, "prediction": 1}\n')
+    with pytest.raises(ValueError, match="pass_rates: .* has one answer a row; .*--num_samples 8 --split train"):
+        at_the_edge(rows, str(greedy), 0.1, 0.8)
+    with pytest.raises(ValueError, match="pass_rate: two numbers, the lower one first, got"):
+        Config(pass_rate=[0.8, 0.1])
