@@ -5,9 +5,10 @@
     python evaluate.py --mode score --model models/tiny_sft_model --split test
     accelerate launch --config_file accelerate_configs/zero2_2xl4.yaml evaluate.py --model models/phi3_grpo_model \\
         --dataset data/phi3 --quantization nf4 --output_dir evaluation_results/phi3_grpo_model
+    python evaluate.py --model models/phi3_grpo_model --rows rows.csv --perturbations paraphrase relabeling
     python evaluate.py --compare evaluation_results/phi3_sft_model evaluation_results/phi3_grpo_model
 
-The first four write report.html, metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to
+The first five write report.html, metrics.json, predictions.jsonl (a line a row), confusion_matrix.png and scores.png to
 `output_dir`. Mode generate takes the greedy answer, or the majority of `num_samples` sampled ones. Mode score samples
 nothing: it asks how probable Yes is against No, on datasets whose responses are answers alone, and writes
 calibration.png besides. `--compare` reads such directories and writes report.html, comparison.json and comparison.png;
@@ -19,6 +20,7 @@ premise are right or wrong together, so the intervals resample premises (scoring
 
 import json
 import os
+import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from causal.rows import PERTURBATIONS
 from dataset.batches import premise_groups
-from dataset.chat import encode
-from dataset.reading import answer_candidates, choose_rows, load_split, read_report
+from dataset.chat import INSTRUCTIONS, add_chat, encode
+from dataset.reading import answer_candidates, choose_rows, load_split, read_report, training_data
+from dataset.sources import label_records, read_file
+from dataset.splits import perturbed
 from policy.loading import (
     BF16_CAPABILITY,
     check_context,
@@ -45,7 +50,7 @@ from runtime.files import check_vacant, make_output_dir
 from runtime.processes import start
 from runtime.settings import AUTO, AutoInt, Settings, arg, check, parse_config
 from scoring import metrics
-from scoring.predictions import predict, score_answers
+from scoring.predictions import RESULT_COLUMNS, predict, score_answers
 from scoring.results import RESULTS, answer_figures, compare_results, model_name, write_comparison, write_results
 from scoring.tables import comparison_lines, result_lines
 from training.budgets import cache_of_evaluation
@@ -54,7 +59,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MODES = ("generate", "score")
-RECORDED = ("mode", "model", "revision", "quantization", "dataset", "split", "max_rows", "seed")
+RECORDED = ("mode", "model", "revision", "quantization", "dataset", "rows", "labels", "split", "max_rows", "seed")
 RECORDED_OF_MODE = {"generate": ("max_new_tokens", "num_samples", "temperature"), "score": ("threshold",)}
 
 
@@ -80,6 +85,16 @@ class Config(Settings):
     split: list[str] = arg(
         ["test"], "test | validation | train; more (test_paraphrase, ...) are compared with the first"
     )
+    rows: str | None = arg(
+        None,
+        "a .csv, .json or .jsonl file with a column input, and label if its own are to count, instead of a dataset",
+    )
+    labels: str = arg("exact", "rows: exact: computed from the text | given: the file's", choices=("exact", "given"))
+    perturbations: list[str] = arg(
+        [], f"rows: compared with themselves in other words, letters or order: {', '.join(PERTURBATIONS)}",
+        choices=PERTURBATIONS,
+    )  # fmt: skip
+    skip_unparsable: bool = arg(False, "rows: leave out and count what has no exact label, instead of stopping")
     max_rows: int = arg(0, "rows to evaluate, a random choice that seed fixes; 0: all", at_least=0)
 
     mode: str = arg(
@@ -136,10 +151,14 @@ class Config(Settings):
 
     def __post_init__(self):
         trained = training_settings(self.model)
-        self.dataset = self.dataset or trained.get("dataset", "")
+        check(not (self.rows and self.dataset), "rows: a file takes the place of dataset; leave one of them out")
+        self.dataset = self.dataset or ("" if self.rows else trained.get("dataset", ""))
         self.quantization = self.quantization or trained.get("quantization", "none")
         self.max_new_tokens = self.max_new_tokens or trained.get("max_new_tokens", 16)
         super().__post_init__()
+        check(self.rows is None or self.mode == "generate", "rows: mode score needs a dataset of preprocess.py")
+        of_file = self.perturbations or self.skip_unparsable or self.labels != "exact"
+        check(self.rows is not None or not of_file, "labels, perturbations, skip_unparsable: they are of --rows FILE")
         has_threshold = self.mode == "score" or self.threshold == 0.5
         check(has_threshold, "threshold: mode generate reads answers, not probabilities; add --mode score")
         several = self.num_samples > 1
@@ -189,18 +208,48 @@ def read_rows(config: Config) -> tuple["Dataset", list[str]]:
     return concatenate_datasets(parts), splits
 
 
+def read_file_rows(config: Config, tokenizer) -> tuple["Dataset", list[str]]:
+    """The same of a file: its rows, then perturbed, in the chat form that the model was trained on."""
+    records = read_file(Path(config.rows), "rows")
+    rows, left_out = label_records(records, config.labels, config.skip_unparsable, given=config.labels == "given")
+    check(len(rows) > 0, f"rows: {config.rows}: none could be read: {left_out[:1]}")
+    form = training_data(config.model)
+    instruction = form.get("instruction")
+    instruction = INSTRUCTIONS[form.get("target", "answer")] if instruction is None else instruction
+    parts = {"rows": rows} | {f"rows_{kind}": perturbed(rows, kind, config.seed) for kind in config.perturbations}
+    from datasets import Dataset
+
+    chosen = sorted(random.Random(config.seed).sample(range(len(rows)), min(config.max_rows or len(rows), len(rows))))
+    # Nobody reads the responses but the check of shared prefixes: an answer, whatever the model says before it.
+    chats = {
+        name: add_chat([part[k] for k in chosen], tokenizer, "answer", instruction=instruction)
+        for name, part in parts.items()
+    }
+    if left_out:
+        print(f"{len(left_out)} rows left out, the first: {left_out[0]['row']}: {left_out[0]['reason']}")
+    splits = [name for name, part in chats.items() for _ in part]
+    columns = ("prompt", "response", *RESULT_COLUMNS)
+    return Dataset.from_list([{name: row[name] for name in columns} for part in chats.values() for row in part]), splits
+
+
+def form_of(config: Config) -> dict:
+    """How the responses to the rows are written, as far as is known: `target`, ..."""
+    return training_data(config.model) if config.rows else read_report(config.dataset).get("config", {})
+
+
 def evaluate(config: Config) -> None:
     """Run the model on the split, on all processes; rank 0 writes the results and prints the table."""
     name = config.name or model_name(config.model)
     check_model(config.model)
-    check(config.dataset != "", f"dataset: name one; {config.model} has no training_config.json that does")
+    named = config.dataset != "" or config.rows is not None
+    check(named, f"dataset: name one, or a file of --rows; {config.model} has no training_config.json that does")
     check(len(set(config.split)) == len(config.split) > 0, "split: name each split once")
-    data, splits = read_rows(config)
+    tokenizer = load_tokenizer(config.model, config.revision)
+    data, splits = read_rows(config) if config.rows is None else read_file_rows(config, tokenizer)
     scored = config.mode == "score"
     candidates = answer_candidates(config.dataset, data, "mode score", "use --mode generate") if scored else []
     way = "-score" if scored else f"-majority-{config.num_samples}" if config.num_samples > 1 else ""
     output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/{name}{way}", config.overwrite)
-    tokenizer = load_tokenizer(config.model, config.revision)
 
     accelerator = start(config.seed)
     device = accelerator.device
@@ -233,10 +282,14 @@ def evaluate(config: Config) -> None:
         stop_ids = stop_token_ids(tokenizer, model)
         sampler = Sampler(model, tokenizer, stop_ids, config.max_new_tokens, cache, config.prefix_sharing)
         sampling = {"num_samples": config.num_samples, "temperature": config.temperature, "seed": config.seed}
-        sampling["check_traces"] = read_report(config.dataset).get("config", {}).get("target") == "trace"
+        sampling["check_traces"] = form_of(config).get("target") == "trace"
         rows = predict(accelerator, sampler, data, prompts, **sampling)
     seconds = time.perf_counter() - start_time
     rows = [{**row, "split": split} for row, split in zip(rows, splits, strict=True)]
+    seen = training_data(config.model).get("structures")
+    if seen:  # else nobody knows
+        seen = set(seen)
+        rows = [{**row, "seen": row["structure_id"] in seen} for row in rows]
     if accelerator.is_main_process:
         results = {
             "name": name,

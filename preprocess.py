@@ -26,15 +26,15 @@ from datasets import Dataset, DatasetDict, Features, List, Value, disable_progre
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
-from causal.graphs import MAX_VARIABLES, NUM_CLASSES, Corr2CauseError, markov_equivalence_class
+from causal.graphs import MAX_VARIABLES, NUM_CLASSES
 from causal.reasoning import STYLES
 from causal.released import NUM_RELEASED_CLASSES
 from causal.rows import PERTURBATIONS, generate_rows
-from causal.wording import WORDINGS, parse_premise
+from causal.wording import WORDINGS
 from dataset import audit
 from dataset.chat import INSTRUCTIONS, add_chat, add_teacher, leave_out_long, special_tokens
 from dataset.report import make_report, summary
-from dataset.sources import HUB_CONFIGS, HUB_NAME, parse_row, read_file, read_hub, read_label
+from dataset.sources import HUB_CONFIGS, HUB_NAME, label_records, read_file, read_hub
 from dataset.splits import BALANCE, SPLITS, STRATEGIES, mixed, perturbed, reworded, split_rows, subsample
 from runtime.ending import run_script
 from runtime.files import check_vacant, check_writable, replacing
@@ -184,31 +184,10 @@ def labelled_rows(config: DataConfig) -> tuple[list[dict], list[dict]]:
         generated = progress(generated_rows(config), "generate", expected_rows(config))
         return [row | {"row": f"row {i}"} for i, row in enumerate(generated)], unlabelled
     records = read_hub(config.hub_config) if config.source == "hub" else list(read_file(Path(config.source), "source"))
-    for record in progress(records, "read"):
-        given = read_label(record)
-        try:
-            row = parse_row(record)
-            if config.labels == "exact" and row["exact"] is None:
-                markov_equivalence_class(parse_premise(row["premise"]))  # says why
-        except Corr2CauseError as error:
-            check(config.skip_unparsable, f"{record['row']}: {error} (--skip_unparsable true leaves such rows out)")
-            unlabelled.append({"row": record["row"], "reason": str(error)})
-            continue
-        rows.append(row | {"given_label": given, "label": row["exact"] if config.labels == "exact" else given})
+    rows, unlabelled = label_records(progress(records, "read"), config.labels, config.skip_unparsable)
     check(len(rows) + len(unlabelled) > 0, f"source: {config.source}: no rows in it")
     check(len(rows) > 0, f"source: {config.source}: no row could be read: {unlabelled[:1]}")
-    if config.labels == "given":
-        check_agreement(rows)
     return rows, unlabelled
-
-
-def check_agreement(rows: list[dict]) -> None:
-    """ValueError naming two rows that give one input two labels."""
-    first: dict[str, dict] = {}
-    for row in rows:
-        other = first.setdefault(row["input"], row)
-        agree = other["given_label"] == row["given_label"]
-        check(agree, f"{other['row']} and {row['row']}: one input with two labels; use labels exact, or mend the file")
 
 
 def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iterator[dict]:

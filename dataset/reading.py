@@ -12,6 +12,9 @@ from runtime.settings import check
 if TYPE_CHECKING:
     from datasets import Dataset
 
+TRAINING_DATA = "training_data.json"
+FORM = ("target", "trace_style", "instruction")  # of preprocess.py: how its prompts and responses are written
+
 
 def load_split(
     directory: str, split: str, both_answers: bool = False, texts: bool = True, labels: bool | None = True
@@ -76,6 +79,26 @@ def data_config(directory: str, setting: str, remedy: str) -> dict:
 def read_dataset_hash(directory: str) -> str:
     """The SHA-256 of its rows that preprocess.py has written beside them; unknown without one."""
     return read_report(directory).get("dataset_hash", "unknown")
+
+
+def write_training_data(path: Path, directory: str, rows: "Dataset", model: str) -> None:
+    """Write beside a model what it is trained on: the dataset's form, and the structures of `rows` and of `model`.
+
+    `model` is what the training starts from, which knows those that it has seen itself.
+    """
+    config = read_report(directory).get("config", {})
+    structures = set(rows["structure_id"]) if "structure_id" in rows.column_names else set()
+    known = {"dataset_hash": read_dataset_hash(directory)} | {name: config[name] for name in FORM if name in config}
+    known["structures"] = sorted(structures | set(training_data(model).get("structures", [])))
+    (path / TRAINING_DATA).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def training_data(model: str) -> dict:
+    """What `write_training_data` has written of a model, or of the run that a checkpoint is of; empty if unknown."""
+    for directory in (Path(model), Path(model).parent):
+        if model and (directory / TRAINING_DATA).is_file():
+            return json.loads((directory / TRAINING_DATA).read_text(encoding="utf-8"))
+    return {}
 
 
 def answer_candidates(directory: str, rows: "Dataset | dict", setting: str, remedy: str) -> list[tuple[str, str]]:

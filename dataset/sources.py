@@ -7,12 +7,12 @@ premise.
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from causal import wording
-from causal.graphs import Claim
+from causal.graphs import Claim, markov_equivalence_class
 from causal.rows import exact_labeller, premise_columns
 from runtime.settings import check
 
@@ -89,3 +89,39 @@ def read_label(record: dict) -> int:
     valid = type(record["label"]) in (int, str) and record["label"] in (0, 1, "0", "1")
     check(valid, f"{record['row']}: label is {record['label']!r}; use 1 (the hypothesis follows) or 0 (it does not)")
     return int(record["label"])
+
+
+def label_records(
+    records: Iterable[dict], labels: str, skip_unparsable: bool, given: bool = True
+) -> tuple[list[dict], list[dict]]:
+    """Records as rows with the task's columns, `label` (exact, or the given one) and `given_label`; and {row, reason}
+    of those without an exact label. Not `given`, records need no label, and the exact one stands in its place.
+
+    Raises ValueError naming the row for a missing column, a label that is not 0 or 1, unless it is to be skipped an
+    input that cannot be read or has no exact label, and with given labels for an input that has two.
+    """
+    rows, unlabelled = [], []
+    for record in records:
+        own = read_label(record) if given or labels == "given" else None
+        try:
+            row = parse_row(record)
+            if labels == "exact" and row["exact"] is None:
+                markov_equivalence_class(wording.parse_premise(row["premise"]))  # says why
+        except wording.Corr2CauseError as error:
+            check(skip_unparsable, f"{record['row']}: {error} (--skip_unparsable true leaves such rows out)")
+            unlabelled.append({"row": record["row"], "reason": str(error)})
+            continue
+        label = row["exact"] if labels == "exact" else own
+        rows.append(row | {"label": label, "given_label": label if own is None else own})
+    if labels == "given":
+        check_agreement(rows)
+    return rows, unlabelled
+
+
+def check_agreement(rows: list[dict]) -> None:
+    """ValueError naming two rows that give one input two labels."""
+    first: dict[str, dict] = {}
+    for row in rows:
+        other = first.setdefault(row["input"], row)
+        agree = other["given_label"] == row["given_label"]
+        check(agree, f"{other['row']} and {row['row']}: one input with two labels; use labels exact, or mend the file")

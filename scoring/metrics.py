@@ -213,7 +213,8 @@ def report(
     Each summary holds the metrics, their `intervals` and `num_clusters`. Rows without a template are left out of
     `by_relation`. Where rows have a `split`, everything is about the first one's; if they have several, `by_split` has
     a summary of each, and where another is the first in other words (its labels, row by row), the paired `difference`
-    from that with its `difference_intervals`. Rows with a `probability` also get PROBABILITY_SCORES, their
+    from that with its `difference_intervals`. Rows that say whether the training had their structure, `seen`, are told
+    apart in `by_seen`. Rows with a `probability` also get PROBABILITY_SCORES, their
     `constant_probability` baseline and the bins of `calibration`. Raises ValueError for bad rows and unknown templates.
     """
     scored = has_probabilities(rows)
@@ -239,6 +240,9 @@ def report(
     sizes = _groups(rows, [row.get("num_variables") for row in rows])
     relations = _groups(rows, [_relation(row) for row in rows])
     more = {}
+    if rows[0].get("seen") is not None:
+        known = _groups(rows, ["seen" if row["seen"] else "unseen" for row in rows])
+        more["by_seen"] = {name: summary(known[name]) for name in sorted(known)}
     if len(splits) > 1:
         more["by_split"] = {name: summary(part) | difference(part) for name, part in splits.items()}
     if scored:
@@ -259,10 +263,17 @@ def report(
 
 
 def grouped_summaries(results: dict) -> dict[str, dict]:
-    """`report`'s summaries by label: of all rows, every number of variables N, every relation, every split."""
+    """`report`'s summaries by label: of all rows, seen structures and others, every N, relation and split."""
     sizes = {f"N = {size}": summary for size, summary in results["by_num_variables"].items()}
     splits = dict(list(results.get("by_split", {}).items())[1:])  # the first is what all the others are about
-    groups = {"all": results["overall"], **sizes, **results["by_relation"], **splits}
+    known = {f"structures {name}": summary for name, summary in results.get("by_seen", {}).items()}
+    groups = {
+        "all": results["overall"],
+        **(known if len(known) > 1 else {}),
+        **sizes,
+        **results["by_relation"],
+        **splits,
+    }
     return {f"{label} ({summary['n']:,} rows)": summary for label, summary in groups.items()}
 
 

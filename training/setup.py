@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
 from dataset.chat import encode
-from dataset.reading import choose_rows, load_split, read_dataset_hash
+from dataset.reading import choose_rows, load_split, read_dataset_hash, write_training_data
 from policy.adapters import add_reference, disable_dropout
 from policy.loading import (
     check_context,
@@ -112,6 +112,7 @@ class Opened:
         saved = run.restore(policy, optimizer, motion)
         step, writer = saved.get("step", 0), None
         if accelerator.is_main_process:
+            write_training_data(run.output_dir, config.dataset, self.train, config.model)
             writer = open_writer(self.stage, config.logging_dir, run.purge_step(step))
         monitor = Monitor(asdict(config), config.stop_after, writer)
         monitor.restore(saved.get("monitor", {}))

@@ -3,6 +3,7 @@ forward pass, made-up predictions to compare, and what users mistype."""
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from transformers import Phi3Config, Phi3ForCausalLM
 import evaluate
 from causal.tiny import tiny_model, tiny_tokenizer
 from dataset.chat import encode
-from dataset.reading import answer_candidates, load_split
+from dataset.reading import answer_candidates, load_split, training_data, write_training_data
 from policy.loading import stop_token_ids
 from policy.prefix_sharing import ATTENTION
 from policy.sampling import Sampler
@@ -160,7 +161,8 @@ def test_a_majority_as_users_run_it(place, run, tmp_path, capsys):
     run(*several, "--output_dir", output / "other", "--seed", 1)
     names = ("yes", "yes-majority-2", "five", "other")
     greedy, sharp, five, other = (read_predictions(output / name) for name in names)
-    assert [{**row, "votes": [0, 2, 0], "completions": ["Answer: Yes"] * 2} for row in greedy] == sharp
+    twice = {"votes": [0, 2, 0], "completions": ["Answer: Yes"] * 2}
+    assert [{**row, **twice, "means": dict.fromkeys(("pass@1", "pass@2"), row["label"])} for row in greedy] == sharp
     assert {row["prediction"] for row in five} == {1, None}
     assert [row["completions"] for row in five] != [row["completions"] for row in other]
     for row in five:
@@ -176,6 +178,43 @@ def test_a_majority_as_users_run_it(place, run, tmp_path, capsys):
     assert f"5 samples a row at temperature 1.5: {agreement:.1%} of them give their row's more" in printed
     run("--compare", output / "yes", output / "five", "--num_resamples", 20)
     assert json.loads((output / "comparison" / "comparison.json").read_text())["num_rows"] == len(five)
+
+
+def test_a_file_of_rows_scores_as_a_dataset_of_them_does(place, run, tmp_path, capsys):
+    """With the form, instruction and structures that the model's training had; the rows need no label."""
+    rows = load_split(str(place / "worded"), "test")
+    shutil.copytree(place / "yes", tmp_path / "model")
+    seen = sorted(set(rows["structure_id"]))[:2]
+    known = {"target": "trace", "trace_style": "compact", "instruction": "", "structures": seen}
+    (tmp_path / "model" / "training_data.json").write_text(json.dumps(known))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"input": text}) + "\n" for text in rows["input"]))
+    shared = ("--model", tmp_path / "model", "--num_resamples", 20)
+    run(*shared, "--dataset", place / "worded", "--split", "test", "test_paraphrase", "--output_dir", tmp_path / "data")
+    run(*shared, "--rows", tmp_path / "rows.jsonl", "--perturbations", "paraphrase", "--output_dir", tmp_path / "file")
+    of_dataset, of_file = (read_predictions(tmp_path / name) for name in ("data", "file"))
+    assert len(of_file) == len(of_dataset) == 2 * len(rows)
+    for row, other in zip(of_dataset, of_file, strict=True):
+        assert other.pop("means") == {"exact_trace": 0.0}, "an answer alone is no trace"
+        assert other.pop("split") == row.pop("split").replace("test", "rows")
+        assert row == other and row["seen"] == (row["structure_id"] in seen)
+    results = json.loads((tmp_path / "file" / "metrics.json").read_text())
+    assert {name: part["num_clusters"] for name, part in results["by_seen"].items()} == {
+        name: len({row["premise_id"] for row in of_file if row["seen"] == (name == "seen")})
+        for name in ("seen", "unseen")
+    }
+    assert "structures unseen" in capsys.readouterr().out
+
+
+def test_a_model_knows_what_its_training_and_what_that_began_from_had_seen(place, tmp_path):
+    rows = load_split(str(place / "traces"), "train")
+    write_training_data(tmp_path, str(place / "traces"), rows.select(range(0, 18)), "tiny")
+    first = training_data(str(tmp_path))
+    assert first["structures"] == sorted(set(rows["structure_id"][:18])) and first["target"] == "trace"
+    (tmp_path / "more").mkdir()
+    write_training_data(tmp_path / "more", str(place / "data"), rows, str(tmp_path / "checkpoint-3"))
+    more = training_data(str(tmp_path / "more"))
+    assert more["structures"] == sorted(set(rows["structure_id"])) and more["target"] == "answer"
+    assert training_data("some/hub-name") == {}
 
 
 def test_several_samples_have_a_temperature_and_one_is_greedy():
@@ -331,6 +370,10 @@ def test_scoring_as_users_run_it(place, run, tmp_path, capsys):
             ("--model", "{place}/yes", "--mode", "score", "--dataset", "{place}/traces"),
             "mode score: dataset .* has target trace, not answers alone; use --mode generate",
         ),
+        (("--model", "{place}/yes", "--rows", "a.csv", "--dataset", "b"), "rows: a file takes the place of dataset"),
+        (("--model", "{place}/yes", "--rows", "a.csv", "--mode", "score", "--dataset", ""), "rows: mode score needs a"),
+        (("--model", "{place}/yes", "--labels", "given"), "labels, perturbations, skip_unparsable: they are of --rows"),
+        (("--model", "{place}/yes", "--rows", "a.csv", "--dataset", ""), "rows: a.csv: no such file"),
         (("--model", "{place}/yes", "--compare", "a", "b"), "compare runs no model"),
         (("--compare", "a"), "compare: name at least two"),
         (("--compare", "a", "b"), "compare: a has no metrics.json; write it with python evaluate.py .* --output_dir a"),
