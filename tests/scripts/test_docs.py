@@ -29,6 +29,7 @@ RUN = {  # page: heading
     "docs/data.md: Which labels of a file are wrong",
     "docs/traces.md: Traces: reasoning that can be checked",
     "docs/evaluation.md: Evaluating, comparing, explaining",
+    "docs/evaluation.md: A file of rows",
     "docs/evaluation.md: The majority of several samples",
     "docs/evaluation.md: Probabilities instead of answers",
     "docs/evaluation.md: One example, step by step",
@@ -89,7 +90,7 @@ def shortened(words: list[str]) -> list[str]:
 def user(tmp_path_factory) -> Path:
     """A directory with the project's files, a user's rows, and names of larger models that are small here."""
     folder = tmp_path_factory.mktemp("user")
-    names = ["*.py", "configs", "accelerate_configs", "ds_configs", "Makefile", "requirements*.txt"]
+    names = ["*.py", "reasoner", "configs", "accelerate_configs", "ds_configs", "Makefile", "requirements*.txt"]
     for path in (path for name in names for path in ROOT.glob(name)):
         (folder / path.name).symlink_to(path)
     with (folder / "rows.csv").open("w", newline="") as file:
