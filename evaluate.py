@@ -31,7 +31,7 @@ import torch
 from causal.rows import PERTURBATIONS
 from dataset.batches import premise_groups
 from dataset.chat import INSTRUCTIONS, add_chat, encode
-from dataset.reading import answer_candidates, choose_rows, load_split, read_report, training_data
+from dataset.reading import answer_candidates, check_whole, choose_rows, load_split, read_report, training_data
 from dataset.sources import label_records, read_file
 from dataset.splits import perturbed
 from policy.loading import (
@@ -201,6 +201,8 @@ def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtyp
 def read_rows(config: Config) -> tuple["Dataset", list[str]]:
     """The rows of all splits, one after the other, and the split of each."""
     parts = [load_split(config.dataset, split) for split in config.split]
+    for part in parts:
+        check_whole(part, config.dataset)
     parts = [choose_rows(part, config.max_rows or len(part), config.seed) for part in parts]
     from datasets import concatenate_datasets  # seconds to import, which wrong settings need not wait for
 

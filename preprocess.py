@@ -3,6 +3,7 @@
     python preprocess.py --config configs/data_tiny.yaml
     python preprocess.py --source rows.csv --tokenizer Qwen/Qwen2.5-1.5B-Instruct --output_dir data/qwen
     python preprocess.py --source generate --num_variables 2 3 4 5 6 --labels released --raw true --output_dir data/raw
+    python preprocess.py --source corrections --predictions evaluation_results/train --output_dir data/corrections
     python preprocess.py --audit rows.csv --output_dir data/audit
 
 Every row is parsed, and its label recomputed from the premise's Markov equivalence class. `output_dir` gets a
@@ -13,13 +14,15 @@ report.json. Without `--raw true` there are also
     response  the assistant's text, up to and including the end-of-turn token
 
 which are tokenized apart, both with add_special_tokens=False. Rows over `max_length` are left out and named, never cut.
+Source corrections takes a dataset of traces as it is, and mixes its train with a model's traces of the same rows, right
+up to their first fault and exact from there on (dataset/corrections.py): column `kept` is what the prompt has of them.
 `--audit` writes no dataset but what dataset/audit.py finds: the rows whose label is wrong, with the proof.
 """
 
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, List, Value, disable_progress_bars
@@ -32,7 +35,9 @@ from causal.released import NUM_RELEASED_CLASSES
 from causal.rows import PERTURBATIONS, generate_rows
 from causal.wording import WORDINGS
 from dataset import audit
-from dataset.chat import INSTRUCTIONS, add_chat, add_teacher, leave_out_long, special_tokens
+from dataset.chat import INSTRUCTIONS, add_chat, add_teacher, encode_rows, leave_out_long, special_tokens
+from dataset.corrections import corrections_of, mixed_with
+from dataset.reading import data_config, load_split, split_names
 from dataset.report import make_report, summary
 from dataset.sources import HUB_CONFIGS, HUB_NAME, label_records, read_file, read_hub
 from dataset.splits import BALANCE, SPLITS, STRATEGIES, mixed, perturbed, reworded, split_rows, subsample
@@ -55,7 +60,9 @@ WRITE_BATCH = 2000  # rows
 @dataclass
 class DataConfig(Settings):
     source: str = arg(
-        "generate", "generate, hub, or a .csv, .json or .jsonl file with columns input and label", section="rows"
+        "generate",
+        "generate, hub, corrections, or a .csv, .json or .jsonl file with columns input and label",
+        section="rows",
     )
     hub_config: str = arg("default", f"configuration of {HUB_NAME}: {', '.join(HUB_CONFIGS)}", choices=HUB_CONFIGS)
     audit: str | None = arg(None, "a file as of source: check its labels and write what is wrong; no dataset")
@@ -78,6 +85,13 @@ class DataConfig(Settings):
         [],
         f"hypotheses in the words of one of these, drawn for every row: {', '.join(WORDINGS)}; none: as they are",
         choices=WORDINGS,
+    )
+    predictions: list[str] = arg(
+        [],
+        "corrections: directories that evaluate.py wrote of split train of a dataset of traces",
+    )
+    correction_share: float = arg(
+        0.5, "corrections: their share of train; the others are plain rows", above=0, at_most=1
     )
     labels: str = arg("exact", "column `label`: exact, given (the source's), released (generate: as the public rows)")
     skip_unparsable: bool = arg(False, "leave out and count rows that have no such label, instead of stopping")
@@ -129,6 +143,8 @@ class DataConfig(Settings):
 
 def check_config(config: DataConfig) -> None:
     """Raises ValueError for settings that contradict each other."""
+    corrects = config.source == "corrections"
+    check(corrects == bool(config.predictions), "predictions: source corrections needs them, and no other source does")
     allowed = ("exact", "released") if config.source == "generate" else ("exact", "given")
     check_choice(f"labels (source {config.source})", config.labels, allowed)
     fractions = config.validation_fraction, config.test_fraction
@@ -195,6 +211,44 @@ def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iter
     return tqdm(items, desc=name, total=total, unit=" rows", mininterval=0.5, disable=None)
 
 
+# ---------------------------------------------------------------- corrections
+
+FORM = ("tokenizer", "revision", "raw", "target", "trace_style", "instruction", "max_length")  # of a dataset's texts
+
+
+def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
+    """As `build`, of the dataset that the predictions are of."""
+    from policy.loading import load_tokenizer  # seconds to import, as the next one
+    from scoring.results import read_results
+
+    read = {directory: read_results(directory, "predictions") for directory in config.predictions}
+    names = sorted({results.get("dataset") or "" for results, _ in read.values()})
+    one = len(names) == 1 and names[0] != ""
+    check(one, f"predictions: all must be of one dataset of preprocess.py, found {', '.join(filter(None, names))}")
+    form = data_config(names[0], "predictions", "answer a dataset of preprocess.py")
+    traces = form["target"] == "trace"
+    check(traces, f"predictions: dataset {names[0]} has target {form['target']}; there are corrections of traces alone")
+    config = replace(config, **{name: form[name] for name in FORM})
+    tokenizer = load_tokenizer(config.tokenizer, config.revision)
+    check(tokenizer.is_fast, f"tokenizer: {config.tokenizer} is no fast one, which tells where a kept part ends")
+    splits = {name: list(load_split(names[0], name)) for name in split_names(names[0])}
+    for name, rows in splits.items():
+        splits[name] = [row | {"row": f"row {k} of {name}", "kept": ""} for k, row in enumerate(rows)]
+    answers = ((directory, answer) for directory, (_, rows) in read.items() for answer in rows)
+    corrections, fates = corrections_of(splits["train"], progress(answers, "correct"), config.trace_style)
+    splits["train"] = mixed_with(
+        corrections, splits["train"], config.correction_share, config.max_train_samples, config.seed
+    )
+    for rows in splits.values():
+        texts = {name: [row[name] for row in rows] for name in ("prompt", "response", "kept")}
+        for row, *pair in zip(rows, *encode_rows(tokenizer, texts), strict=True):
+            row |= {"tokens": tuple(map(len, pair)), "exact": row["label"]}
+    splits, over_long = leave_out_long(splits, config.max_length)
+    columns = COLUMNS | CHAT_COLUMNS | {"kept": Value("string")}
+    left_out = {"unparsable": [], "corrections": fates, "over_long": over_long}
+    return splits, columns, make_report(splits, columns, asdict(config), splits["train"], left_out)
+
+
 # ---------------------------------------------------------------- output
 
 
@@ -235,6 +289,8 @@ def set_aside(train: list[dict], count: int, seed: int) -> tuple[list[dict], lis
 def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     """({split: rows}, columns, report), nothing written."""
     check_config(config)
+    if config.source == "corrections":
+        return build_corrections(config)
     tokenizer = None
     if not config.raw:
         from policy.loading import load_tokenizer  # torch: seconds to import, and raw does not need it

@@ -23,6 +23,7 @@ from itertools import chain
 import torch
 from accelerate import Accelerator
 
+from dataset.reading import check_whole
 from dataset.relabelling import FreshRows
 from policy.adapters import use_reference
 from policy.prefix_sharing import sequence_logps
@@ -287,6 +288,7 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
     opened = open_run(config, "GRPO", labels=config.reward_function is None)
     if opened is None:
         return None
+    check_whole(opened.train, config.dataset)
     if config.pass_rates is not None:
         opened.train, said = at_the_edge(opened.train, config.pass_rates, *config.pass_rate)
         opened.accelerator.print(said)

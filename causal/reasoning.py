@@ -2,6 +2,7 @@
 
     trace(premise, claim)               the exact reasoning, one step a line, ending in 'Answer: Yes' or 'Answer: No'
     check_trace(text, premise, claim)   every sentence of any text: right, wrong or unreadable; and what is missing
+    correction(text, premise, claim)    what of a text is right up to its first fault, and the exact steps from there on
 
 The order is that of Spirtes and Glymour's PC algorithm on a complete list of independences:
 
@@ -41,6 +42,7 @@ __all__ = [
     "Step",
     "TraceCheck",
     "check_trace",
+    "correction",
     "is_right",
     "read_step",
     "read_trace",
@@ -399,3 +401,30 @@ def check_trace(text: str, premise: Premise, claim: Claim) -> TraceCheck:
         sentences.append(CheckedSentence(sentence, step, step is not None and is_right(step, premise, claim)))
     settled = {subject(s.step) for s in sentences if s.right}
     return TraceCheck(tuple(sentences), tuple(step for what, step in required.items() if what not in settled))
+
+
+def correction(text: str, premise: Premise, claim: Claim) -> tuple[str, list[Step]] | None:
+    """What a text has of the reasoning before it first leaves it, and the exact steps from there to the answer.
+
+    A sentence leaves it if it is not right, or not the next step. The steps keep to the sets that the text has chosen.
+    None if the text has all steps, whatever follows. Raises Corr2CauseError if no graph satisfies the premise.
+    """
+    required, chosen, done, kept = list(required_steps(premise, claim).values()), {}, 0, text
+    for start, end in sentence_spans(text):
+        if done == len(required):
+            return None
+        step = read_step(text[start:end], premise.variables)
+        if step is None or subject(step) != subject(required[done]) or not is_right(step, premise, claim):
+            kept = text[:start]
+            break
+        if step.kind == "pair" and step.phrases != required[done].phrases:
+            chosen[step.head[1:]] = step.phrases[1][1]
+        done += 1
+    if done == len(required):
+        return None
+    kept = f"{kept.rstrip()}\n" if kept.strip() else ""
+    steps = required[done:]
+    for k, step in enumerate(steps):
+        if step.kind == "ends" and step.head[1:] in chosen:
+            steps[k] = Step(step.head, tuple(_given(step, chosen[step.head[1:]])))
+    return kept, steps

@@ -30,8 +30,22 @@ def encode(tokenizer, text: str) -> list[int]:
 
 
 def encode_rows(tokenizer, rows: "Dataset | dict") -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of every row's prompt and target, encoded apart so that sampling sees the same prompt."""
-    return [encode(tokenizer, text) for text in rows["prompt"]], [encode(tokenizer, text) for text in rows["response"]]
+    """Token ids of every row's prompt and response, encoded apart so that sampling sees the same prompt.
+
+    A prompt that ends in the beginning of a response (`kept`, see corrections.py) is cut from the response by tokens:
+    the two are encoded as one text, as the model has written it.
+    """
+    encoded, columns = [], getattr(rows, "column_names", rows)
+    kept_parts = rows["kept"] if "kept" in columns else [""] * len(rows["prompt"])
+    for prompt, response, kept in zip(rows["prompt"], rows["response"], kept_parts, strict=True):
+        asked = encode(tokenizer, prompt.removesuffix(kept))
+        if kept:
+            found = tokenizer(kept + response, add_special_tokens=False, return_offsets_mapping=True)
+            cut = sum(end <= len(kept) for _, end in found["offset_mapping"])
+            encoded.append((asked + found["input_ids"][:cut], found["input_ids"][cut:]))
+        else:
+            encoded.append((asked, encode(tokenizer, response)))
+    return [prompt for prompt, _ in encoded], [response for _, response in encoded]
 
 
 def special_tokens(tokenizer) -> set[str]:

@@ -50,6 +50,19 @@ def load_split(
     return rows
 
 
+def check_whole(rows: "Dataset", directory: str) -> None:
+    """ValueError if prompts hold a part of the response (corrections.py): a completion of theirs is no whole trace."""
+    whole = "kept" not in rows.column_names or not any(rows["kept"])
+    check(whole, f"dataset {directory}: its train has corrections, for train_sft.py; name the dataset that they are of")
+
+
+def split_names(directory: str) -> list[str]:
+    """The dataset's splits, as `load_split` takes them. Raises ValueError for a directory that is no dataset."""
+    file = Path(directory) / "dataset_dict.json"
+    check(file.is_file(), f"dataset {directory}: not a dataset of preprocess.py")
+    return json.loads(file.read_text())["splits"]
+
+
 def choose_rows(rows: "Dataset", count: int, seed: int) -> "Dataset":
     """At most `count` rows, in their order: a random choice, since the first ones are the claims of a few premises."""
     return rows.select(sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows)))))

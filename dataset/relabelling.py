@@ -14,6 +14,8 @@ from runtime.settings import check
 if TYPE_CHECKING:
     from datasets import Dataset
 
+COLUMNS = ("prompt", "response", "premise", "hypothesis", "input", "kept")
+
 
 def trace_style(directory: str) -> str | None:
     """The style of the dataset's traces; None if its responses are answers alone.
@@ -40,6 +42,8 @@ class _Parsed(NamedTuple):
 class FreshRows:
     """The rows of a dataset as an epoch has them: the letters of every premise exchanged, hypotheses in other words.
 
+    Corrections (corrections.py) stay as they are: a trace in other letters would be in another order.
+
     `style` is that of their traces, which are written anew; with None responses stay. `wordings` and `letterings`, by
     name, are drawn from; without any, a hypothesis keeps its words, and a premise its letters, in another order. An
     epoch is a function of (seed, epoch) and the row: rows of one premise keep one, and an epoch repeats itself. Raises
@@ -59,7 +63,7 @@ class FreshRows:
             check(not unknown, f"{setting}: {', '.join(unknown)} is not one of {', '.join(known)}")
         self.style, self.seed = style, seed
         self.wordings, self.letterings = list(wordings), list(letterings)
-        self.rows = [self._parse(row) for row in rows]
+        self.rows = [row if row.get("kept") else self._parse(row) for row in rows]
 
     def _parse(self, row: dict) -> _Parsed:
         text, response = row["input"], row["response"]
@@ -75,9 +79,13 @@ class FreshRows:
         return _Parsed(row["premise_id"], premise, claim, row["template"], words, (before, after), around)
 
     def columns(self, epoch: int) -> dict[str, list[str]]:
-        """Columns prompt, response, premise, hypothesis and input of an epoch."""
-        columns: dict[str, list[str]] = {name: [] for name in ("prompt", "response", "premise", "hypothesis", "input")}
+        """COLUMNS of an epoch."""
+        columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
         for row in self.rows:
+            if not isinstance(row, _Parsed):
+                for name in COLUMNS:
+                    columns[name].append(row[name])
+                continue
             rng = random.Random(f"{self.seed}-{epoch}-{row.premise_id}")
             n = len(row.premise.variables)
             letters = row.premise.variables
@@ -94,4 +102,5 @@ class FreshRows:
             columns["response"].append(new.trace.join(row.response))
             columns["premise"].append(new.premise)
             columns["hypothesis"].append(new.hypothesis)
+            columns["kept"].append("")
         return columns

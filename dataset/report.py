@@ -56,7 +56,7 @@ def hash_of_rows(splits: dict[str, list[dict]], columns: dict) -> str:
 
 
 def make_report(splits: dict, columns: dict, config: dict, source_rows: list[dict], left_out: dict) -> dict:
-    """What report.json says; `config` and `left_out` (unparsable, over_long, teacher) are part of it."""
+    """What report.json says; `config` and `left_out` (unparsable, over_long, teacher, corrections) are part of it."""
     wrong = [row for row in source_rows if row["exact"] is not None and row["given_label"] != row["exact"]]
     first_wrong = [{key: row[key] for key in ("row", "given_label", "exact")} for row in wrong[:10]]
     report = {
@@ -89,6 +89,9 @@ def summary(report: dict) -> str:
     if "teacher" in report:
         fates = ", ".join(f"{fate.replace('_', ' ')} {count:,}" for fate, count in report["teacher"].items())
         lines.append(f"teacher completions: {fates}; rows of train without one are left out")
+    if "corrections" in report:
+        fates = ", ".join(f"{fate} {count:,}" for fate, count in report["corrections"].items())
+        lines.append(f"the model's traces: {fates}")
     width = max(map(len, ["validation", *report["splits"]])) + 1
     lines += ["", f"{'split':<{width}}{'rows':>9}{'label 1':>9}{'premises':>10}{'structures':>12}   rows by variables"]
     for name, split in report["splits"].items():

@@ -64,21 +64,22 @@ def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
 # --- comparisons
 
 
-def read_results(directory: str, setting: str = "compare") -> tuple[str, list[dict]]:
-    """(name, prediction rows) of a directory that `evaluate` wrote; ValueError naming the setting and the fault."""
+def read_results(directory: str, setting: str = "compare") -> tuple[dict, list[dict]]:
+    """(metrics.json, prediction rows) of a directory that `evaluate` wrote; ValueError naming the setting and fault."""
     remedy = f"write it with python evaluate.py --model MODEL --dataset DATASET --output_dir {directory}"
     texts = {}
     for file in ("metrics.json", "predictions.jsonl"):
         check((Path(directory) / file).is_file(), f"{setting}: {directory} has no {file}; {remedy}")
         texts[file] = (Path(directory) / file).read_text(encoding="utf-8", errors="replace")
     try:
-        name = json.loads(texts["metrics.json"])["name"]
+        results = json.loads(texts["metrics.json"])
+        results["name"]
         rows = [json.loads(line) for line in texts["predictions.jsonl"].split("\n") if line]
         inputs = [row["input"] for row in rows if row["label"] in (0, 1) and row["prediction"] in (0, 1, None)]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{setting}: {directory} is damaged ({error!r}); {remedy} --overwrite true") from None
     check(len(inputs) == len(rows) > 0, f"{setting}: {directory} has rows without a label; {remedy} --overwrite true")
-    return name, rows
+    return results, rows
 
 
 def distinct(names: list[str], directories: list[str]) -> list[str]:
@@ -93,8 +94,8 @@ def compare_results(directories: list[str], **resampling) -> tuple[dict, list[di
     Returns that, for JSON, and the models as `report.page` takes them. `resampling`: `cluster`, `num_resamples` and
     `seed` of metrics.py. Raises ValueError if the rows are not the same.
     """
-    names, rows = zip(*map(read_results, directories), strict=True)
-    names = distinct(names, directories)
+    results, rows = zip(*map(read_results, directories), strict=True)
+    names = distinct([found["name"] for found in results], directories)
     reports = [metrics.report(part, **resampling) for part in rows]
     rows = [main_rows(part) for part in rows]
     pairs = []

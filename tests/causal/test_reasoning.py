@@ -485,3 +485,58 @@ def test_no_reasoning_from_a_premise_that_no_graph_satisfies():
     for call in (lambda: r.trace(premise, CLAIM), lambda: r.check_trace("", premise, CLAIM)):
         with pytest.raises(g.UnsatisfiableError, match="no graph satisfies"):
             call()
+
+
+# ---------------------------------------------------------------- corrections
+
+
+def rejoined(text, premise, claim, style):
+    """The kept part and the text with the exact continuation, which must be complete."""
+    kept, steps = r.correction(text, premise, claim)
+    whole = kept + r.write_steps(steps, premise.variables, style)
+    assert r.check_trace(whole, premise, claim).complete and len(whole.splitlines()) == len(
+        r.trace(premise, claim).splitlines()
+    )
+    return kept
+
+
+@pytest.mark.parametrize("style", r.STYLES)
+def test_a_trace_is_corrected_from_its_first_fault_on(style):
+    rng = random.Random(style)
+    for row in rng.sample(rows(4), 60):
+        premise, claim = relabelled(*parsed(row), rng)
+        lines = r.trace(premise, claim, style).splitlines()
+        k = rng.randrange(len(lines))
+        before = "".join(f"{line}\n" for line in lines[:k])
+        other = [line for line in lines if line != lines[k]]
+        faults = {
+            "unreadable": [*lines[:k], "Well,", *lines[k:]],
+            "left out": [*lines[:k], *lines[k + 1 :]],
+            "twice": [*lines[:k], *lines[k - 1 :]] if k else ["Well,", *lines],
+            "another": [*lines[:k], rng.choice(other), *lines[k + 1 :]],
+            "ended": lines[:k],
+            "in the middle of a word": [*lines[:k], lines[k][:3]],
+        }
+        for fault, text in faults.items():
+            assert rejoined("\n".join(text), premise, claim, style) == before, fault
+        assert r.correction("\n".join(lines), premise, claim) is None
+        assert r.correction("\n".join([*lines, "and so on"]), premise, claim) is None
+
+
+def test_a_correction_keeps_to_the_sets_that_the_text_has_chosen():
+    found = 0
+    for row in rows(4):
+        premise, claim = parsed(row)
+        lines = r.trace(premise, claim).splitlines()
+        for a, b, given_ in premise.independences:
+            step = r.Step(("pair", a, b), (("is none",), ("given", given_)))
+            line = r.write_step(step, premise.variables)
+            if line in lines:
+                continue
+            place = next(k for k, old in enumerate(lines) if old.startswith(line.split(" given")[0]))
+            kept = rejoined("\n".join([*lines[:place], line]), premise, claim, "compact")
+            assert kept.splitlines()[-1] == line
+            steps = r.correction(kept, premise, claim)[1]
+            assert ("given", given_) in next(step for step in steps if step.head == ("ends", a, b)).phrases
+            found += 1
+    assert found > 100

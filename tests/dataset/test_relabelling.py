@@ -12,6 +12,7 @@ def test_relabelled_rows_ask_the_same_in_other_letters(traces):
     rows = load_split(traces, "train").select(range(72))
     columns = FreshRows(rows, trace_style(traces), 0).columns(0)
     changed = 0
+    assert set(columns.pop("kept")) == {""}
     for row, prompt, response, relabelled, hypothesis, written in zip(rows, *columns.values(), strict=True):
         text = prompt[prompt.index("Premise: ") :].split("<|end|>")[0]
         premise_text, stated = wording.split_input(text)

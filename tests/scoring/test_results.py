@@ -16,7 +16,7 @@ def test_written_predictions_are_read_back_whatever_the_model_said(tmp_path):
     rows[0]["completion"] = 'No\n\r\u2028\x85\x00"é\ufffd'
     scores = {"name": "sft $x_1$", "truncated_rate": 0.0, **metrics.report(rows, num_resamples=5)}
     results.write_results(rows, scores, tmp_path)
-    assert results.read_results(str(tmp_path)) == (scores["name"], rows)
+    assert results.read_results(str(tmp_path)) == (scores, rows)
 
 
 def test_a_model_does_not_differ_from_itself(tmp_path):

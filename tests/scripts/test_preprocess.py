@@ -15,9 +15,10 @@ from causal import graphs, reasoning, wording
 from causal.rows import PERTURBATIONS, generate_rows, premise_id
 from causal.wording import HELD_OUT_WORDINGS
 from dataset.chat import encode
+from dataset.reading import check_whole, load_split
 from policy import loading
 from policy.loading import load_tokenizer
-from preprocess import DataConfig, build
+from preprocess import DataConfig, build, write_dataset
 
 ROOT = Path(preprocess.__file__).parent
 CHATML = (
@@ -213,6 +214,10 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"teacher_file": "a.jsonl"}, "no other target has it"),
         ({"target": "trace", "labels": "released"}, "labels exact"),
         ({"raw": True, "target": "trace"}, "raw writes no response"),
+        ({"source": "corrections"}, "predictions: source corrections needs them"),
+        ({"predictions": ["a"]}, "predictions: source corrections needs them, and no other source does"),
+        ({"source": "corrections", "predictions": ["a"]}, "predictions: a has no metrics.json; write it with"),
+        ({"correction_share": 0.0}, "correction_share: must be above 0"),
         ({"split": "given"}, "split given: row 0 has no column split"),
         ({"instruction": "Say <|end|>"}, "instruction: holds the special token <|end|>"),
     ],
@@ -623,6 +628,59 @@ def test_teacher_file_without_use(tmp_path, source):
         attempt([{"input": "?", "completion": "Answer: No"}])
     with pytest.raises(ValueError, match="teacher_file: .*teacher.txt is no"):
         build(DataConfig(source=source, target="teacher", teacher_file="teacher.txt"))
+
+
+# ---------------------------------------------------------------- corrections
+
+
+def write_answers(folder, dataset, rows, completion_of):
+    """What evaluate.py writes of rows of a dataset that a model has answered."""
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps({"name": folder.name, "dataset": dataset}))
+    answers = [{key: row[key] for key in ("input", "label")} for row in rows]
+    answers = [a | {"prediction": 0, "completion": completion_of(row)} for a, row in zip(answers, rows, strict=True)]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    return str(folder)
+
+
+def test_corrections_are_mixed_with_the_dataset_that_was_answered(tmp_path, source):
+    form = {"target": "trace", "trace_style": "full", "instruction": "", "max_length": 2000}
+    written = build(DataConfig(source=source, validation_fraction=0.2, test_fraction=0.2, **form))
+    plain = str(tmp_path / "plain")
+    write_dataset(*written, Path(plain))
+    train = written[0]["train"]
+    first, second = train[:10], train[5:20]
+    lines = {row["input"]: row["response"].removesuffix("<|end|>").splitlines() for row in train}
+    answers = [
+        write_answers(tmp_path / "a", plain, first, lambda row: "\n".join(lines[row["input"]][:2])),
+        write_answers(tmp_path / "b", plain, second, lambda row: "I give up."),
+    ]
+    config = DataConfig(source="corrections", predictions=answers, correction_share=0.5)
+    splits, columns, report = build(config)
+    assert report["corrections"] == {"corrected": 25} and report["config"]["trace_style"] == "full"
+    assert {name: len(splits[name]) for name in splits} == {
+        "train": 50, "validation": len(written[0]["validation"]), "test": len(written[0]["test"])
+    }  # fmt: skip
+    texts = {row["input"]: row["prompt"] + row["response"] for row in train}
+    assert all(row["prompt"] + row["response"] == texts[row["input"]] for row in splits["train"])
+    assert sorted(len(row["kept"].splitlines()) for row in splits["train"]) == [0] * 40 + [2] * 10
+    assert [row["response"] for row in splits["test"]] == [row["response"] for row in written[0]["test"]]
+    write_dataset(splits, columns, report, tmp_path / "new")
+    rows = load_split(str(tmp_path / "new"), "train")
+    assert rows["kept"] == [row["kept"] for row in splits["train"]]
+    with pytest.raises(ValueError, match="its train has corrections, for train_sft.py"):
+        check_whole(rows, "new")
+
+    test = write_answers(tmp_path / "c", plain, written[0]["test"], lambda row: "No.")
+    with pytest.raises(ValueError, match="c has a row that is not of the dataset's train.*--split train"):
+        build(DataConfig(source="corrections", predictions=[test]))
+    bare = str(tmp_path / "bare")
+    write_dataset(*build(DataConfig(source=source)), Path(bare))
+    of_bare = write_answers(tmp_path / "d", bare, train[:2], lambda row: "No.")
+    with pytest.raises(ValueError, match="has target answer; there are corrections of traces alone"):
+        build(DataConfig(source="corrections", predictions=[of_bare]))
+    with pytest.raises(ValueError, match="all must be of one dataset"):
+        build(DataConfig(source="corrections", predictions=[of_bare, answers[0]]))
 
 
 # ---------------------------------------------------------------- report and output
