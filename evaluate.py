@@ -18,7 +18,6 @@ Most rows are No, so an accuracy says little: every table starts with the two an
 premise are right or wrong together, so the intervals resample premises (scoring/metrics.py).
 """
 
-import json
 import os
 import random
 import time
@@ -46,7 +45,7 @@ from policy.prefix_sharing import check_prefix_sharing
 from policy.sampling import Sampler
 from runtime.checkpoints import list_checkpoints
 from runtime.ending import run_script
-from runtime.files import check_vacant, make_output_dir
+from runtime.files import check_vacant, make_output_dir, read_beside
 from runtime.processes import start
 from runtime.settings import AUTO, AutoInt, Settings, arg, check, parse_config
 from scoring import metrics
@@ -150,7 +149,7 @@ class Config(Settings):
     name: str = arg("", "label in tables and figures; empty: the model's directory")
 
     def __post_init__(self):
-        trained = training_settings(self.model)
+        trained = read_beside(self.model, "training_config.json")
         check(not (self.rows and self.dataset), "rows: a file takes the place of dataset; leave one of them out")
         self.dataset = self.dataset or ("" if self.rows else trained.get("dataset", ""))
         self.quantization = self.quantization or trained.get("quantization", "none")
@@ -171,14 +170,6 @@ class Config(Settings):
         check(not (self.compare and self.model), "model: compare runs no model; leave one of them out")
         check(bool(self.compare or self.model), "model: name a directory or a hub model (or directories to compare)")
         check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
-
-
-def training_settings(model: str) -> dict:
-    """The settings that a model, or the run that its checkpoint is of, was trained with; none if they are unknown."""
-    for directory in (Path(model), Path(model).parent):
-        if model and (directory / "training_config.json").is_file():
-            return json.loads((directory / "training_config.json").read_text())
-    return {}
 
 
 def claim_results_dir(directory: str, overwrite: bool) -> Path:

@@ -14,7 +14,7 @@ from transformers import (
 
 from causal import reasoning
 from causal.graphs import LETTERS, MAX_VARIABLES
-from causal.rows import LETTERINGS, generate_rows
+from causal.rows import LETTERINGS, SPREAD, generate_rows
 from causal.trace_text import FIXED_WORDS, MARKS, STYLES
 from causal.wording import WORDINGS, listing, parse_claim
 
@@ -26,8 +26,7 @@ PHI3_CHAT_TEMPLATE = (
 PHI3_STOPS = ("<|end|>", "<|assistant|>", "<|endoftext|>")
 
 
-TOKEN_LETTERS = 7  # of each lettering; a premise of N = 6 has six of them, and no set of more than four
-TOKEN_SET = 4
+TOKEN_SET = 4  # variables; a premise of N = 6 has no larger set
 TOKEN_ROUNDS = 3  # few classes take more
 
 
@@ -37,7 +36,7 @@ def _phrases() -> Iterator[str]:
     So a look-up of a pair has one key and one value. In other letters, or of more variables, the same text is made of
     smaller tokens.
     """
-    for letters in (lettering[:TOKEN_LETTERS] for lettering in LETTERINGS.values()):
+    for letters in (lettering[:SPREAD] for lettering in LETTERINGS.values()):
         for a, b in combinations(letters, 2):
             yield from (f" {a} correlates with {b}.", f" {a} is independent of {b}.")
             yield f" {a} and {b} are independent given"

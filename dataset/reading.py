@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causal.answers import extract_answer
+from runtime.files import read_beside
 from runtime.settings import check
 
 if TYPE_CHECKING:
@@ -99,19 +100,17 @@ def write_training_data(path: Path, directory: str, rows: "Dataset", model: str)
 
     `model` is what the training starts from, which knows those that it has seen itself.
     """
-    config = read_report(directory).get("config", {})
+    report = read_report(directory)
+    config, hash_of_rows = report.get("config", {}), report.get("dataset_hash", "unknown")
     structures = set(rows["structure_id"]) if "structure_id" in rows.column_names else set()
-    known = {"dataset_hash": read_dataset_hash(directory)} | {name: config[name] for name in FORM if name in config}
+    known = {"dataset_hash": hash_of_rows} | {name: config[name] for name in FORM if name in config}
     known["structures"] = sorted(structures | set(training_data(model).get("structures", [])))
     (path / TRAINING_DATA).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 def training_data(model: str) -> dict:
     """What `write_training_data` has written of a model, or of the run that a checkpoint is of; empty if unknown."""
-    for directory in (Path(model), Path(model).parent):
-        if model and (directory / TRAINING_DATA).is_file():
-            return json.loads((directory / TRAINING_DATA).read_text(encoding="utf-8"))
-    return {}
+    return read_beside(model, TRAINING_DATA)
 
 
 def answer_candidates(directory: str, rows: "Dataset | dict", setting: str, remedy: str) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -71,6 +72,14 @@ def _sync(path: Path) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_beside(model: str, file: str) -> dict:
+    """A JSON file beside a model, or beside the run that its checkpoint is of; empty if there is none."""
+    for directory in (Path(model), Path(model).parent):
+        if model and (directory / file).is_file():
+            return json.loads((directory / file).read_text(encoding="utf-8"))
+    return {}
 
 
 # --- may something be written here?

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from datasets import load_from_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from preprocess import DataConfig, generated_rows
@@ -28,6 +29,7 @@ RUN = {  # page: heading
     "docs/data.md: Your own rows",
     "docs/data.md: Which labels of a file are wrong",
     "docs/traces.md: Traces: reasoning that can be checked",
+    "docs/traces.md: A model's own mistakes, corrected",
     "docs/evaluation.md: Evaluating, comparing, explaining",
     "docs/evaluation.md: A file of rows",
     "docs/evaluation.md: The majority of several samples",
@@ -77,7 +79,7 @@ def shortened(words: list[str]) -> list[str]:
     more = SHORTER.get(script, [])
     if "--compare" in words:
         more = []
-    if "--source" in words and "rows.csv" in words or "--audit" in words:
+    if "--source" in words and {"rows.csv", "corrections"} & set(words) or "--audit" in words:
         more = []
     if "size" in words:
         more = ["--num_variables", "4", "5", "--structures", "10", "--test_sizes", "5"]
@@ -166,6 +168,7 @@ def test_commands_of_the_data_pages(user, run):
     for words in commands_of("docs/data.md", "docs/traces.md"):
         run(shortened(words), launch=False)  # make demo below launches the same scripts in the same way
     assert (user / "data/audit/summary.json").is_file() and (user / "data/traces/report.json").is_file()
+    assert "kept" in load_from_disk(str(user / "data/corrections"))["train"].column_names
 
 
 def test_commands_of_evaluation(trained, run):
@@ -188,7 +191,6 @@ def test_a_task_of_ones_own_trains_as_the_page_says(trained, run):
     """The file of docs/grpo.md: rows that are no Corr2Cause, a reward by name, a metric that rewards nothing."""
     file = re.search(r"^```python\n(.+?)^```", PAGES["docs/grpo.md"], re.DOTALL | re.MULTILINE)[1]
     (trained / "copy_word.py").write_text(file)
-    shutil.copytree(trained / "models/mine_sft", trained / "demo/seed-0/sft_model")
     for words in commands_of("docs/grpo.md"):
         run(shortened(words), launch=False)
     assert {"reward/copied", "reward/brevity", "copy/words", "eval/reward"} <= tags_of(trained / "logs/copy")
@@ -201,7 +203,7 @@ def test_make_demo_runs_what_it_says(user, run):
     (user / "bin").symlink_to(Path(sys.executable).parent)
     commands = [shlex.split(line) for line in lines if any(f" {script} " in line for script in SHORTER)]
     assert [next(s for s in SHORTER if s in words) for words in commands] == [
-        "preprocess.py", "train_sft.py", "train_grpo.py", *["evaluate.py"] * 3
+        *["preprocess.py"] * 2, "train_sft.py", "train_grpo.py", *["evaluate.py"] * 3
     ]  # fmt: skip
     for words in commands:
         while "=" in words[0]:
