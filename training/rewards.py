@@ -57,14 +57,14 @@ class Part(NamedTuple):
 
 def whole_parts(judgements: list[list[Judgement]], weights: Mapping[str, float], apart: bool) -> list[Part]:
     """Completions (N, G) judged as wholes: their rewards, or `apart` each component by itself."""
-    if not apart:
-        values = torch.tensor([[[judged.reward] for judged in row] for row in judgements])
-        return [Part(1.0, values, values == values)]
-    parts = []
-    for name in judgements[0][0].components:
-        values = torch.tensor([[[judged.components[name]] for judged in row] for row in judgements])
-        parts.append(Part(weights.get(name, 1.0), values, values == values))
-    return parts
+    scored = [(1.0, [[judged.reward for judged in row] for row in judgements])]
+    if apart:
+        scored = [
+            (weights.get(name, 1.0), [[judged.components[name] for judged in row] for row in judgements])
+            for name in judgements[0][0].components
+        ]
+    values = [(weight, torch.tensor(found)[..., None]) for weight, found in scored]
+    return [Part(weight, found, torch.ones_like(found, dtype=torch.bool)) for weight, found in values]
 
 
 def step_parts(
