@@ -4,18 +4,21 @@
     python experiments/results.py --seeds 0 --arms answers --processes 1
     python experiments/results.py --report                             # the tables of what is there
 
-Every seed has data, initial weights, order and sampling of its own; the split is by structure: no graph of the test set
-is seen in training, under any letters. The arms, from configs/*_results.yaml and configs/*_traces.yaml:
+The split is by structure: no graph of the test set is seen in training, under any letters. Every seed has order and
+sampling of its own, and where the model begins with random weights these and data too. The arms, from
+configs/*_results.yaml, configs/*_demo.yaml and configs/*_traces.yaml:
 
     answers    SFT (10,000 rows, 3 epochs, best by validation loss), and from it, on 5,000 other prompts:
                SFT+       supervised on, for the passes over tokens that GRPO makes
                GRPO       sampled, 8 completions a prompt
     weighted   SFT with balanced classes in its loss, and GRPO from it
+    words      reasoner/, and from it, in words that it has never seen, GRPO from labels alone, beside the controls: the
+               majority of 8 samples, SFT in the words that it knows, and SFT on GRPO's labels as bare answers
     traces     SFT on reasoning traces, and from it, on other graphs of N = 6, GRPO with outcome and process rewards
 
-Answers are scored on the test set, its paraphrase and its relabelling; traces on those of N = 4 and on the test set of
-N = 5. Intervals resample structures. What is done is not done again: an interrupted run continues with the stage that
-it was in.
+Answers are scored on the test set, its paraphrase and its relabelling; words on the test set in the new words, and in
+others that nothing was trained in; traces on those of N = 4 and on the test set of N = 5. Intervals resample
+structures. What is done is not done again: an interrupted run continues with the stage that it was in.
 """
 
 import argparse
@@ -47,29 +50,42 @@ MORE = ("--max_steps", "667", "--train_split", "grpo", "--learning_rate", "5e-4"
 OTHER_GRAPHS = ["--num_variables", "6", "--structures", "1200", "--relabelings", "1"]
 OTHER_GRAPHS += ["--max_train_samples", "3000", "--max_validation_samples", "400"]
 
+SAME = ["--seed", "0"]  # with which reasoner/ has not seen the structures of the test
+NEW_WORDS = [*SAME, "--wordings", "paraphrase", "--perturbations", "recombined"]
+
 # dataset: (recipe, options). A structure of N = 3 to 5 is in the same split of every dataset of a seed; N = 6, of which
 # each dataset has others at random, is not tested.
 DATASETS = {
     "answers": ("data_results", []),
+    "old words": ("data_demo", SAME),
+    "new words": ("data_demo", NEW_WORDS),
+    "new words, answers": ("data_demo", [*NEW_WORDS, "--target", "answer"]),
     "traces": ("data_traces", []),
     "traces of N = 6": ("data_traces", OTHER_GRAPHS),
     "traces of N = 4": ("data_traces", ["--num_variables", "4", "--max_train_samples", "1000"]),
     "traces of N = 5": ("data_traces", ["--num_variables", "5", "--max_train_samples", "1000"]),
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
+WORD_TESTS = [("new words", "test"), ("new words", "test_recombined")]
+# 40 steps of GRPO sample 10,240 traces of 180 tokens and update on a quarter: as SFT on 300 x 16 rows of 240 tokens.
+BARE = ("--max_steps", "300", "--wordings", "paraphrase")
 TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
 SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
 REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]
 
 
 class Model(NamedTuple):
-    """How a model is trained: on which dataset, from which other model (None: as the recipe says)."""
+    """How a model is trained: on which dataset, from which other model (None: as the recipe says); how it is asked.
 
-    script: str
+    Without a script it is a directory of the project, as it is.
+    """
+
+    script: str | None
     recipe: str
-    dataset: str
+    dataset: str | None = None
     start: str | None = None
     options: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()
 
 
 class Arm(NamedTuple):
@@ -102,6 +118,17 @@ ARMS = {
         {
             "SFT weighted": Model(SFT, "sft_results", "answers", None, BALANCED),
             "GRPO from weighted": Model(GRPO, "grpo_results", "answers", "SFT weighted"),
+        },
+    ),
+    "words": Arm(
+        WORD_TESTS,
+        [],
+        {
+            "reasoner": Model(None, "reasoner"),
+            "majority of 8": Model(None, "reasoner", evaluation=("--num_samples", "8")),
+            "SFT, old words": Model(SFT, "sft_demo", "old words", options=("--max_steps", "300")),
+            "SFT, bare answers": Model(SFT, "sft_demo", "new words, answers", options=BARE),
+            "GRPO, labels": Model(GRPO, "grpo_demo", "new words", options=("--model", "reasoner")),
         },
     ),
     "traces": Arm(
@@ -148,21 +175,24 @@ def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
     """Data, models and evaluations of an arm of one seed."""
     tests, evaluation, models = ARMS[arm]
     data, logs = folder / "data", folder / "console"
-    for dataset in dict.fromkeys([*(model.dataset for model in models.values()), *(dataset for dataset, _ in tests)]):
+    taught = (model.dataset for model in models.values() if model.dataset)
+    for dataset in dict.fromkeys([*taught, *(dataset for dataset, _ in tests)]):
         recipe, more = DATASETS[dataset]
         output = data / slug(dataset)
-        options = ["--config", f"configs/{recipe}.yaml", "--seed", seed, "--output_dir", output, *more]
+        options = ["--config", f"configs/{recipe}.yaml", "--output_dir", output, "--seed", seed, *more]
         stage(f"data, {dataset}", output, [sys.executable, "preprocess.py", *options], logs)
     for name, model in models.items():
-        output = folder / "models" / slug(name)
-        options = ["--config", f"configs/{model.recipe}.yaml", "--seed", seed, "--output_dir", output]
-        options += ["--dataset", data / slug(model.dataset), "--logging_dir", folder / "curves" / name, *model.options]
-        options += ["--model", folder / "models" / slug(model.start)] if model.start else []
-        stage(name, output, [*launch, model.script, *options], logs)
+        output = folder / "models" / slug(name) if model.script else ROOT / model.recipe
+        if model.script:
+            options = ["--config", f"configs/{model.recipe}.yaml", "--seed", seed, "--output_dir", output]
+            options += ["--dataset", data / slug(model.dataset), "--logging_dir", folder / "curves" / name]
+            options += [*model.options, *(["--model", folder / "models" / slug(model.start)] if model.start else [])]
+            stage(name, output, [*launch, model.script, *options], logs)
         for dataset, split in tests:
             results = test_folder(folder, dataset, split) / slug(name)
             options = ["--name", name, "--model", output, "--dataset", data / slug(dataset), "--split", split]
-            options += ["--output_dir", results, "--cluster", "structure_id", "--seed", seed, *evaluation]
+            options += ["--output_dir", results, "--cluster", "structure_id", "--seed", seed]
+            options += [*evaluation, *model.evaluation]
             stage(f"{name}, {dataset}, {split}", results, [*launch, "evaluate.py", *options], logs)
     for dataset, split in ARMS[arm].compared:
         tested = test_folder(folder, dataset, split)
