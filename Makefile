@@ -28,8 +28,7 @@ install: .venv/installed
 demo: .venv/installed
 	rm -rf $(DEMO)
 	$(BIN)/python preprocess.py --config configs/data_demo.yaml --output_dir $(DEMO)/data
-	$(BIN)/python preprocess.py --config configs/data_demo.yaml --wordings paraphrase --perturbations recombined \
-		--output_dir $(DEMO)/data_words
+	$(BIN)/python preprocess.py --config configs/data_demo_words.yaml --output_dir $(DEMO)/data_words
 	$(LAUNCH) train_sft.py --config configs/sft_demo.yaml --seed $(SEED) --dataset $(DEMO)/data \
 		--output_dir $(DEMO)/sft_model --logging_dir $(DEMO)/logs/SFT
 	$(LAUNCH) train_grpo.py --config configs/grpo_demo.yaml --seed $(SEED) --dataset $(DEMO)/data_words \

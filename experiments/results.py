@@ -51,15 +51,14 @@ OTHER_GRAPHS = ["--num_variables", "6", "--structures", "1200", "--relabelings",
 OTHER_GRAPHS += ["--max_train_samples", "3000", "--max_validation_samples", "400"]
 
 SAME = ["--seed", "0"]  # with which reasoner/ has not seen the structures of the test
-NEW_WORDS = [*SAME, "--wordings", "paraphrase", "--perturbations", "recombined"]
 
 # dataset: (recipe, options). A structure of N = 3 to 5 is in the same split of every dataset of a seed; N = 6, of which
 # each dataset has others at random, is not tested.
 DATASETS = {
     "answers": ("data_results", []),
     "old words": ("data_demo", SAME),
-    "new words": ("data_demo", NEW_WORDS),
-    "new words, answers": ("data_demo", [*NEW_WORDS, "--target", "answer"]),
+    "new words": ("data_demo_words", SAME),
+    "new words, answers": ("data_demo_words", [*SAME, "--target", "answer"]),
     "traces": ("data_traces", []),
     "traces of N = 6": ("data_traces", OTHER_GRAPHS),
     "traces of N = 4": ("data_traces", ["--num_variables", "4", "--max_train_samples", "1000"]),
