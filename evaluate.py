@@ -29,7 +29,7 @@ import torch
 
 from causal.rows import PERTURBATIONS
 from dataset.batches import premise_groups
-from dataset.chat import INSTRUCTIONS, add_chat, encode
+from dataset.chat import as_trained, encode
 from dataset.reading import answer_candidates, check_whole, choose_rows, load_split, read_report, training_data
 from dataset.sources import label_records, read_file
 from dataset.splits import perturbed
@@ -206,18 +206,12 @@ def read_file_rows(config: Config, tokenizer) -> tuple["Dataset", list[str]]:
     records = read_file(Path(config.rows), "rows")
     rows, left_out = label_records(records, config.labels, config.skip_unparsable, given=config.labels == "given")
     check(len(rows) > 0, f"rows: {config.rows}: none could be read: {left_out[:1]}")
-    form = training_data(config.model)
-    instruction = form.get("instruction")
-    instruction = INSTRUCTIONS[form.get("target", "answer")] if instruction is None else instruction
     parts = {"rows": rows} | {f"rows_{kind}": perturbed(rows, kind, config.seed) for kind in config.perturbations}
     from datasets import Dataset
 
     chosen = sorted(random.Random(config.seed).sample(range(len(rows)), min(config.max_rows or len(rows), len(rows))))
     # Nobody reads the responses but the check of shared prefixes: an answer, whatever the model says before it.
-    chats = {
-        name: add_chat([part[k] for k in chosen], tokenizer, "answer", instruction=instruction)
-        for name, part in parts.items()
-    }
+    chats = {name: as_trained([part[k] for k in chosen], tokenizer, config.model) for name, part in parts.items()}
     if left_out:
         print(f"{len(left_out)} rows left out, the first: {left_out[0]['row']}: {left_out[0]['reason']}")
     splits = [name for name, part in chats.items() for _ in part]

@@ -1,6 +1,7 @@
 """One row explained: independences, equivalence class, reasoning, answer, and why; on the console and as a figure.
 
     python explain.py "Premise: Suppose there is ...\\nHypothesis: A directly causes B." --style full
+    python explain.py "Premise: ...\\nHypothesis: ..." --model reasoner
     python explain.py 7 --dataset data/tiny --split test --figure class.svg
 
 Libraries that take seconds to import (datasets, torch, matplotlib) are only imported by the options that need them.
@@ -80,6 +81,17 @@ def _wrapped(edges: Sequence[str]) -> list[str]:
     return [line.replace("\0", " ") for line in lines] or ["no edges"]
 
 
+def asked(model: str, text: str) -> str:
+    """What a model says of the text, sentence by sentence, as a section. Raises ValueError as `asking.ask` does."""
+    from scoring import asking  # torch and transformers: seconds
+
+    sentences, whole = asking.marked(asking.ask(model, text), text)
+    return "\n\n".join((
+        _section(f"Reasoning of {model}, on {asking.familiarity(model, text)}", sentences),
+        _section(f"Answer of {model}", whole),
+    ))  # fmt: skip
+
+
 # ---------------------------------------------------------------- a dataset's row, a figure's file
 
 
@@ -148,6 +160,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", metavar="DIR", help="directory that preprocess.py wrote, which has the row")
     parser.add_argument("--split", help="its split; default test")
     parser.add_argument("--style", choices=STYLES, default="compact", help="of the reasoning: compact or full")
+    parser.add_argument("--model", metavar="DIR", help="a model to ask too: its sentences are marked; reasoner ships")
     parser.add_argument("--figure", metavar="FILE", type=Path, help="draw the class and its members (.png, .svg, .pdf)")
     parser.add_argument(
         "--overwrite", nargs="?", const="true", default="false", choices=("true", "false"), help="replace the figure"
@@ -173,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             text, label = read_row(arguments.row, arguments.dataset, split)
         try:
             explanation = explain(text, arguments.style, label)
+            if arguments.model is not None:
+                explanation += f"\n\n{asked(arguments.model, text)}"
         except Corr2CauseError as error:
             where = f"row {arguments.row}" if arguments.dataset else "the text"
             raise ValueError(f"{where}: {error}") from None

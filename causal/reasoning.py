@@ -337,6 +337,13 @@ class TraceCheck:
         return tuple(s for s in self.sentences if s.step is None)
 
     @property
+    def counts(self) -> str:
+        """How many sentences are right, wrong and unreadable, and how many steps missing, in words."""
+        right = sum(s.right for s in self.sentences)
+        wrong, unreadable, missing = map(len, (self.wrong, self.unreadable, self.missing))
+        return f"{right} right, {wrong} wrong, {unreadable} unreadable, {missing} missing"
+
+    @property
     def complete(self) -> bool:
         """Is every sentence right, and nothing missing?"""
         return not self.missing and all(s.right for s in self.sentences)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from causal.answers import extract_answer
 from causal.reasoning import trace
 from causal.wording import parse_claim
+from dataset.reading import training_data
 from dataset.sources import read_file
 from runtime.settings import check
 
@@ -136,6 +137,14 @@ def add_chat(
         tokens = len(encode(tokenizer, prompt)), len(encode(tokenizer, response))
         chats.append(row | {"prompt": prompt, "response": response, "tokens": tokens})
     return chats
+
+
+def as_trained(rows: Iterable[dict], tokenizer, model: str) -> list[dict]:
+    """Rows with the prompts that `model` was trained on, as far as is known, and an answer alone as the response."""
+    form = training_data(model)
+    instruction = form.get("instruction")
+    instruction = INSTRUCTIONS[form.get("target", "answer")] if instruction is None else instruction
+    return add_chat(rows, tokenizer, "answer", instruction=instruction)
 
 
 def leave_out_long(splits: dict, max_length: int) -> tuple[dict[str, list[dict]], list[dict]]:

@@ -191,8 +191,4 @@ def judged(text: str, premise: Premise, claim: Claim) -> str:
     if check.complete:
         return "<p>every step is right, none is missing</p>"
     first = f"first step that is wrong: <q>{escape(check.wrong[0].text)}</q>; " if check.wrong else ""
-    right = sum(sentence.right for sentence in check.sentences)
-    counts = (
-        f"{right} right, {len(check.wrong)} wrong, {len(check.unreadable)} unreadable, {len(check.missing)} missing"
-    )
-    return f"<p>{first}{counts}</p>"
+    return f"<p>{first}{check.counts}</p>"

@@ -4,6 +4,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from causal import graphs as g
 from causal import wording as c
-from causal.reasoning import STYLES, trace
+from causal.reasoning import STYLES, is_right, read_step, trace
 from explain import explain, main
 
 GOOD = (
@@ -105,6 +106,30 @@ def test_a_figure_is_written_and_replaced_only_if_asked(suffix, begins, tmp_path
     assert file.read_bytes().startswith(begins) and [*tmp_path.iterdir()] == [file]
 
 
+def test_a_model_is_asked_and_every_sentence_of_its_is_marked(capsys):
+    """The reasoner that ships: whatever it says, the marks are those of the checker."""
+    verdicts = set()
+    for row in random.Random(1).sample(rows(3) + rows(4), 4):
+        assert main([row["input"], "--model", str(ROOT / "reasoner")]) == 0
+        found = sections(capsys.readouterr().out)
+        (said,) = (lines for title, lines in found.items() if title.startswith("Reasoning of "))
+        premise, claim = c.parse_input(row["input"])
+        marks = Counter()
+        for mark, sentence in (line.split(maxsplit=1) for line in said):
+            step = read_step(sentence, premise.variables)
+            right = step is not None and is_right(step, premise, claim)
+            assert mark in ("missing", "unread" if step is None else "right" if right else "wrong")
+            marks[mark] += 1
+        said = [line for line in said if not line.startswith("  missing")]
+        answer = {"Answer: Yes": 1, "Answer: No": 0}.get(said[-1].split(maxsplit=1)[-1])
+        verdict = "no answer" if answer is None else "right" if answer == row["exact"] else "wrong"
+        (whole,) = found[f"Answer of {ROOT / 'reasoner'}"]
+        counts = f"{marks['right']} right, {marks['wrong']} wrong, {marks['unread']} unreadable, "
+        assert whole.startswith(f"  {verdict}; of its sentences {counts}")
+        verdicts.add(answer)
+    assert verdicts & {0, 1}
+
+
 BAD_OPTIONS = [
     ("", "nothing to do; give 'Premise"),
     ("--explian x", "unrecognized arguments: --explian; --help lists"),
@@ -117,6 +142,8 @@ BAD_OPTIONS = [
     ("90 --dataset DATA", "row 90: split test of .* has 90 rows; use 0 to 89"),
     ("9 --dataset DATA", "row 9: the premise states .* twice|row 9: .* out of place"),
     ("3 --dataset DATA --split dev", "--split: .* has test, other"),
+    ("x --model", "--model: expected one argument"),
+    ("0 --dataset DATA --model TMP", "model .*: no safetensors weights in it"),
     ("3 --dataset TMP", "--dataset .*: not a dataset of preprocess.py; write one"),
     ("3 --dataset TMP/none", "--dataset .*: not a dataset of preprocess.py; write one"),
     ("x --figure TMP/class.gif", "--figure .*: name a file that ends in .png, .svg, .pdf"),
