@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of SFT in each round")
     parser.add_argument("--splits", nargs="+", default=["test"])
     parser.add_argument("--test_rows", type=int, default=600)
+    parser.add_argument("--alone", action="store_true", help="without the control: for a model to keep")
     parser.add_argument("--processes", type=int, choices=LAUNCH, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "corrections")
@@ -61,11 +62,10 @@ def main() -> None:
         settings += ["--seed", seed, "--output_dir", data]
         stage(f"data {k}", data, [sys.executable, "preprocess.py", *settings], logs)
         corrected = train(f"corrected_{k}", corrected, str(data), seed)
-        plain = train(f"plain_{k}", plain, options.dataset, seed)
-        tested += [
-            answer(name, model, options.splits, options.test_rows, options.seed)
-            for name, model in ((f"plain_{k}", plain), (f"corrected_{k}", corrected))
-        ]
+        if not options.alone:
+            plain = train(f"plain_{k}", plain, options.dataset, seed)
+            tested.append(answer(f"plain_{k}", plain, options.splits, options.test_rows, options.seed))
+        tested.append(answer(f"corrected_{k}", corrected, options.splits, options.test_rows, options.seed))
     output = folder / "comparison"
     command = [sys.executable, "evaluate.py", "--compare", *tested, "--cluster", "structure_id"]
     stage("comparison", output, [*command, "--output_dir", output], logs)
