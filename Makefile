@@ -31,7 +31,7 @@ demo: .venv/installed
 	$(BIN)/python preprocess.py --config configs/data_demo_words.yaml --output_dir $(DEMO)/data_words
 	$(LAUNCH) train_sft.py --config configs/sft_demo.yaml --seed $(SEED) --dataset $(DEMO)/data \
 		--output_dir $(DEMO)/sft_model --logging_dir $(DEMO)/logs/SFT
-	$(LAUNCH) train_grpo.py --config configs/grpo_demo.yaml --seed $(SEED) --dataset $(DEMO)/data_words \
+	$(LAUNCH) train_grpo.py --config configs/grpo_demo_words.yaml --seed $(SEED) --dataset $(DEMO)/data_words \
 		--model $(DEMO)/sft_model --output_dir $(DEMO)/grpo_model --logging_dir $(DEMO)/logs/GRPO
 	$(LAUNCH) evaluate.py --name SFT --model $(DEMO)/sft_model $(TEST) --output_dir $(DEMO)/evaluation/SFT
 	$(LAUNCH) evaluate.py --name GRPO --model $(DEMO)/grpo_model $(TEST) --output_dir $(DEMO)/evaluation/GRPO

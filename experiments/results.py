@@ -127,7 +127,7 @@ ARMS = {
             "majority of 8": Model(None, "reasoner", evaluation=("--num_samples", "8")),
             "SFT, old words": Model(SFT, "sft_demo", "old words", options=("--max_steps", "300")),
             "SFT, bare answers": Model(SFT, "sft_demo", "new words, answers", options=BARE),
-            "GRPO, labels": Model(GRPO, "grpo_demo", "new words", options=("--model", "reasoner")),
+            "GRPO, labels": Model(GRPO, "grpo_demo_words", "new words", options=("--model", "reasoner")),
         },
     ),
     "traces": Arm(
