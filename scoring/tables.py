@@ -60,9 +60,10 @@ def comparison_lines(comparison: dict) -> list[str]:
         differences = [_difference(pair, score) for score in COMPARED_SCORES]
         cells.append([" - ".join(pair["names"][::-1]), *differences, f"{pair['mcnemar']['p_value']:.2g}"])
     lines.append("\n" + align(cells))
+    alike: dict[tuple, list] = {}  # pairs that have the same means
     for pair in comparison["pairs"]:
-        if pair["means"]:
-            lines.append("\n" + means_table([(" - ".join(pair["names"][::-1]), pair)], "+.3f"))
+        alike.setdefault(tuple(pair["means"]), []).append((" - ".join(pair["names"][::-1]), pair))
+    lines += ["\n" + means_table(pairs, "+.3f") for names, pairs in alike.items() if names]
     scored = [pair for pair in comparison["pairs"] if "brier" in pair["difference"]]
     if scored:
         cells = [["difference", *PROBABILITY_SCORES.values()]]
