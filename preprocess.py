@@ -213,7 +213,7 @@ def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iter
 
 # ---------------------------------------------------------------- corrections
 
-FORM = ("tokenizer", "revision", "raw", "target", "trace_style", "instruction", "max_length")  # of a dataset's texts
+FORM = ("tokenizer", "revision", "target", "trace_style", "instruction", "max_length")  # of a dataset's texts
 
 
 def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:

@@ -66,8 +66,8 @@ DATASETS = {
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 WORD_TESTS = [("new words", "test"), ("new words", "test_recombined")]
-# 40 steps of GRPO sample 10,240 traces of 180 tokens and update on a quarter: as SFT on 300 x 16 rows of 240 tokens.
-BARE = ("--max_steps", "300", "--wordings", "paraphrase")
+# 30 steps of GRPO sample 7,680 traces of 180 tokens and update on a quarter: as SFT on 230 x 16 rows of 240 tokens.
+BARE = ("--max_steps", "230", "--wordings", "paraphrase")
 TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
 SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
 REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]
@@ -125,7 +125,7 @@ ARMS = {
         {
             "reasoner": Model(None, "reasoner"),
             "majority of 8": Model(None, "reasoner", evaluation=("--num_samples", "8")),
-            "SFT, old words": Model(SFT, "sft_demo", "old words", options=("--max_steps", "300")),
+            "SFT, old words": Model(SFT, "sft_demo", "old words", options=("--max_steps", "230")),
             "SFT, bare answers": Model(SFT, "sft_demo", "new words, answers", options=BARE),
             "GRPO, labels": Model(GRPO, "grpo_demo_words", "new words", options=("--model", "reasoner")),
         },
