@@ -45,11 +45,12 @@ def corrections_of(train: "Dataset", answers: Iterable[tuple[str, dict]], style:
         other = f"predictions: {directory} has a row that is not of the dataset's train: {answer['input'][:60]!r}..."
         check(row is not None, f"{other}; answer it with evaluate.py --split train")
         check("completion" in answer, f"predictions: {directory} has no completions; use evaluate.py --mode generate")
-        new = corrected(row, answer["completion"], style)
-        fate = "right" if new is None else "repeated" if (new["prompt"], new["response"]) in found else "corrected"
-        fates[fate] += 1
-        if fate == "corrected":
-            found[new["prompt"], new["response"]] = new | {"row": f"correction {fates[fate] - 1}"}
+        for completion in answer.get("completions", [answer["completion"]]):  # of several samples all
+            new = corrected(row, completion, style)
+            fate = "right" if new is None else "repeated" if (new["prompt"], new["response"]) in found else "corrected"
+            fates[fate] += 1
+            if fate == "corrected":
+                found[new["prompt"], new["response"]] = new | {"row": f"correction {fates[fate] - 1}"}
     check(bool(found), f"predictions: nothing to correct, all {fates['right']:,} traces are right; answer other rows")
     return list(found.values()), fates
 

@@ -82,6 +82,8 @@ def test_what_becomes_of_every_trace(train):
     found, fates = corrections_of(train, [("a", answer) for answer in [*answers, answers[0], right]], "full")
     assert fates == {"corrected": 40, "repeated": 1, "right": 1} and len(found) == 40
     assert len({row["row"] for row in found}) == 40
+    samples = {"input": train[0]["input"], "completion": "", "completions": [faulty(train[0], k) for k in (1, 3, 3)]}
+    assert corrections_of(train, [("a", samples)], "full")[1] == {"corrected": 2, "repeated": 1}
     with pytest.raises(ValueError, match="nothing to correct, all 1 traces are right"):
         corrections_of(train, [("a", right)], "full")
     with pytest.raises(ValueError, match="predictions: a has a row that is not of the dataset's train: 'Other'"):
