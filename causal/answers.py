@@ -10,17 +10,19 @@ What counts as its answer, the first that is found:
 2. the last conclusion line: "Therefore: No";
 3. the final line, where it begins with a clear yes or no, or its final sentence begins or ends with one;
 4. the opening words of the text: "No. The premise ...".
-If what is found holds both a yes and a no, the text has no answer. Questions ("... ?") and instructions ("Answer Yes
-or No.") are not answers, and the "no" of "no edge" is not a verdict.
+If what is found holds both a yes and a no, the text has no answer. What a model has thought (<think> ... </think>) is
+not said. Questions ("... ?"), instructions ("Answer Yes or No.") and what would be ("If ..., it would be yes.") are not
+answers; the "no" of "no edge" is not a verdict, nor is what is denied ("cannot be yes").
 """
 
 import re
 import unicodedata
 
-# A "no" is a verdict when nothing it could negate follows: the end, punctuation, or the start of a new clause.
-_CLAUSE = r"because|since|as|it|this|that|the|there|we|given|for|and|or|but|yes|not|no"
-_NO = rf"no\b(?!\.? ?\d)(?=\W*$| ?[.,;:!/(–—]| -+ | (?:{_CLAUSE})\b)"
-_VERDICT = rf"(?<!not )(?<!not a )\b(?:(?P<yes>yes\b)|{_NO})"
+# A "no" is a verdict when nothing it could negate follows: the end, punctuation, or the start of a new clause, which a
+# variable is too. "no. 3" within a sentence is a number.
+_CLAUSE = r"because|since|as|it|this|that|the|there|we|given|for|and|or|but|yes|not|no|[a-z]"
+_NO = rf"no\b(?:(?<!\w no)|(?!\.? ?\d))(?=\W*$| ?[.,;:!/(–—]| -+ | (?:{_CLAUSE})\b)"
+_VERDICT = rf"(?<!not )(?<!not a )\b(?:(?P<yes>yes\b(?! would\b))|{_NO})"
 _FILLER = r"(?:so|thus|hence|therefore|then|is|that|clearly|definitely|simply|just|still|in conclusion|conclusion)"
 _ANY = re.compile(_VERDICT)
 _BEGIN = re.compile(rf"\W*(?:{_FILLER}\b\W*)*{_VERDICT}")
@@ -38,7 +40,12 @@ _CHOICE = re.compile(r"\b(?:yes\W+(?:or\b|/)\W*(?:answer\W+)?no|no\W+(?:or\b|/)\
 _STATED = re.compile(
     r"^\W*(?:(?:so|the|my|final|correct|therefore)\W+)*(?:answer|verdict|therefore|conclusion) ?(?:[:=]|is\b)"
 )
+_SOFTENED = r"be|a|answer|say|conclude|necessarily|always|simply|just|clearly|really"
+_DENIED = re.compile(rf"\b(?:not|cannot|never|\w+n t)(?: (?:{_SOFTENED}))* (?:yes|no)\b")
+_SUPPOSED = re.compile(r"\bif\b.*\bwould\b|\bwould\b.*\bif\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|$)", re.DOTALL)
+_THOUGHT_BEFORE = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)  # the prompt has opened it
 _MARKUP = (
     (re.compile(r"<answer>|\\boxed\b"), " answer: "),
     (re.compile(r"</answer>"), "\n"),
@@ -64,11 +71,13 @@ def extract_answer(text: str) -> bool | None:
 def _plain_lines(text: str) -> list[str]:
     """Lower-case lines with words, without markup, questions and instructions; a header is joined to its answer."""
     text = unicodedata.normalize("NFKC", text).lower()
+    text = _THOUGHT_BEFORE.sub("", _THOUGHT.sub(" ", text))
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
+    text = _DENIED.sub(" ", text)
     lines: list[str] = []
     for line in text.splitlines():
-        line = " ".join(s for s in _SENTENCE_END.split(line.strip()) if not _is_question(s))
+        line = " ".join(s for s in _SENTENCE_END.split(line.strip()) if not _is_no_statement(s))
         if not re.search(r"\w", line):
             continue
         if lines and _HEADER.match(lines[-1]):
@@ -78,8 +87,9 @@ def _plain_lines(text: str) -> list[str]:
     return lines
 
 
-def _is_question(sentence: str) -> bool:
-    return sentence.endswith("?") or bool(_CHOICE.search(sentence) and not _STATED.match(sentence))
+def _is_no_statement(sentence: str) -> bool:
+    asked = sentence.endswith("?") or bool(_CHOICE.search(sentence) and not _STATED.match(sentence))
+    return asked or bool(_SUPPOSED.search(sentence))
 
 
 def gives_answer(text: str) -> bool:

@@ -152,6 +152,41 @@ def test_any_text_is_read(text):
     assert extract_answer(text + "\n\nAnswer: No") is False
 
 
+@pytest.mark.parametrize("answer, other", [("Yes", "No"), ("No", "Yes")])
+def test_what_is_thought_is_not_said(answer, other):
+    right = answer == "Yes"
+    thought = f"Answer: {other}. Wait, is it?\nAnswer: {other}"
+    assert extract_answer(f"<think>{thought}</think>\nAnswer: {answer}") is right
+    assert extract_answer(f"<think>\n{thought}\n</think>\n\n{answer}.") is right
+    assert extract_answer(f"{thought}\n</think>\n\nAnswer: {answer}") is right  # the prompt has opened it
+    assert extract_answer(f"<thinking>{thought}</thinking> The answer is {answer}.") is right
+    assert extract_answer(f"<think>{thought}") is None
+    assert extract_answer(f"<think>{thought}</think>") is None
+
+
+@pytest.mark.parametrize(
+    "verb", ["is not", "isn't", "cannot be", "can't be", "is never", "is not necessarily", "is not a"]
+)
+@pytest.mark.parametrize("verdict", ["yes", "'Yes'", "**Yes**"])
+def test_a_denied_answer_is_none(verb, verdict):
+    assert extract_answer(f"The answer {verb} {verdict}.") is None
+    assert extract_answer(f"Answer: No, for the answer {verb} {verdict}.") is False
+
+
+def test_what_would_be_is_no_answer():
+    assert extract_answer("If A caused B, the answer would be yes.") is None
+    assert extract_answer("The answer would be no if C were adjacent to B.") is None
+    assert extract_answer("If A caused B, the answer would be yes. It does not.\nAnswer: No") is False
+    assert extract_answer("Answer: No; a yes would need an arrow.") is False
+
+
+@pytest.mark.parametrize("rest", [" 2 of the graphs have B -> A.", " B and C are adjacent.", ", see row no. 3."])
+def test_a_no_is_a_verdict_whatever_sentence_follows(rest):
+    assert extract_answer(f"Answer: No{'' if rest[0] == ',' else '.'}{rest}") is False
+    assert extract_answer("See row no. 3.") is extract_answer("There is no edge") is None
+    assert extract_answer("Answer: No C reaches B in one graph alone.") is False
+
+
 # ---------------------------------------------------------------- outcome
 
 
