@@ -47,9 +47,9 @@ DRAWN_LETTERINGS = (*LETTERINGS, *(f"{name}-spread" for name in LETTERINGS))  # 
 SPREAD = 7  # so many letters of a lettering does `draw_letters` choose from
 
 
-def premise_id(premise_text: str) -> str:
-    """12 hexadecimal digits that identify the premise's text."""
-    return hashlib.sha1(premise_text.encode()).hexdigest()[:12]
+def premise_id(premise: Premise) -> str:
+    """12 hexadecimal digits that identify what a premise says, however it is typed: those of its released text."""
+    return hashlib.sha1(write_premise(premise).encode()).hexdigest()[:12]
 
 
 def premise_columns(premise: Premise, text: str) -> dict:
@@ -57,7 +57,7 @@ def premise_columns(premise: Premise, text: str) -> dict:
 
     Where no graph satisfies the premise, `edges` is None and the premise is a structure of its own.
     """
-    identity, n = premise_id(text), len(premise.variables)
+    identity, n = premise_id(premise), len(premise.variables)
     try:
         structure, (directed, undirected) = structure_id(premise), cpdag(premise)
         edges = {"directed": sorted(map(list, directed)), "undirected": sorted(map(list, undirected))}

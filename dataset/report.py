@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from dataset.sources import HUB_NAME
+from dataset.sources import HUB_NAME, LABEL_2
 from dataset.splits import label_weights, relation_of
 
 HASHED = ("input", "label", "given_label", "template", "prompt", "response")  # the others follow from the input
@@ -67,6 +67,7 @@ def make_report(splits: dict, columns: dict, config: dict, source_rows: list[dic
         "splits": {name: split_figures(rows) for name, rows in splits.items()},
         "overlap": overlaps(splits),
         "given_label_not_exact": {"rows": len(wrong), "first": first_wrong},
+        LABEL_2: sum(bool(row.get(LABEL_2)) for row in source_rows),
         "without_exact_label": sum(row["exact"] is None for row in source_rows),
         **left_out,
     }
@@ -82,6 +83,10 @@ def summary(report: dict) -> str:
     wrong, labels = report["given_label_not_exact"]["rows"], report["config"]["labels"]
     lines = [f"source {report['source']}: {report['source_rows']:,} rows; seed {report['seed']}"]
     lines.append(f"labels {labels}; {wrong:,} rows were given a label that is not the exact one")
+    if report[LABEL_2]:
+        lines.append(
+            f"{report[LABEL_2]:,} rows of the hub have label 2, which is read as 0: the hypothesis does not follow"
+        )
     if report["without_exact_label"]:
         lines.append(f"{report['without_exact_label']:,} rows have no exact label: no graph satisfies their premise")
     if report["unparsable"]:

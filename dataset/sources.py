@@ -5,11 +5,13 @@ has splits). A parsed row has the dataset's columns, and `exact`: the oracle's l
 premise.
 """
 
+import codecs
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TextIO
 
 from causal import wording
 from causal.graphs import Claim, markov_equivalence_class
@@ -18,6 +20,9 @@ from runtime.settings import check
 
 HUB_NAME = "causal-nlp/corr2cause"
 HUB_CONFIGS = ("default", "perturbation_by_paraphrasing", "perturbation_by_refactorization")
+LABEL_2 = "label_2_as_0"  # marks a record of the hub whose label was 2
+FOLLOWS = ("1", "1.0", "true", "yes", "entailment")  # what a file may call its labels, in any case
+FOLLOWS_NOT = ("0", "0.0", "false", "no", "not_entailment", "non-entailment", "neutral", "contradiction")
 
 
 def read_hub(hub_config: str) -> Iterator[dict]:
@@ -31,28 +36,64 @@ def read_hub(hub_config: str) -> Iterator[dict]:
         remedy = "without a network use --source FILE.csv (columns input and label) or --source generate"
         raise ValueError(f"source hub: {reason}; {remedy}") from None
     for split, records in splits.items():
-        yield from (record | {"split": split, "row": f"row {i} of {split}"} for i, record in enumerate(records))
+        for i, record in enumerate(records):
+            # The paraphrased test set has labels 1, 0 and 2, which is a 0 too (causalNLP/corr2cause, issue 3).
+            label = {"label": 0, LABEL_2: True} if record.get("label") == 2 else {}
+            yield record | label | {"split": split, "row": f"row {i} of {split}"}
 
 
 def read_file(path: Path, setting: str) -> Iterator[dict]:
-    """Records of a .csv, .json (a list of objects) or .jsonl file. Raises ValueError naming the file and the fault."""
-    check(path.suffix in (".csv", ".json", ".jsonl"), f"{setting}: {path} is no .csv, .json or .jsonl file")
+    """Records of a .csv, .json or .jsonl file, in UTF-8 or, with its mark, UTF-16. Raises ValueError naming the fault.
+
+    A .csv may have its columns apart by commas, semicolons or tabs, a .json hold a list or an object a line.
+    """
+    suffix = path.suffix.lower()
+    check(suffix in (".csv", ".json", ".jsonl"), f"{setting}: {path} is no .csv, .json or .jsonl file")
     check(path.is_file(), f"{setting}: {path}: no such file")
-    kind, line = path.suffix[1:].upper(), 0
+    kind, line = suffix[1:].upper(), 0
+    with path.open("rb") as file:
+        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            if kind == "CSV":
-                records = csv.DictReader(file, strict=True)
-            else:
-                records = json.load(file) if kind == "JSON" else (json.loads(text) for text in file if text.strip())
-                check(kind == "JSONL" or isinstance(records, list), f"{setting}: {path}: expected a list of objects")
-            for number, record in enumerate(records):
+        with path.open(newline="", encoding=encoding) as file:
+            for number, record in enumerate(_csv_records(file) if kind == "CSV" else _json_records(file)):
                 line = number + 1
                 check(isinstance(record, dict), f"{setting}: {path}: row {number} is no object; expected one a row")
                 yield record | {"row": f"row {number}"}
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (csv.Error, json.JSONDecodeError, UnicodeError, _Malformed) as error:
         at = f", after {line} rows" if line else ""
         raise ValueError(f"{setting}: {path}{at}: not valid {kind} in UTF-8: {error}") from None
+
+
+class _Malformed(Exception):
+    """What is no row of a file, in words."""
+
+
+def _csv_records(file: TextIO) -> Iterator[dict]:
+    header = file.readline()
+    file.seek(0)
+    records = csv.DictReader(file, strict=True, delimiter=max(",;\t", key=header.count))
+    _check_distinct(records.fieldnames or [])
+    return iter(records)
+
+
+def _json_records(file: TextIO) -> Iterable:
+    """The objects of a list, or those of the lines."""
+    first = next((character for character in iter(lambda: file.read(1), "") if not character.isspace()), "")
+    file.seek(0)
+    if first == "[" and file.name.lower().endswith(".json"):
+        return json.load(file, object_pairs_hook=_object)
+    return (json.loads(text, object_pairs_hook=_object) for text in file if text.strip())
+
+
+def _object(pairs: list[tuple]) -> dict:
+    _check_distinct([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise _Malformed(f"{', '.join(twice)} is there twice; keep one")
 
 
 @lru_cache(maxsize=8192)
@@ -67,12 +108,10 @@ def parse_row(record: dict) -> dict:
     premise_text, hypothesis = wording.split_input(record["input"])
     shared, exact = _of_premise(premise_text)
     claim, template = wording.read_hypothesis(hypothesis, wording.parse_premise(premise_text).variables)
-    n, template = record.get("num_variables") or shared["num_variables"], record.get("template") or template
-    if str(n) != str(shared["num_variables"]):
+    n = record.get("num_variables") or shared["num_variables"]
+    if str(n).removesuffix(".0") != str(shared["num_variables"]):
         raise wording.Corr2CauseError(f"num_variables is {n}, but the premise has {shared['num_variables']}")
-    if template not in wording.TEMPLATES:
-        raise wording.Corr2CauseError(f"template {template!r} is not one of {', '.join(wording.TEMPLATES)}")
-    kept = {key: record.get(key) for key in ("input", "row", "split")}
+    kept = {key: record.get(key) for key in ("input", "row", "split", LABEL_2)}
     return {**kept, **shared, "hypothesis": hypothesis, "template": template, "exact": exact(claim)}
 
 
@@ -84,11 +123,12 @@ def check_columns(record: dict) -> None:
 
 
 def read_label(record: dict) -> int:
-    """The record's label. Raises ValueError naming the row if there is none, or none that is 0 or 1."""
+    """The record's label, in any of the forms FOLLOWS and FOLLOWS_NOT. Raises ValueError naming the row for another."""
     check_columns(record)
-    valid = type(record["label"]) in (int, str) and record["label"] in (0, 1, "0", "1")
-    check(valid, f"{record['row']}: label is {record['label']!r}; use 1 (the hypothesis follows) or 0 (it does not)")
-    return int(record["label"])
+    given = str(record["label"]).strip().lower()
+    known = f"use 1 (the hypothesis follows) or 0 (it does not); {', '.join(FOLLOWS[2:])} and their opposites are read"
+    check(given in FOLLOWS + FOLLOWS_NOT, f"{record['row']}: label is {record['label']!r}; {known}")
+    return int(given in FOLLOWS)
 
 
 def label_records(
