@@ -53,6 +53,7 @@ from scoring.predictions import RESULT_COLUMNS, predict, score_answers
 from scoring.results import RESULTS, answer_figures, compare_results, model_name, write_comparison, write_results
 from scoring.tables import comparison_lines, result_lines
 from training.budgets import cache_of_evaluation
+from training.health import check_stop_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -243,6 +244,8 @@ def evaluate(config: Config) -> None:
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     dtype = inference_dtype(config.dtype, capability)
     model = load_for_inference(config.model, config.quantization, dtype, device, config.revision)
+    stop_ids = stop_token_ids(tokenizer, model)
+    check_stop_tokens([encode(tokenizer, text) for text in data["response"][:64]], stop_ids)
     ids = {text: encode(tokenizer, text) for text in {text for pair in candidates for text in pair}}
     answers = [(ids[no], ids[yes]) for no, yes in candidates]
     room = max(map(len, ids.values()), default=config.max_new_tokens)
@@ -266,7 +269,6 @@ def evaluate(config: Config) -> None:
             micro_batch_tokens=config.micro_batch_tokens, threshold=config.threshold, share=config.prefix_sharing,
         )  # fmt: skip
     else:
-        stop_ids = stop_token_ids(tokenizer, model)
         sampler = Sampler(model, tokenizer, stop_ids, config.max_new_tokens, cache, config.prefix_sharing)
         sampling = {"num_samples": config.num_samples, "temperature": config.temperature, "seed": config.seed}
         sampling["check_traces"] = form_of(config).get("target") == "trace"

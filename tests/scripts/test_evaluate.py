@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import build_model
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from made_up import write_predictions
 from transformers import Phi3Config, Phi3ForCausalLM
 
@@ -386,6 +386,16 @@ def test_mistakes_are_named_before_a_model_is_loaded(place, run, monkeypatch, ar
         arguments += ["--dataset", str(place / "data")]
     with pytest.raises(ValueError, match=message):
         run(*arguments)
+
+
+def test_a_dataset_of_another_tokenizer_is_refused(place, run, tmp_path):
+    dataset = load_from_disk(str(place / "data"))
+    other = dataset.map(lambda row: {"response": row["response"].replace("<|end|>", "<|im_end|>")})
+    other.save_to_disk(str(tmp_path / "other"))
+    shutil.copy(place / "data" / "report.json", tmp_path / "other")
+    for mode in ("generate", "score"):
+        with pytest.raises(ValueError, match="responses of the dataset end in token"):
+            run("--model", place / "yes", "--dataset", tmp_path / "other", "--mode", mode)
 
 
 def test_an_unfinished_run_names_its_checkpoint(place, run, tmp_path):
