@@ -178,6 +178,8 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     accelerator, train, tokenizer = opened.accelerator, opened.train, opened.tokenizer
     sized = "num_variables" in train.column_names
     check(sized or not config.small_first, f"small_first: {config.dataset} has no num_variables; set it false")
+    asked, world_size = f"batch_size: {config.batch_size}", accelerator.num_processes
+    check(config.batch_size >= world_size, f"{asked} is less than one row for each of {world_size} processes")
     # Each rank writes and encodes its part of an epoch's rows, for all of them.
     part, fresh = train.shard(accelerator.num_processes, accelerator.process_index, contiguous=True), None
     if config.relabel_each_epoch:

@@ -44,6 +44,9 @@ def embedded_tiny():
 # --- tokenizers
 
 
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken")
+
+
 def load_tokenizer(name_or_path: str, revision: str | None = None):
     """The tokenizer of a model, of an adapter (or its base's, if it has none), or of the embedded tiny model."""
     if name_or_path == TINY:
@@ -52,6 +55,10 @@ def load_tokenizer(name_or_path: str, revision: str | None = None):
     check(base != "", f"model {name_or_path}: adapter_config.json names no base_model_name_or_path")
     if base is not None and not (Path(name_or_path) / "tokenizer_config.json").is_file():
         name_or_path, revision = base, base_revision(name_or_path, revision)
+    path = Path(name_or_path)
+    # Without any file some classes make a tokenizer that knows no token.
+    has_one = not path.is_dir() or any(entry for kind in TOKENIZER_FILES for entry in path.glob(kind))
+    check(has_one, f"model {name_or_path}: no tokenizer in it; save its tokenizer beside it (save_pretrained)")
     return _from_hub_or_disk(AutoTokenizer, name_or_path, revision=revision)
 
 

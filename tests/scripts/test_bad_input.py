@@ -308,7 +308,7 @@ MODELS = [
     ("a broken config", "cannot be loaded"),
     ("unknown architecture", "nothing"),
     ("code of its own", "own"),
-    ("no tokenizer", "tokenizer"),
+    ("no tokenizer", "no tokenizer in it; save its tokenizer beside it"),
     ("another kind of model", "a BertForMaskedLM, not a model that writes text"),
 ]
 

@@ -3,12 +3,15 @@
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import VOCABULARY, assert_same_gradients, build_model, gradients, padded_logps
+from datasets import Dataset
 
+import train_sft
 from dataset.batches import share_of_rank
 from policy.prefix_sharing import pack
 from train_sft import Config, evaluation_loss, learning_rate, loss_sum, make_rows, micro_batches, plan_steps
@@ -147,3 +150,10 @@ def test_ranks_partition_a_step(world_size):
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Config(**settings)
+
+
+def test_less_than_a_row_for_each_process_is_refused(monkeypatch):
+    opened = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2), train=Dataset.from_dict({}), tokenizer=None)
+    monkeypatch.setattr(train_sft, "open_run", lambda *_, **__: opened)
+    with pytest.raises(ValueError, match="batch_size: 1 is less than one row for each of 2 processes"):
+        train_sft.set_up(Config(batch_size=1))
