@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from causal.answers import extract_answer, gives_answer
-from causal.graphs import Claim, Premise
+from causal.graphs import Claim, Premise, UnsatisfiableError
 from causal.reasoning import is_right, read_step, required_steps, sentence_spans, subject
 from causal.wording import parse_claim
 
@@ -111,7 +111,10 @@ def corr2cause_reward(
         judgement: dict[str, Any] = {"outcome": outcome_reward(completion, label, class_weights)}
         if process:
             premise, claim = parse_claim(row["premise"], row["hypothesis"])  # which reads a premise once
-            judgement["process"] = process_of(step_points(completion, premise, claim), premise, claim)
+            try:
+                judgement["process"] = process_of(step_points(completion, premise, claim), premise, claim)
+            except UnsatisfiableError:  # nothing is right or wrong there, so nothing is better than anything
+                judgement["process"] = 0.0, []
         return judgement | {
             "reward/accuracy": right,
             "reward/accuracy_of_yes": right if label else math.nan,

@@ -18,7 +18,9 @@ from runtime.settings import check
 
 @contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """A new directory to fill, in the end put in the place of `directory`: until then that stays as it was."""
+    """A new directory to fill, in the end put in the place of `directory`, or of what it links to: until then that
+    stays as it was."""
+    directory = directory.resolve()
     aside = aside_of(directory)
     make_empty(aside)
     try:

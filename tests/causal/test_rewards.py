@@ -496,3 +496,17 @@ def test_spans_are_the_sentences_and_add_up_to_the_process_reward(pieces, gap):
     assert [text[start:end] for start, end, _ in spans] == [sentence for sentence, _ in r.read_trace(text, "ABCD")]
     assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
     assert value == pytest.approx(max(-1.0, sum(points for _, _, points in spans)))
+
+
+def test_a_premise_that_no_graph_satisfies_has_a_reward_all_the_same():
+    """A chain whose ends are stated to be independent, and independent given its middle."""
+    premise = (
+        "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
+        "variables are as follows: A correlates with B. B correlates with C. However, A is independent of C. A and C "
+        "are independent given B."
+    )
+    judge = corr2cause_reward(process=True)
+    row = {"premise": premise, "hypothesis": "A directly causes B.", "label": 0}
+    for text, outcome in (("Pair A B -\nAnswer: No", RIGHT_REWARD), ("Answer: Yes", WRONG_REWARD)):
+        judged = judge(text, row)
+        assert judged["outcome"] == outcome and judged["process"] == (0.0, [])

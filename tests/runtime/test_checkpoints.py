@@ -60,6 +60,18 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "nothing is left aside"
 
 
+def test_a_link_stays_and_what_it_links_to_is_replaced(tmp_path):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.mkdir(parents=True)
+    (real / "old").touch()
+    link.symlink_to(real)
+    for name in ("new", "newer"):
+        with replacing(link) as folder:
+            (folder / name).touch()
+        assert link.is_symlink() and [path.name for path in real.iterdir()] == [name]
+    assert {path.name for path in [*tmp_path.iterdir(), *real.parent.iterdir()]} == {"disk", "link", "real"}
+
+
 def test_a_write_that_dies_leaves_what_was_there(tmp_path):
     target = tmp_path / "checkpoint-3"
     with pytest.raises(RuntimeError, match="killed"):
