@@ -3,8 +3,8 @@
 import torch
 
 from causal.answers import extract_answer
-from causal.graphs import exact_label, markov_equivalence_class, structure_id
-from causal.reasoning import check_trace
+from causal.graphs import structure_id
+from causal.reasoning import check_trace, required_steps
 from causal.trace_text import write_step
 from causal.wording import parse_input
 from dataset.chat import as_trained, encode
@@ -44,7 +44,7 @@ def marked(completion: str, text: str) -> tuple[list[str], list[str]]:
         f"{MARKS[None if sentence.step is None else sentence.right]:<7}{sentence.text}" for sentence in found.sentences
     ]
     sentences += [f"missing {write_step(step, premise.variables)}" for step in found.missing[:1]]
-    answer, exact = extract_answer(completion), bool(exact_label(markov_equivalence_class(premise), claim))
+    answer, (_, exact) = extract_answer(completion), required_steps(premise, claim)["answer",].head
     verdict = "no answer" if answer is None else "right" if answer is exact else "wrong"
     return sentences, [f"{verdict}; of its sentences {found.counts}"]
 
