@@ -100,10 +100,9 @@ def write_training_data(path: Path, directory: str, rows: "Dataset", model: str)
 
     `model` is what the training starts from, which knows those that it has seen itself.
     """
-    report = read_report(directory)
-    config, hash_of_rows = report.get("config", {}), report.get("dataset_hash", "unknown")
+    config = read_report(directory).get("config", {})
     structures = set(rows["structure_id"]) if "structure_id" in rows.column_names else set()
-    known = {"dataset_hash": hash_of_rows} | {name: config[name] for name in FORM if name in config}
+    known = {"dataset_hash": read_dataset_hash(directory)} | {name: config[name] for name in FORM if name in config}
     known["structures"] = sorted(structures | set(training_data(model).get("structures", [])))
     (path / TRAINING_DATA).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
