@@ -61,7 +61,8 @@ def read_file(path: Path, setting: str) -> Iterator[dict]:
                 yield record | {"row": f"row {number}"}
     except (csv.Error, json.JSONDecodeError, UnicodeError, _Malformed) as error:
         at = f", after {line} rows" if line else ""
-        raise ValueError(f"{setting}: {path}{at}: not valid {kind} in UTF-8: {error}") from None
+        name = encoding.removesuffix("-sig").upper()
+        raise ValueError(f"{setting}: {path}{at}: not valid {kind} in {name}: {error}") from None
 
 
 class _Malformed(Exception):

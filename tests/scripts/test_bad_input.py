@@ -220,7 +220,9 @@ FILES = [
     ("rows.jsonl", '{"input": "a", "lab', "rows.jsonl"),
     ("rows.json", '{"input": ["a"]', "rows.json"),
     ("rows.parquet", "PAR1", "rows.parquet"),
-    ("rows.csv", b"\xff\xfei\x00n\x00", "rows.csv.*UTF-8"),
+    ("rows.csv", HEADER.encode() + b"caf\xe9,0\n", "rows.csv.*UTF-8"),
+    ("rows.csv", b"\xff\xfei\x00n\x00,", "rows.csv.*UTF-16"),
+    ("rows.csv", b"\xff\xfei\x00n\x00", "rows.csv.*no rows"),
     ("rows.csv", b"\x00\x01\x02\x03" * 99, "rows.csv"),
 ]
 
