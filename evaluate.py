@@ -29,7 +29,7 @@ import torch
 
 from causal.rows import PERTURBATIONS
 from dataset.batches import premise_groups
-from dataset.chat import as_trained, encode
+from dataset.chat import as_trained, encode, longest_sequence
 from dataset.reading import answer_candidates, check_whole, choose_rows, load_split, read_report, training_data
 from dataset.sources import label_records, read_file
 from dataset.splits import perturbed
@@ -41,8 +41,8 @@ from policy.loading import (
     load_tokenizer,
     stop_token_ids,
 )
-from policy.prefix_sharing import check_prefix_sharing
 from policy.sampling import Sampler
+from policy.self_check import check_model_numbers
 from runtime.checkpoints import list_checkpoints
 from runtime.ending import run_script
 from runtime.files import check_vacant, make_output_dir, read_beside
@@ -258,10 +258,10 @@ def evaluate(config: Config) -> None:
     budget = "" if scored else f", cache_tokens {cache:,}"
     where = f"{accelerator.num_processes} x {device.type}, {dtype}{budget}"
     accelerator.print(f"{name}: {len(data):,} rows on {where}", flush=True)
-    if config.prefix_sharing:
-        first = premise_groups(data["premise_id"], len(data))[0]
-        responses = [encode(tokenizer, text) for text in data.select(first)["response"]]
-        check_prefix_sharing(model, [[prompts[row] for row in first]], [responses], config.micro_batch_tokens)
+    first = premise_groups(data["premise_id"], len(data))[0]
+    responses = [encode(tokenizer, text) for text in data.select(first)["response"]]
+    sequences = [longest_sequence(tokenizer, data, room)]
+    check_model_numbers(model, [[prompts[row] for row in first]], [responses], sequences, config.prefix_sharing)
     start_time = time.perf_counter()
     if scored:
         rows = score_answers(

@@ -45,8 +45,9 @@ import train_grpo
 from dataset.batches import premise_groups
 from policy import sampling as our_sampling
 from policy.adapters import add_reference, use_reference
-from policy.prefix_sharing import TOLERANCE, Tokens, joined, sequence_logps
+from policy.prefix_sharing import Tokens, joined, sequence_logps
 from policy.sampling import Completion, Sampler
+from policy.self_check import TOLERANCE
 from runtime.ending import run_script
 from runtime.settings import check
 from training.grpo_metrics import LossCounts

@@ -5,6 +5,7 @@ A row's response is an answer line, an exact trace, or a teacher's completion th
 
 from collections import Counter
 from collections.abc import Iterable
+from heapq import nlargest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,16 @@ def encode_rows(tokenizer, rows: "Dataset | dict") -> tuple[list[list[int]], lis
         else:
             encoded.append((asked, encode(tokenizer, response)))
     return [prompt for prompt, _ in encoded], [response for _, response in encoded]
+
+
+def longest_sequence(tokenizer, rows: "Dataset | dict", new_tokens: int) -> list[int]:
+    """The longest prompt with its response, which is repeated to the `new_tokens` that may be sampled.
+
+    It is looked for among the 16 that have the most characters.
+    """
+    candidates = nlargest(16, zip(rows["prompt"], rows["response"], strict=True), key=lambda row: len(row[0] + row[1]))
+    encoded = [(encode(tokenizer, prompt), encode(tokenizer, response)) for prompt, response in candidates]
+    return max((p + (r * new_tokens)[: max(len(r), new_tokens)] for p, r in encoded), key=len)
 
 
 def special_tokens(tokenizer) -> set[str]:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -116,18 +117,46 @@ def emulation_note(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def model_shape(name: str, revision: str | None = None) -> PreTrainedConfig:
-    """The configuration of a full model: the embedded one, a local or a hub one; the project has the recipes'."""
+    """The configuration of a full model: the embedded one, a local or a hub one; the project has the recipes'.
+
+    Raises ValueError for what `check_architecture` refuses.
+    """
     if name == TINY:
         return embedded_tiny().tiny_model(0, ATTENTION).config
     known = SHAPES / f"{name.split('/')[-1]}.json"
     is_known = known.is_file() and not Path(name).exists()
-    return _from_hub_or_disk(AutoConfig, str(known) if is_known else name, revision=None if is_known else revision)
+    shape = _from_hub_or_disk(AutoConfig, str(known) if is_known else name, revision=None if is_known else revision)
+    check_architecture(name, shape)
+    return shape
 
 
 def with_layers(shape: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     """The configuration of the same model with so many layers."""
     # What kind each layer is, Qwen2 writes down in a list: it would be too long or too short.
     return type(shape).from_dict(shape.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
+
+
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def check_architecture(name: str, shape: PreTrainedConfig) -> None:
+    """Raise ValueError, naming the model's class, unless its layers attend by transformers' interface for attention.
+
+    That is what packed rows and the sampler's cache stand in for. Whether they compute the model's own numbers,
+    self_check.py asks.
+    """
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(shape), None)
+    check(found is not None, f"model {name}: a {type(shape).__name__} is of no model that continues text; name another")
+    kind = found[0] if isinstance(found, tuple) else found
+    others = set(getattr(shape.get_text_config(), "layer_types", None) or ()) - ATTENTION_LAYERS
+    remedy = "name a model whose layers are attention alone, by transformers' interface (docs/models.md lists some)"
+    recurrent = getattr(kind, "_is_stateful", False) or bool(others)
+    check(
+        not recurrent,
+        f"model {name}: {kind.__name__} has layers that are recurrent or otherwise not attention; {remedy}",
+    )
+    ours = getattr(kind, "_supports_attention_backend", False)
+    check(ours, f"model {name}: {kind.__name__} has attention of its own; {remedy}")
 
 
 def empty_model(shape: PreTrainedConfig, dtype: torch.dtype | None = None) -> torch.nn.Module:
@@ -238,6 +267,7 @@ def load_base(
     if name == TINY:
         check(quantization == "none", "model tiny has random weights: train it before quantizing it")
         return embedded_tiny().tiny_model(seed, ATTENTION).to(device=device, dtype=dtype)
+    model_shape(name, revision)  # what cannot be run is refused before its weights are read
     options = {"dtype": dtype, "attn_implementation": ATTENTION, "revision": revision, "use_safetensors": True}
     if quantization == "nf4":
         installed = importlib.util.find_spec("bitsandbytes") is not None
@@ -266,9 +296,9 @@ def load_base(
 
 def check_context(model: torch.nn.Module, tokens: int) -> None:
     """Raise ValueError if sequences of `tokens` tokens leave the model's context, or its short LongRoPE factors."""
-    config = model.config
+    config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    limit = config.max_position_embeddings
+    limit = getattr(config, "max_position_embeddings", None) or tokens  # some have none
     if rope.get("rope_type") == "longrope":
         # Past this length the whole batch is rotated by other factors than the tokens already cached.
         limit = getattr(config, "original_max_position_embeddings", None) or rope["original_max_position_embeddings"]

@@ -10,39 +10,40 @@ The mask of a row of L tokens has L² entries, nearly all false: a claim does no
 other groups. So attention runs in dense pieces. A stretch of tokens without a branch attends to itself, causally, and
 all that descends from it, which is one stretch too, attends to the whole of it: neither needs a mask. A query's softmax
 over several pieces follows from those over each, by their log-sum-exp. Only small trees side by side share a mask.
+Where a layer's sliding window is shorter than a row, its pieces are smaller, with masks at the window's edge.
 
 The plain path is what everybody runs: a right-padded row a sequence and the model's own causal mask.
 
 Dimensions: B sequences, T completion length, L packed length, M predicted tokens, d hidden size, V vocabulary.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import ModelOutput
 
 from runtime.settings import check
 
 Tokens = list[int]
 ATTENTION = "prefix_tree"  # the attn_implementation of models that run packed rows
 TILE = 128  # tokens of small trees that share a piece and its mask: fewer waste less, more need fewer calls
+WINDOW_TILE = 512  # tokens, at most, of a piece within a sliding window: the mask of one at its edge has the square
+UNSEEN = -3e4  # in masks: its exponential is 0, and a query that sees nothing of a piece is still finite, in fp16 too
 # Rows in bf16 on a CPU have a multiple of so many tokens: oneDNN compiles a bf16 matrix product for every shape that it
 # meets, which takes longer than to compute it.
 CPU_BF16_TOKENS = 128
+BEYOND = {"softcap": "soft-capped scores", "s_aux": "sinks"}  # arguments of attention that some models give
 LOGITS_AT_ONCE = 2**24  # logits in memory: 64 MiB in fp32
-# Root mean square difference of a token's log-probability between the two paths, in nats. SmolLM2-135M on released
-# rows: 3e-6, 0.006, 0.05; with six prefix tokens hidden, positions that run on or branches seen by others: 0.25 to 1.6.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.15}
-# Difference of attention and of its gradients from SDPA's in fp32, of their norm. On a CPU: 2e-7, 3e-4, 0.002.
-GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 
 
 # --- the packed layout
@@ -51,7 +52,7 @@ GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 
 @dataclass
 class Piece:
     """Queries `rows` of a packed row and keys of theirs: all of `keys`; causally, if these are the rows themselves;
-    or what `mask` allows, in fp32, (1, 1, q, k or more), 0 or -inf."""
+    or what `mask` allows, in fp32, (1, 1, q, k or more), 0 or UNSEEN."""
 
     rows: slice
     keys: slice
@@ -71,13 +72,26 @@ class PackedTree:
     parents: list[int]  # (L,) index of the node that predicts this one, -1 for a root
     ends: list[int]  # (L,) one past the node's last descendant
     paths: list[list[int]]  # per sequence, in the caller's order: the packed index of each of its tokens
+    _pieces: dict[tuple, list[Piece]] = field(default_factory=dict, repr=False, compare=False)  # by device and window
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def pieces(self, device: torch.device) -> list[Piece]:
+    def pieces(self, device: torch.device, window: int | None = None) -> list[Piece]:
         """The attention mask, where anything is in it. Each token is in one piece whose rows are its keys; these come
-        first. Memory grows with L, and the number of pieces with the sequences."""
+        first. Memory grows with L, and the number of pieces with the sequences.
+
+        With a `window` a token sees itself and those less than so many positions before it.
+        """
+        if window is not None and window > max(self.depths):
+            window = None
+        key = device, window
+        if key not in self._pieces:
+            found = self._all_pieces(device) if window is None else self._window_pieces(device, window)
+            self._pieces[key] = found
+        return self._pieces[key]
+
+    def _all_pieces(self, device: torch.device) -> list[Piece]:
         own: list[Piece] = []
         ancestors: list[Piece] = []
         forests = [(0, len(self))]  # stretches of trees that stand side by side
@@ -103,13 +117,30 @@ class PackedTree:
 
     def _together(self, start: int, stop: int, device: torch.device) -> Piece:
         """The piece of small trees side by side."""
-        rows, size = slice(start, stop), stop - start
+        rows = slice(start, stop)
         if all(end == stop for end in self.ends[rows]):
             return Piece(rows, rows)
-        # CUDA's kernel reads rows of masks that begin at multiples of 16 bytes.
-        mask = torch.full((size, -(-size // 8) * 8), -torch.inf)
-        mask[:, :size].masked_fill_(self.visible(start, stop), 0.0)
-        return Piece(rows, rows, mask[None, None].to(device))
+        return Piece(rows, rows, _as_mask(self.visible(start, stop), device))
+
+    def _window_pieces(self, device: torch.device, window: int) -> list[Piece]:
+        """Those of `pieces` without a window, cut to what is within it."""
+        depths = torch.tensor(self.depths)
+        size = min(window, WINDOW_TILE)
+        cut: list[Piece] = []
+        for piece in self.pieces(device):
+            # A piece with a mask is not cut: its tokens are in one piece whose rows are its keys.
+            step = size if piece.mask is None else piece.rows.stop - piece.rows.start
+            for rows in _tiles(piece.rows, step):
+                for keys in _tiles(piece.keys, step):
+                    if piece.rows == piece.keys and keys.start > rows.start:
+                        continue
+                    within = depths[rows][:, None] - depths[keys] < window
+                    if piece.mask is not None:
+                        within &= self.visible(rows.start, rows.stop)
+                    if within.any():
+                        whole = within.all() or (piece.causal and rows == keys)  # a tile is no longer than the window
+                        cut.append(Piece(rows, keys, None if whole else _as_mask(within, device)))
+        return sorted(cut, key=lambda piece: piece.rows != piece.keys)
 
     def visible(self, start: int, stop: int) -> torch.Tensor:
         """(q, k) Which of the nodes start to stop - 1, as queries, see which of them."""
@@ -119,20 +150,38 @@ class PackedTree:
     def fill(self, multiple: int) -> None:
         """Lengthen the row to a multiple of so many tokens by a sequence that is nobody's."""
         first, count = len(self), -len(self) % multiple
+        self._pieces.clear()
         self.tokens += [0] * count
         self.depths += range(count)
         self.parents += [k - 1 if k > first else -1 for k in range(first, first + count)]
         self.ends += [first + count] * count
 
     def inputs(self, device: torch.device) -> dict:
-        """What a model with `attn_implementation` ATTENTION takes: the packed row and its pieces."""
+        """What a model with `attn_implementation` ATTENTION takes: the packed row, and its tree."""
         return {
             "input_ids": torch.tensor(self.tokens, device=device)[None],  # (1, L)
             "position_ids": torch.tensor(self.depths, device=device)[None],
-            # Never read: a mask of four dimensions keeps the model from making one of its own, of L² entries.
-            "attention_mask": torch.empty((1, 1, 0, 0), dtype=torch.bool, device=device),
-            "pieces": self.pieces(device),
+            "attention_mask": never_read(device),
+            "tree": self,
         }
+
+
+def never_read(device: torch.device) -> torch.Tensor:
+    """An attention mask of four dimensions, which keeps the model from making one of its own, of L² entries."""
+    return torch.empty((1, 1, 0, 0), dtype=torch.bool, device=device)
+
+
+def _as_mask(seen: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(q, k) as a piece's mask."""
+    queries, keys = seen.shape
+    # CUDA's kernel reads rows of masks that begin at multiples of 16 bytes.
+    mask = torch.full((queries, -(-keys // 8) * 8), UNSEEN)
+    mask[:, :keys].masked_fill_(seen, 0.0)
+    return mask[None, None].to(device)
+
+
+def _tiles(stretch: slice, size: int) -> list[slice]:
+    return [slice(k, min(k + size, stretch.stop)) for k in range(stretch.start, stretch.stop, size)]
 
 
 def pack(groups: list[list[Tokens]]) -> PackedTree:
@@ -191,6 +240,7 @@ def plan_micro_batches(groups: list[list[Tokens]], token_budget: int, share: boo
 
 def attention_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     """A decoder's query heads, its key-value heads, and the width of a head."""
+    config = config.get_text_config()
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     return heads, key_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -199,10 +249,10 @@ def attention_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
 def cached_elements(config: PreTrainedConfig) -> int:
     """Of a token's keys and values, in all layers."""
     _, key_heads, width = attention_shape(config)
-    return 2 * config.num_hidden_layers * key_heads * width
+    return 2 * config.get_text_config().num_hidden_layers * key_heads * width
 
 
-class _TreeAttention(torch.autograd.Function):
+class TreeAttention(torch.autograd.Function):
     """Attention of a packed row, piece by piece: of query, key and value (1, heads, L, d) the output (1, L, heads, d).
 
     Softmax over several pieces as in FlashAttention (arXiv 2205.14135, section 3.1). The kernels' backward pass takes
@@ -218,7 +268,7 @@ class _TreeAttention(torch.autograd.Function):
         for piece in pieces:
             keys, values = (_for_each_query_head(x[:, :, piece.keys], heads) for x in (key, value))
             queries = query[:, :, piece.rows]
-            part, part_total = attend(queries, keys, values, _mask_of(piece, queries), piece.causal, scale)
+            part, part_total = attend(queries, keys, values, _mask_of(piece, queries, keys), piece.causal, scale)
             so_far, total_so_far = output[:, :, piece.rows], total[:, :, piece.rows]
             if piece.rows == piece.keys:  # the first of these queries
                 so_far.copy_(part)
@@ -263,12 +313,11 @@ def _for_each_query_head(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.repeat_interleave(heads // x.shape[1], dim=1) if x.shape[1] < heads else x
 
 
-def _mask_of(piece: Piece, query: torch.Tensor) -> torch.Tensor | None:
+def _mask_of(piece: Piece, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
     """In the dtype of the queries, for every head."""
     if piece.mask is None:
         return None
-    size = query.shape[2]
-    return piece.mask.to(query.dtype)[..., :size].expand(1, query.shape[1], size, size)
+    return piece.mask.to(query.dtype)[..., : key.shape[2]].expand(1, query.shape[1], -1, -1)
 
 
 def attend(query, key, value, mask, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -284,7 +333,7 @@ def attend(query, key, value, mask, causal: bool, scale: float) -> tuple[torch.T
 
 def _attend_backward(grad, query, key, value, output, total, piece: Piece, scale: float) -> tuple[torch.Tensor, ...]:
     """Gradients of query, key and value."""
-    mask = _mask_of(piece, query)
+    mask = _mask_of(piece, query, key)
     if query.is_cuda:
         total = pad(total, (0, -total.shape[2] % 32), value=torch.inf)  # as the forward kernel returns it
         no_dropout = torch.empty((), dtype=torch.long)
@@ -298,16 +347,19 @@ def _attend_backward(grad, query, key, value, output, total, piece: Piece, scale
 
 
 def tree_attention(
-    module, query, key, value, attention_mask, *, pieces: list[Piece] | None = None, keep=None, branches=None, **options
+    module, query, key, value, attention_mask, *, tree: PackedTree | None = None, keep=None, branches=None, **options
 ):
     """An attention function of transformers: by pieces for a packed row (1, heads, L, d), else SDPA as it is.
 
     In sampling (policy/sampling.py) `keep` takes a packed row's keys and values, by module, and `branches`, a
-    BranchCache, attends for new tokens.
+    BranchCache, attends for new tokens. Raises ValueError for what neither computes: soft-capped scores and sinks.
     """
+    for name, what in BEYOND.items():
+        check(options.get(name) is None, f"model: its attention has {what}, which SDPA does not compute; name another")
+    window = options.get("sliding_window")
     if branches is not None:
-        return branches.attend(module, query, key, value, options["scaling"]), None
-    if pieces is None:
+        return branches.attend(module, query, key, value, options["scaling"], window), None
+    if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     value = value.contiguous()  # Phi-3's are a view of its queries, keys and values in one: it would keep all three
     if keep is not None:
@@ -317,7 +369,7 @@ def tree_attention(
     device = query.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the meta device has none
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
-    return _TreeAttention.apply(query, key, value, pieces, options["scaling"]), None
+    return TreeAttention.apply(query, key, value, tree.pieces(query.device, window), options["scaling"]), None
 
 
 AttentionInterface.register(ATTENTION, tree_attention)
@@ -359,9 +411,7 @@ def sequence_logps(
         inputs, predicting, ids, order = _packed(groups, lengths.tolist(), device, multiple)
     else:
         inputs, predicting, ids, order = _padded(groups, lengths.tolist(), device)
-    with _headless(model) as head:
-        hidden = model(**inputs, use_cache=False, logits_to_keep=predicting).logits.flatten(0, -2)  # (M, d)
-    values = _token_logps(head, hidden, ids, temperature, entropy)
+    values = _token_logps(decode(model, inputs, predicting), ids, temperature, entropy)
     mask, order = mask.to(device), order.to(device)
     logps, entropies = (torch.zeros(mask.shape, device=device).masked_scatter(mask, x[order]) for x in values)
     return logps, entropies, mask
@@ -398,38 +448,77 @@ def _padded(groups: list[list[Tokens]], lengths: list[int], device: torch.device
 
 
 @contextmanager
-def _headless(model: torch.nn.Module):
-    """In the block the model returns as its logits the hidden states that its head would read; yields the head.
-
-    A call through the whole model keeps DeepSpeed's and peft's wrappers in it, which a call of its decoder would not.
-    """
-    causal_lm = getattr(model, "module", model)
-    causal_lm = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
-    assert causal_lm.config._attn_implementation == ATTENTION, f"load the model with attn_implementation {ATTENTION!r}"
-    head = causal_lm.get_output_embeddings()
-    own = vars(head).pop("forward", None)  # as accelerate's hooks leave one
-    head.forward = lambda hidden: hidden
+def replaced(module: torch.nn.Module, forward: Callable):
+    """In the block `forward` is what the module does."""
+    own = vars(module).pop("forward", None)  # as accelerate's hooks leave one
+    module.forward = forward
     try:
-        yield head
+        yield
     finally:
-        del head.forward
+        del module.forward
         if own is not None:
-            head.forward = own
+            module.forward = own
+
+
+def causal_lm(model: torch.nn.Module) -> torch.nn.Module:
+    """The model of transformers under DeepSpeed's and peft's wrappers."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@dataclass
+class Decoded:
+    """Hidden states (M, d) that a model's head would read, and what the model makes of them."""
+
+    model: torch.nn.Module  # of transformers
+    hidden: torch.Tensor
+    outputs: ModelOutput  # the decoder's
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(m, V) of hidden states (m, d), by the whole model but its decoder: with any soft cap or scale of its own."""
+        outputs = replace(self.outputs, last_hidden_state=hidden[None])
+        with replaced(self.model.get_decoder(), lambda *args, **options: outputs):
+            return self.model(inputs_embeds=hidden[None], use_cache=False).logits[0]
+
+
+def decode(model: torch.nn.Module, inputs: dict, predicting: torch.Tensor) -> Decoded:
+    """Run the model but its head, which reads the hidden states at positions `predicting`.
+
+    A call of the whole model keeps DeepSpeed's and peft's wrappers in it, which a call of its decoder would not.
+    """
+    inner, seen = causal_lm(model), {}
+    assert inner.config._attn_implementation == ATTENTION, f"load the model with attn_implementation {ATTENTION!r}"
+    run_decoder = inner.get_decoder().forward
+
+    def remember(*args, **options):
+        seen["outputs"] = run_decoder(*args, **options)
+        return seen["outputs"]
+
+    with (
+        replaced(inner.get_decoder(), remember),
+        replaced(inner.get_output_embeddings(), lambda hidden: seen.setdefault("hidden", hidden)),
+    ):
+        model(**inputs, use_cache=False, logits_to_keep=predicting)
+    return Decoded(inner, seen["hidden"].flatten(0, -2), seen["outputs"])
 
 
 def _token_logps(
-    head: torch.nn.Module, hidden: torch.Tensor, ids: torch.Tensor, temperature: float, entropy: bool
+    decoded: Decoded, ids: torch.Tensor, temperature: float, entropy: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies (M,) of tokens `ids` (M,) that `hidden` (M, d) predict, in fp32.
+    """Log-probabilities and entropies (M,) of tokens `ids` (M,) that were predicted, in fp32.
 
     The head runs in chunks, and if there are several again in the backward pass: of M·V logits only LOGITS_AT_ONCE are
     ever in memory.
     """
-    size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    size = max(1, LOGITS_AT_ONCE // decoded.vocabulary)
 
     def chunk_logps(states: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Half-precision log-probabilities are off by up to 0.1 nat.
-        logits = head(states).float() / temperature
+        logits = decoded.logits(states).float() / temperature
         log_z = logits.logsumexp(-1)
         entropies = torch.zeros_like(log_z)
         if entropy:
@@ -439,82 +528,6 @@ def _token_logps(
 
     if torch.is_grad_enabled() and len(ids) > size:
         chunk_logps = partial(checkpoint, chunk_logps, use_reentrant=False, preserve_rng_state=False)
-    parts = [chunk_logps(*chunk) for chunk in zip(hidden.split(size), ids.split(size), strict=True)]
+    parts = [chunk_logps(*chunk) for chunk in zip(decoded.hidden.split(size), ids.split(size), strict=True)]
     logps, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
     return logps, entropies
-
-
-# --- self-check
-
-
-@torch.no_grad()
-def check_prefix_sharing(
-    model: torch.nn.Module, prompts: list[list[Tokens]], completions: list[list[Tokens]], token_budget: int
-) -> float:
-    """Compare the packed path with the plain one on as many of these sequences as fit `token_budget` padded tokens.
-
-    Returns the root mean square difference of a token's log-probability, in nats. Raises ValueError if it is beyond
-    what the order of summation explains in the model's dtype (TOLERANCE): an attention that does not respect the tree
-    would train on wrong numbers without a sign.
-    """
-    width = max(
-        len(p) + len(c) for group in zip(prompts, completions, strict=True) for p, c in zip(*group, strict=True)
-    )
-    room = max(2, token_budget // width)
-    taken_prompts, taken_completions = [], []
-    for group_prompts, group_completions in zip(prompts, completions, strict=True):
-        if room > 0:
-            taken_prompts.append(group_prompts[:room])
-            taken_completions.append(group_completions[:room])
-            room -= len(taken_prompts[-1])
-    was_training = model.training
-    model.eval()  # dropout would differ between the two
-    (shared, _, mask), (plain, _, _) = (
-        sequence_logps(model, taken_prompts, taken_completions, share=share) for share in (True, False)
-    )
-    model.train(was_training)
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    gap = float((shared - plain)[mask].square().mean().sqrt())
-    check(
-        gap <= TOLERANCE[dtype],  # false for nan too
-        f"prefix_sharing: log-probabilities differ by {gap:.2g} nats from the plain path's on the first batch, beyond "
-        f"the {TOLERANCE[dtype]} of {dtype}: this model does not work on packed rows; set prefix_sharing false",
-    )
-    return gap
-
-
-def check_gradients(model: torch.nn.Module) -> None:
-    """Compare attention of a random packed row, in the model's shape, dtype and device, and its gradients, with SDPA's
-    in fp32 under the whole mask: what a kernel's backward pass gets wrong, no log-probability shows.
-
-    Raises ValueError if one of them differs by more than GRADIENT_TOLERANCE of its norm.
-    """
-    weight = next(p for p in model.parameters() if p.is_floating_point())
-    heads, key_heads, width = attention_shape(model.config.get_text_config())
-    prompt, other = list(range(2, 204)), list(range(2, 40))  # longer than a kernel's block, and no multiple of any
-    tree = pack([[prompt + [k] * n for k, n in ((0, 150), (0, 33), (1, 31))], [other + [0] * 3, other + [1] * 7]])
-    random = torch.Generator().manual_seed(0)
-    shapes = [(1, n, len(tree), width) for n in (heads, key_heads, key_heads, heads)]
-    *inputs, grad = (torch.randn(shape, generator=random).to(weight.device, weight.dtype) for shape in shapes)
-    grad = grad.transpose(1, 2)
-
-    def outcome(attention, dtype: torch.dtype) -> list[torch.Tensor]:
-        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
-        output = attention(*leaves)
-        return [x.detach().float() for x in (output, *torch.autograd.grad(output, leaves, grad.to(dtype)))]
-
-    pieces, scale = tree.pieces(weight.device), width**-0.5
-    found = outcome(lambda *tensors: _TreeAttention.apply(*tensors, pieces, scale), weight.dtype)
-    options = {
-        "attn_mask": tree.visible(0, len(tree)).to(weight.device),
-        "scale": scale,
-        "enable_gqa": heads != key_heads,
-    }
-    expected = outcome(lambda *t: scaled_dot_product_attention(*t, **options).transpose(1, 2), torch.float32)
-    gap = max(float((one - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True))
-    limit = GRADIENT_TOLERANCE[weight.dtype]
-    check(
-        gap <= limit,
-        f"prefix_sharing: attention on packed rows, or its gradient, differs by {gap:.2g} of its norm from SDPA's, "
-        f"beyond the {limit} of {weight.dtype}: the kernels of {weight.device.type} fail; set prefix_sharing false",
-    )

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from policy.adapters import folded
-from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, attend, pack
+from policy.prefix_sharing import LOGITS_AT_ONCE, UNSEEN, PackedTree, Tokens, attend, never_read, pack
 from runtime.ending import is_out_of_memory
 
 BLOCK = 64  # tokens by which the room for own tokens grows
@@ -117,13 +117,10 @@ class BranchCache:
         width = max(map(len, groups))
         grid = torch.tensor([group + group[:1] * (width - len(group)) for group in groups])  # the first fills up
         place = {b: r * width + s for r, group in enumerate(groups) for s, b in enumerate(group)}
-        bias = torch.zeros(self.visible.shape).masked_fill_(~self.visible, -math.inf)
-        self.visible_to = bias[grid].to(self.device)  # (R, S, C): 0 or -inf
-        self.prefix_bias: torch.Tensor | None = None  # (R, 1, S·Q, C), once the number of query heads is known
-        self.grid, self.place = (
-            grid.to(self.device),
-            torch.tensor([place[b] for b in range(len(place))]).to(self.device),
-        )
+        self.grid = grid.to(self.device)
+        self.place = torch.tensor([place[b] for b in range(len(place))]).to(self.device)
+        self.depths = self.visible.cumsum(-1) - 1  # (B, C) where in its prompt a sequence sees a node
+        self.prefix_bias: dict[int | None, torch.Tensor] = {}  # (R, 1, S·Q, C) by window, once a layer has asked for it
 
     def grow(self, most: int) -> None:
         """Make room for one more token of every sequence; no sequence will ever have more than `most`."""
@@ -136,15 +133,42 @@ class BranchCache:
             more = min(BLOCK, most - room)
             for layer, pair in self.own.items():
                 self.own[layer] = [pad(x, (0, 0, 0, more)) for x in pair]
-        self.own_bias = None
-        if min(self.lengths) < self.longest:
-            unseen = torch.arange(self.longest, device=self.device) > self.ends[:, None]
-            self.own_bias = torch.zeros(unseen.shape, device=self.device).masked_fill_(unseen, -math.inf)[:, None, None]
+        self.own_bias: dict[int | None, torch.Tensor | None] = {}  # (B, 1, 1, longest) by window
+        self.positions = self.depths[:, -1] + torch.tensor(self.lengths)  # (B,) of the new tokens
+        self.prefix_bias = {None: self.prefix_bias[None]} if None in self.prefix_bias else {}
+
+    def _bias_of_prefix(self, window: int | None, queries: int) -> torch.Tensor:
+        """(R, 1, S·Q, C): 0, or UNSEEN for what is of another sequence or beyond the window."""
+        if window not in self.prefix_bias:
+            seen = self.visible
+            if window is not None:
+                seen = seen & (self.positions[:, None] - self.depths < window)
+            bias = torch.zeros(seen.shape).masked_fill_(~seen, UNSEEN).to(self.device)[self.grid]  # (R, S, C)
+            self.prefix_bias[window] = bias.repeat_interleave(queries, dim=1)[:, None]
+        return self.prefix_bias[window]
+
+    def _bias_of_own(self, window: int | None) -> torch.Tensor | None:
+        """(B, 1, 1, longest): 0, or UNSEEN for what is not there yet or beyond the window; None if all is seen."""
+        if window not in self.own_bias:
+            back = self.ends[:, None] - torch.arange(self.longest, device=self.device)
+            seen = (back >= 0) & (back < (window or self.longest))
+            uneven = window is not None or min(self.lengths) < self.longest
+            bias = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, UNSEEN)[:, None, None]
+            self.own_bias[window] = bias if uneven else None
+        return self.own_bias[window]
 
     def attend(
-        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        window: int | None = None,
     ) -> torch.Tensor:
         """Attention of the new tokens (1, heads, B, d), which it keeps: (1, B, heads, d).
+
+        Each sees itself and, of a layer with a `window`, those less than so many positions before it.
 
         The softmax over prefix and own tokens is the mean of those over each, weighted by their sums of exponentials:
         with l their logarithms, a sigmoid of the difference (as in FlashAttention, arXiv 2205.14135, section 3.1).
@@ -154,14 +178,14 @@ class BranchCache:
         for held, new in zip(self.own[layer], (key, value), strict=True):
             held[every, :, self.ends] = new[0].transpose(0, 1)
         query = query[0].transpose(0, 1).unflatten(1, (heads, -1)) * scaling  # (B, H, Q, d)
-        if self.prefix_bias is None:
-            self.prefix_bias = self.visible_to.repeat_interleave(query.shape[2], dim=1)[:, None]
+        if window is not None and window > int(self.positions.max()):
+            window = None
 
-        own, own_total = _attend(query, *(x[:, :, : self.longest] for x in self.own[layer]), self.own_bias)
+        own, own_total = _attend(query, *(x[:, :, : self.longest] for x in self.own[layer]), self._bias_of_own(window))
 
         width = self.grid.shape[1]
         grid = query[self.grid].transpose(1, 2).flatten(2, 3)  # (R, H, S·Q, d)
-        parts = _attend(grid, *self.prefixes[layer], self.prefix_bias)
+        parts = _attend(grid, *self.prefixes[layer], self._bias_of_prefix(window, query.shape[2]))
         prefix, prefix_total = (  # (B, H, Q, d), (B, H, Q, 1)
             x.unflatten(2, (width, -1)).transpose(1, 2).flatten(0, 1)[self.place] for x in parts
         )
@@ -267,7 +291,7 @@ def generate(
         newest = torch.tensor([[completions[one.group][one.index].tokens[-1] for one in live]], device=device)  # (1, B)
         depths = torch.tensor([[one.depth for one in live]], device=device)
         logits = model(
-            input_ids=newest, position_ids=depths, attention_mask=_no_mask(device), branches=cache, use_cache=False
+            input_ids=newest, position_ids=depths, attention_mask=never_read(device), branches=cache, use_cache=False
         ).logits[0]  # (B, V)
         _extend(live, logits, completions, stops, temperature, max_new_tokens)
 
@@ -305,11 +329,6 @@ class Live:
     depth: int
     stopped: bool = False
     draws: np.ndarray | None = None
-
-
-def _no_mask(device: torch.device) -> torch.Tensor:
-    """Never read: a mask of four dimensions keeps the model from making one of its own."""
-    return torch.empty((1, 1, 0, 0), dtype=torch.bool, device=device)
 
 
 def _prefill(

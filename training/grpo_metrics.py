@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
-from policy.prefix_sharing import TOLERANCE
 from policy.sampling import Completion
+from policy.self_check import TOLERANCE
 from runtime.processes import reduce
 from training.rewards import Judgement
 from training.rollouts import MicroBatch, Prompt

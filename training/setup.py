@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
-from dataset.chat import encode
+from dataset.chat import encode, longest_sequence
 from dataset.reading import choose_rows, load_split, read_dataset_hash, write_training_data
 from policy.adapters import add_reference, disable_dropout
 from policy.loading import (
@@ -24,8 +24,9 @@ from policy.loading import (
     stop_token_ids,
     training_dtype,
 )
-from policy.prefix_sharing import Tokens, check_gradients, check_prefix_sharing
+from policy.prefix_sharing import Tokens
 from policy.sampling import Sampler
+from policy.self_check import check_gradients, check_model_numbers
 from runtime.processes import start
 from runtime.settings import AUTO
 from training.budgets import find_budgets, of_all_ranks, tried_update
@@ -57,14 +58,19 @@ class Opened:
     def load(self, longest: int, **adapter) -> torch.nn.Module:
         """The trainable model; `adapter`: adaptation and lora_dropout of `load_policy`.
 
-        Raises ValueError if sequences of `longest` tokens leave its context.
+        Raises ValueError if sequences of `longest` tokens, or those of an evaluation, leave its context.
         """
         names = "quantization lora_r lora_alpha lora_target_modules gradient_checkpointing revision seed"
         settings = {name: getattr(self.config, name) for name in names.split()}
         device = self.accelerator.device
         model = load_policy(self.config.model, dtype=self.dtype, device=device, **settings, **adapter)
-        check_context(model, longest)
+        check_context(model, max(longest, *map(len, self.longest_sequences())))
         return model
+
+    def longest_sequences(self) -> list[Tokens]:
+        """Of each split, with as many tokens behind the prompt as are trained on or sampled."""
+        splits = (self.train, self.validation)
+        return [longest_sequence(self.tokenizer, rows, self.config.max_new_tokens) for rows in splits]
 
     def load_with_reference(self, longest: int, reference: bool) -> torch.nn.Module:
         """A LoRA policy without dropout, as sampling and scoring must see one, and its frozen reference if asked."""
@@ -85,10 +91,10 @@ class Opened:
         """Prove that the model can be trained, put it under the optimizer, continue where a checkpoint was.
 
         `probe`, of some of the dataset's responses, is a loss that must reach every trainable tensor; `first` are
-        prompts and completions of this rank's first step, by group, on which the packed and the plain log-probabilities
-        must agree, as the gradients of packed attention must with SDPA's; `longest` are the tokens of the longest
-        sequence. Sizes that are `auto` become numbers in the configuration. Raises TrainingFault or ValueError where
-        one of that is not so.
+        prompts and completions of this rank's first step, by group: on these and on the longest of the data the numbers
+        must be the model's own, as the gradients of packed attention must be SDPA's; `longest` are the tokens of the
+        longest sequence. Sizes that are `auto` become numbers in the configuration. Raises TrainingFault or ValueError
+        where one of that is not so.
         """
         accelerator, run, config = self.accelerator, self.run, self.config
         to_try = config.micro_batch_tokens == AUTO and "micro_batch_tokens" not in run.found
@@ -97,10 +103,10 @@ class Opened:
         stop_ids = stop_token_ids(self.tokenizer, model)
         responses = [encode(self.tokenizer, text) for text in self.train["response"][:64]]
         check_stop_tokens(responses, stop_ids)
-        check_gradient_flow(model, probe(responses))
+        check_model_numbers(model, *first, self.longest_sequences(), config.prefix_sharing)
         if config.prefix_sharing:
             check_gradients(model)
-            check_prefix_sharing(model, *first, config.micro_batch_tokens)
+        check_gradient_flow(model, probe(responses))
         engine, optimizer = prepare(accelerator, model, config.learning_rate, config.weight_decay, config.max_grad_norm)
         policy = accelerator.unwrap_model(engine)
         check_optimizer(policy, optimizer)

@@ -16,7 +16,7 @@ from conftest import LORA_TARGETS, ROOT, build_model, padded_logps, random_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from causal import reasoning, wording
 from causal.rows import LETTERINGS, generate_rows
@@ -217,7 +217,7 @@ def test_a_hub_model_that_cannot_be_had_has_its_remedy(error, remedy, monkeypatc
     def refuse(*args, **options):
         raise error
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
     with pytest.raises(ValueError, match=f"model someone/model: cannot be loaded .*{remedy}"):
         load_base("someone/model", "none", **CPU)
 

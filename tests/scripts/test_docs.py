@@ -48,6 +48,7 @@ ELSEWHERE = {
     "docs/scaling.md: Several machines": "GPUs; test_configs.py with Slurm replaced",
     "docs/scaling.md: A pretrained model, without a hub or a GPU": "hours; test_configs.py",
     "docs/interrupted_runs.md: Interrupted runs": "a GPU, and half an hour; test_resume.py",
+    "docs/models.md: Models: which are right here, and how that is known": "test_architectures.py itself",
     "docs/prefix_sharing.md: What it gains": "hours; test_benchmarks.py",
     "docs/scripts.md: Where the time of an SFT step goes": "an hour; bf16 on CPUs is in test_launch.py",
 }

@@ -158,7 +158,7 @@ def test_dropout_in_sampling(grpo, monkeypatch):
                 module.train = lambda mode=True, module=module: module  # eval() no longer switches it off
 
     monkeypatch.setattr(setup, "disable_dropout", leave_on)
-    monkeypatch.setattr(setup, "check_prefix_sharing", lambda *_: None)  # it would stop the run at once
+    monkeypatch.setattr(setup, "check_model_numbers", lambda *_: None)  # it would stop the run at once
     signs, _, output = grpo()
     assert "sampling_gap" in signs and "dropout is active" in output
 

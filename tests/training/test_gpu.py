@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_memory import WORKS, cpu_sized, planned_peak, real_policy
 
 from policy.loading import BF16_CAPABILITY, load_policy, save_model
-from policy.prefix_sharing import check_prefix_sharing, sequence_logps
+from policy.prefix_sharing import sequence_logps
+from policy.self_check import check_model_numbers
 from training.memory import perform
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -32,7 +33,9 @@ HALF = [
 def test_packed_is_plain(family, dtype):
     model = build_model(family, lora=True).to("cuda", dtype)
     prompts, completions = random_groups(0)
-    check_prefix_sharing(model, prompts, completions, token_budget=4096)  # raises beyond the dtype's tolerance
+    check_model_numbers(
+        model, prompts, completions, longest=[prompts[0][0] + completions[0][0]]
+    )  # raises beyond the dtype's tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
