@@ -421,7 +421,8 @@ Layout = tuple[dict, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _packed(groups: list[list[Tokens]], lengths: list[int], device: torch.device, multiple: int = 1) -> Layout:
-    """Model inputs; positions that predict (M,); what they predict (M,); which of M each completion token is.
+    """Model inputs; positions that predict (M,), counted through all rows; what they predict (M,); which of M each
+    completion token is.
 
     L and M are multiples of `multiple`, by tokens that are no completion's.
     """
@@ -435,13 +436,13 @@ def _packed(groups: list[list[Tokens]], lengths: list[int], device: torch.device
 
 
 def _padded(groups: list[list[Tokens]], lengths: list[int], device: torch.device) -> Layout:
-    """As `_packed`, for a right-padded row a sequence; the positions are a mask (B, width)."""
+    """As `_packed`, for a right-padded row a sequence."""
     rows = [torch.tensor(sequence) for group in groups for sequence in group]
     input_ids = pad_sequence(rows, batch_first=True)
     column = torch.arange(input_ids.shape[1])[None, :]
     ends = torch.tensor([len(row) for row in rows])[:, None]
     starts = ends - torch.tensor(lengths)[:, None]
-    predicting = (column >= starts - 1) & (column < ends - 1)
+    predicting = ((column >= starts - 1) & (column < ends - 1)).flatten().nonzero()[:, 0]
     ids = input_ids[(column >= starts) & (column < ends)]
     inputs = {"input_ids": input_ids.to(device), "attention_mask": (column < ends).long().to(device)}
     return inputs, predicting.to(device), ids.to(device), torch.arange(len(ids))
@@ -486,7 +487,7 @@ class Decoded:
 
 
 def decode(model: torch.nn.Module, inputs: dict, predicting: torch.Tensor) -> Decoded:
-    """Run the model but its head, which reads the hidden states at positions `predicting`.
+    """Run the model but its head, which would read the hidden states at `predicting` (M,), counted through all rows.
 
     A call of the whole model keeps DeepSpeed's and peft's wrappers in it, which a call of its decoder would not.
     """
@@ -498,12 +499,13 @@ def decode(model: torch.nn.Module, inputs: dict, predicting: torch.Tensor) -> De
         seen["outputs"] = run_decoder(*args, **options)
         return seen["outputs"]
 
-    with (
-        replaced(inner.get_decoder(), remember),
-        replaced(inner.get_output_embeddings(), lambda hidden: seen.setdefault("hidden", hidden)),
-    ):
-        model(**inputs, use_cache=False, logits_to_keep=predicting)
-    return Decoded(inner, seen["hidden"].flatten(0, -2), seen["outputs"])
+    def read(hidden):
+        seen["hidden"] = hidden.flatten(0, 1)[predicting]
+        return hidden[:, :0]  # nobody reads what the model makes of it
+
+    with replaced(inner.get_decoder(), remember), replaced(inner.get_output_embeddings(), read):
+        model(**inputs, use_cache=False)
+    return Decoded(inner, **seen)
 
 
 def _token_logps(
