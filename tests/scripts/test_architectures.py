@@ -72,8 +72,8 @@ RIGHT = {
     "HunYuan": Case("HunYuanDenseV1", {}),
     "NanoChat, soft-capped logits": Case("NanoChat", {}),
     "GPT-NeoX": Case("GPTNeoX", {}),
-    "GPT-2": Case("GPT2", {}),
-    "GPT-BigCode": Case("GPTBigCode", {}),
+    "GPT-2": Case("GPT2", {"attn_pdrop": 0.0}),
+    "GPT-BigCode": Case("GPTBigCode", {"attn_pdrop": 0.0}),
     "OPT": Case("OPT", {"word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.0}),
 }
 REFUSED = {

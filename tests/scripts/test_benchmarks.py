@@ -193,6 +193,47 @@ def test_measured_rates_give_back_the_steps_that_were_measured(common, tmp_path)
     assert gpu.bandwidth() > 1e8
 
 
+# --- a new machine
+
+
+@pytest.fixture
+def gpu_check(common):
+    return importlib.import_module("gpu_check")
+
+
+def test_what_a_machine_without_gpus_cannot_show_is_not_passed(gpu_check, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--json", str(tmp_path / "found.json")])
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert ended.value.code == 1 and found.keys() == gpu_check.CHECKS.keys()
+    assert found.pop("driver")["result"] == "FAIL" and {check["result"] for check in found.values()} == {"not run"}
+    assert capsys.readouterr().out.endswith(f"0 passed, 1 failed, {len(found)} not run\n")
+
+
+def test_a_check_that_falls_over_has_failed_with_what_helps(gpu_check):
+    assert gpu_check.outcome_of(lambda: "fine", "nothing") == {"result": "pass", "what": "fine"}
+    found = gpu_check.outcome_of(lambda: {}["kernel"], "install it")
+    assert found == {"result": "FAIL", "what": "'kernel'; install it"}
+
+
+def test_kernels_for_an_earlier_minor_capability_run(gpu_check, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_86", "sm_90a", "compute_90"])
+    for capability, runs in (((8, 9), True), ((7, 5), True), ((7, 0), False), ((10, 0), False), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        found = gpu_check.outcome_of(lambda: gpu_check.kernels(None), "")
+        assert found["result"] == ("pass" if runs else "FAIL"), capability
+
+
+@pytest.mark.slow
+def test_checks_of_processes_pass_on_cpus():
+    command = [sys.executable, "benchmarks/gpu_check.py", "--launch", "accelerate_configs/zero2_2xcpu.yaml"]
+    done = subprocess.run([*command, "--only", "ranks", "resume", "killed"], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0 and "3 passed, 0 failed, 0 not run" in done.stdout, done.stdout + done.stderr
+
+
 # --- the experiment of docs/results.md
 
 
