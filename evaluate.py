@@ -31,7 +31,7 @@ from causal.rows import PERTURBATIONS
 from dataset.batches import premise_groups
 from dataset.chat import as_trained, encode, longest_sequence
 from dataset.reading import answer_candidates, check_whole, choose_rows, load_split, read_report, training_data
-from dataset.sources import label_records, read_file
+from dataset.sources import label_records, parse_row, read_file
 from dataset.splits import perturbed
 from policy.loading import (
     BF16_CAPABILITY,
@@ -216,13 +216,22 @@ def read_file_rows(config: Config, tokenizer) -> tuple["Dataset", list[str]]:
     if left_out:
         print(f"{len(left_out)} rows left out, the first: {left_out[0]['row']}: {left_out[0]['reason']}")
     splits = [name for name, part in chats.items() for _ in part]
-    columns = ("prompt", "response", *RESULT_COLUMNS)
+    columns = ("prompt", "response", "given_label", *RESULT_COLUMNS)
     return Dataset.from_list([{name: row[name] for name in columns} for part in chats.values() for row in part]), splits
 
 
 def form_of(config: Config) -> dict:
     """How the responses to the rows are written, as far as is known: `target`, ..."""
     return training_data(config.model) if config.rows else read_report(config.dataset).get("config", {})
+
+
+def both_labels(config: Config, data: "Dataset") -> list[dict]:
+    """`given_label` and `exact_label` of every row; of neither, where a dataset has no given ones."""
+    if "given_label" not in data.column_names:
+        return [{}] * len(data)
+    labels = config.labels if config.rows else form_of(config).get("labels", "exact")
+    exact = data["label"] if labels == "exact" else [parse_row({"input": text})["exact"] for text in data["input"]]
+    return [{"given_label": own, "exact_label": label} for own, label in zip(data["given_label"], exact, strict=True)]
 
 
 def evaluate(config: Config) -> None:
@@ -274,7 +283,8 @@ def evaluate(config: Config) -> None:
         sampling["check_traces"] = form_of(config).get("target") == "trace"
         rows = predict(accelerator, sampler, data, prompts, **sampling)
     seconds = time.perf_counter() - start_time
-    rows = [{**row, "split": split} for row, split in zip(rows, splits, strict=True)]
+    labels = both_labels(config, data)
+    rows = [{**row, **known, "split": split} for row, known, split in zip(rows, labels, splits, strict=True)]
     seen = training_data(config.model).get("structures")
     if seen:  # else nobody knows
         seen = set(seen)

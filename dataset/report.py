@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
@@ -13,8 +14,27 @@ HASHED = ("input", "label", "given_label", "template", "prompt", "response")  # 
 OVER_LONG_SHARE = 0.05  # beyond it, what is left out changes what the dataset measures
 
 
+def perfect_reasoner(labels: Iterable[tuple[int, int | None]]) -> dict:
+    """What the exact labels score against the given ones, of (given, exact) pairs: above that, a model has learned the
+    mistakes. And how many labels are wrong.
+
+    Rows without an exact label are left out. F1 is 0 where both have no Yes, and as the accuracy None without rows.
+    """
+    count = Counter(pair for pair in labels if pair[1] is not None)
+    rows, wrong, yes = count.total(), count[0, 1] + count[1, 0], 2 * count[1, 1]
+    return {
+        "rows": rows,
+        "wrong_0_to_1": count[0, 1],
+        "wrong_1_to_0": count[1, 0],
+        "wrong": wrong,
+        "f1": yes / max(1, yes + wrong) if rows else None,
+        "accuracy": 1 - wrong / rows if rows else None,
+    }
+
+
 def split_figures(rows: list[dict]) -> dict:
-    """Counts of one split. `cells`: [N, relation, rows, rows of label 1]; `label_weights`: what class_weights takes."""
+    """Counts of one split. `cells`: [N, relation, rows, rows of label 1]; `label_weights`: what class_weights takes;
+    `perfect_reasoner`: what the exact labels score against the given ones."""
     cells: dict[tuple[int, str], list[int]] = {}
     for row in rows:
         cell = cells.setdefault((row["num_variables"], relation_of(row)), [0, 0])
@@ -27,6 +47,7 @@ def split_figures(rows: list[dict]) -> dict:
         **{f"{key}s": len({row[f"{key}_id"] for row in rows}) for key in ("premise", "structure")},
         **{key: dict(sorted(Counter(str(row[key]) for row in rows).items())) for key in ("num_variables", "template")},
         "cells": [[*cell, *counts] for cell, counts in sorted(cells.items())],
+        "perfect_reasoner": perfect_reasoner((row["given_label"], row["exact"]) for row in rows),
     }
 
 
@@ -83,6 +104,10 @@ def summary(report: dict) -> str:
     wrong, labels = report["given_label_not_exact"]["rows"], report["config"]["labels"]
     lines = [f"source {report['source']}: {report['source_rows']:,} rows; seed {report['seed']}"]
     lines.append(f"labels {labels}; {wrong:,} rows were given a label that is not the exact one")
+    if wrong:
+        parts = ((name, split["perfect_reasoner"]) for name, split in report["splits"].items() if "_" not in name)
+        scores = ", ".join(f"{name} {found['f1']:.3f}" for name, found in parts if found["rows"])
+        lines.append(f"F1 of a perfect reasoner on the labels as given: {scores}")
     if report[LABEL_2]:
         lines.append(
             f"{report[LABEL_2]:,} rows of the hub have label 2, which is read as 0: the hypothesis does not follow"

@@ -10,7 +10,10 @@ from scoring import metrics
 
 BASELINE_STYLES = {"always_yes": ("#D55E00", "--", 3), "majority": ("black", ":", 1.5)}  # colour, line, width (points)
 PUBLISHED = {"GPT-4": 0.291, "RoBERTa-Large MNLI, fine-tuned": 0.947}  # F1
-PUBLISHED_NOTE = "published: arXiv 2306.05836, on its first test set of 2,246 rows with the released labels"
+PUBLISHED_NOTE = (
+    "published: arXiv 2306.05836, on its first test set of 2,246 rows with the released labels (on those of the 1,162 "
+    "rows of the present one, 18 of which are wrong, a perfect reasoner has F1 0.952)"
+)
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
 LEGEND = {"loc": "outside lower center", "ncols": 3, "frameon": False}  # below the panels, where it hides nothing

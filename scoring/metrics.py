@@ -34,6 +34,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from causal.wording import RELATION_OF
+from dataset.report import perfect_reasoner
 
 SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "precision", "recall")
 COMPARED_SCORES = {  # with their names in tables
@@ -214,8 +215,10 @@ def report(
     `by_relation`. Where rows have a `split`, everything is about the first one's; if they have several, `by_split` has
     a summary of each, and where another is the first in other words (its labels, row by row), the paired `difference`
     from that with its `difference_intervals`. Rows that say whether the training had their structure, `seen`, are told
-    apart in `by_seen`. Rows with a `probability` also get PROBABILITY_SCORES, their
-    `constant_probability` baseline and the bins of `calibration`. Raises ValueError for bad rows and unknown templates.
+    apart in `by_seen`. Rows with both a `given_label` and an `exact_label` get `given_labels`, where these
+    differ: what a perfect reasoner scores on the given ones, and whether these are the ones `scored`. Rows with a
+    `probability` also get PROBABILITY_SCORES, their `constant_probability` baseline and the bins of `calibration`.
+    Raises ValueError for bad rows and unknown templates.
     """
     scored = has_probabilities(rows)
     splits = _groups(rows, [row.get("split") for row in rows])
@@ -240,6 +243,10 @@ def report(
     sizes = _groups(rows, [row.get("num_variables") for row in rows])
     relations = _groups(rows, [_relation(row) for row in rows])
     more = {}
+    if {"given_label", "exact_label"} <= rows[0].keys():
+        ceiling = perfect_reasoner((row["given_label"], row["exact_label"]) for row in rows)
+        if ceiling["wrong"]:
+            more["given_labels"] = ceiling | {"scored": all(row["label"] == row["given_label"] for row in rows)}
     if rows[0].get("seen") is not None:
         known = _groups(rows, ["seen" if row["seen"] else "unseen" for row in rows])
         more["by_seen"] = {name: summary(known[name]) for name in sorted(known)}

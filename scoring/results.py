@@ -109,7 +109,7 @@ def compare_results(directories: list[str], **resampling) -> tuple[dict, list[di
         for name, directory, part, results in zip(names, directories, rows, reports, strict=True)
     ]
     shared = {key: pairs[0][key] for key in ("num_rows", "num_clusters", "confidence")}
-    shared["baselines"] = reports[0]["baselines"]
+    shared |= {key: reports[0][key] for key in ("baselines", "given_labels") if key in reports[0]}
     parts = ("by_num_variables", "by_relation", "by_split")
     listed = [
         {"name": m["name"], "directory": m["results"]["directory"], **m["results"]["overall"]}

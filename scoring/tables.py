@@ -24,6 +24,8 @@ def result_lines(results: dict) -> list[str]:
     lines.append(
         f"intervals: {results['confidence']:.0%}, from {results['num_clusters']} clusters ({results['cluster']})"
     )
+    if "given_labels" in results:
+        lines.append(ceiling_line(results["given_labels"]))
     if "calibration" in results:
         lines += probability_lines(results)
     if "agreement" in results:
@@ -34,6 +36,12 @@ def result_lines(results: dict) -> list[str]:
             f"{results['truncated_rate']:.1%} of rows have a completion cut at max_new_tokens; raise it if many do"
         )
     return lines
+
+
+def ceiling_line(labels: dict) -> str:
+    which = "these labels" if labels["scored"] else "the labels as given (the scores are on exact ones)"
+    scores = f"F1 {labels['f1']:.3f} and accuracy {labels['accuracy']:.3f}"
+    return f"a perfect reasoner has {scores} on {which}: {labels['wrong']:,} of {labels['rows']:,} are wrong"
 
 
 def probability_lines(results: dict) -> list[str]:
@@ -69,6 +77,8 @@ def comparison_lines(comparison: dict) -> list[str]:
         cells = [["difference", *PROBABILITY_SCORES.values()]]
         cells += [[" - ".join(p["names"][::-1]), *(_difference(p, s) for s in PROBABILITY_SCORES)] for p in scored]
         lines.append("\n" + align(cells))
+    if "given_labels" in comparison:
+        lines.append(ceiling_line(comparison["given_labels"]))
     lines.append(
         f"intervals: {comparison['confidence']:.0%}, paired, from {comparison['num_clusters']} clusters "
         f"({comparison['cluster']}); McNemar's exact test takes rows as independent: trust the intervals"

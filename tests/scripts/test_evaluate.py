@@ -205,6 +205,32 @@ def test_a_file_of_rows_scores_as_a_dataset_of_them_does(place, run, tmp_path, c
     assert "structures unseen" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("labels", ["file", "given", "exact"])
+def test_what_a_perfect_reasoner_scores_on_wrong_labels_is_said(place, run, tmp_path, capsys, labels):
+    """Of a file's own labels, of a dataset of them, and of one with exact labels that knows the given ones."""
+    rows = load_split(str(place / "data"), "test")
+    given = [1 - label if k in (0, 5, 9) else label for k, label in enumerate(rows["label"])]
+    records = [{"input": row["input"], "label": y, "split": "test"} for row, y in zip(rows, given, strict=True)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    asked = ("--rows", file, "--labels", "given", "--dataset", "")
+    if labels != "file":
+        options = {"source": str(file), "labels": labels, "tokenizer": str(place / "yes"), "instruction": ""}
+        write_dataset(*build(DataConfig(**options)), tmp_path / "data")
+        asked = ("--dataset", tmp_path / "data")
+    output = [tmp_path / name for name in ("one", "two")]
+    for directory in output:
+        run("--model", place / "yes", *asked, "--num_resamples", 5, "--output_dir", directory)
+    perfect = metrics.classification_metrics(given, rows["label"])
+    said = json.loads((output[0] / "metrics.json").read_text())["given_labels"]
+    assert (said["f1"], said["accuracy"]) == pytest.approx((perfect["f1"], perfect["accuracy"]))
+    assert said["wrong"] == 3 and said["scored"] == (labels != "exact")
+    run("--compare", *output, "--num_resamples", 5)
+    which = "the labels as given" if labels == "exact" else "these labels"
+    line = f"a perfect reasoner has F1 {perfect['f1']:.3f} and accuracy {perfect['accuracy']:.3f} on {which}"
+    assert capsys.readouterr().out.count(line) == 3
+
+
 def test_a_model_knows_what_its_training_and_what_that_began_from_had_seen(place, tmp_path):
     rows = load_split(str(place / "traces"), "train")
     write_training_data(tmp_path, str(place / "traces"), rows.select(range(0, 18)), "tiny")

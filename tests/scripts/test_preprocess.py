@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import load_from_disk
+from sklearn.metrics import f1_score
 
 import preprocess
 from causal import graphs, reasoning, wording
@@ -17,6 +18,7 @@ from causal.rows import PERTURBATIONS, generate_rows, premise_id
 from causal.wording import HELD_OUT_WORDINGS
 from dataset.chat import encode
 from dataset.reading import check_whole, load_split
+from dataset.report import perfect_reasoner
 from policy import loading
 from policy.loading import load_tokenizer
 from preprocess import DataConfig, build, write_dataset
@@ -415,11 +417,25 @@ def test_wrong_given_labels_are_replaced_and_counted(tmp_path, rows):
     assert report["given_label_not_exact"]["first"][0] == {
         "row": "row 2", "given_label": 1 - rows[2]["label"], "exact": rows[2]["label"]
     }  # fmt: skip
+    labels = [(row["given_label"], row["exact"]) for row in splits["train"]]
+    perfect = report["splits"]["train"]["perfect_reasoner"]
+    assert perfect["f1"] == pytest.approx(f1_score(*zip(*labels, strict=True))) and perfect["wrong"] > 0
+    assert f"on the labels as given: train {perfect['f1']:.3f}, " in preprocess.summary(report)
     splits, _, report = build(DataConfig(source=path, labels="given"))
+    assert report["splits"]["train"]["perfect_reasoner"] == perfect
     assert {row["input"] for row in all_rows(splits) if row["label"] != exact[row["input"]]} == {
         rows[i]["input"] for i in flipped
     }
     assert report["given_label_not_exact"]["rows"] == 3
+
+
+def test_what_a_perfect_reasoner_scores_on_the_public_test_labels():
+    """1,162 rows, 180 of them Yes; by the public audit 15 should be Yes that are not, 3 should not."""
+    counts = {(0, 0): 967, (0, 1): 15, (1, 0): 3, (1, 1): 177, (1, None): 4}
+    found = perfect_reasoner(pair for pair, count in counts.items() for _ in range(count))
+    assert (found["rows"], found["wrong"]) == (1162, 18)
+    assert (round(found["f1"], 3), round(found["accuracy"], 3)) == (0.952, 0.985)
+    assert perfect_reasoner([(0, 0)])["f1"] == 0 and perfect_reasoner([])["f1"] is None
 
 
 # ---------------------------------------------------------------- splits
