@@ -5,6 +5,7 @@
     python preprocess.py --source generate --num_variables 2 3 4 5 6 --labels released --raw true --output_dir data/raw
     python preprocess.py --source corrections --predictions evaluation_results/train --output_dir data/corrections
     python preprocess.py --audit rows.csv --output_dir data/audit
+    python preprocess.py --source rows.csv --export exported
 
 Every row is parsed, and its label recomputed from the premise's Markov equivalence class. `output_dir` gets a
 `datasets.DatasetDict` (train, validation, test, and a test_<perturbation> for each of `perturbations`) of COLUMNS and a
@@ -16,10 +17,12 @@ report.json. Without `--raw true` there are also
 which are tokenized apart, both with add_special_tokens=False. Rows over `max_length` are left out and named, never cut.
 Source corrections takes a dataset of traces as it is, and mixes its train with a model's traces of the same rows, right
 up to their first fault and exact from there on (dataset/corrections.py): column `kept` is what the prompt has of them.
-`--audit` writes no dataset but what dataset/audit.py finds: the rows whose label is wrong, with the proof.
+`--audit` writes no dataset but what dataset/audit.py finds: the rows whose label is wrong, with the proof. `--export`
+writes the raw rows for others instead, in the layout of the hub and with a card (dataset/export.py).
 """
 
 import json
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +37,7 @@ from causal.reasoning import STYLES
 from causal.released import NUM_RELEASED_CLASSES
 from causal.rows import PERTURBATIONS, generate_rows
 from causal.wording import WORDINGS
-from dataset import audit
+from dataset import audit, export
 from dataset.chat import INSTRUCTIONS, add_chat, add_teacher, encode_rows, leave_out_long, special_tokens
 from dataset.corrections import corrections_of, mixed_with
 from dataset.reading import data_config, load_split, split_names
@@ -113,7 +116,8 @@ class DataConfig(Settings):
 
     split: str = arg(
         "auto",
-        "premise, structure, size, released (public recipe), given; auto: given, else premise",
+        "premise, structure, size, released (public recipe), given; auto: given, else premise (structure, where "
+        "generated rows are exported)",
         choices=STRATEGIES,
         section="splits",
     )
@@ -138,7 +142,10 @@ class DataConfig(Settings):
     seed: int = arg(0, "of the relabelings, the splits and the random choices")
 
     output_dir: str = arg("data/corr2cause", "dataset folder to write", section="output")
-    overwrite: bool = arg(False, "replace output_dir if a dataset of this script is there")
+    export: str | None = arg(
+        None, "instead, a folder for the raw rows in the layout of the hub, with both labels and a card; hub: all of it"
+    )
+    overwrite: bool = arg(False, "replace output_dir or export if a dataset of this script is there")
 
 
 def check_config(config: DataConfig) -> None:
@@ -165,7 +172,12 @@ def check_config(config: DataConfig) -> None:
     has_file = config.teacher_file is not None
     check((config.target == "teacher") == has_file, "target teacher needs teacher_file, and no other target has it")
     check(config.target != "trace" or config.labels == "exact", "target trace ends in the exact answer: labels exact")
-    check(not config.raw or config.target == "answer", f"raw writes no response: leave out target {config.target}")
+    bare = "export" if config.export is not None else "raw" if config.raw else ""
+    check(not bare or config.target == "answer", f"{bare} writes no response: set target answer, not {config.target}")
+    if config.export is not None:
+        check(not corrects, "export: corrections are texts of a model; name the source of the rows that they are of")
+        whole = config.source != "hub" or config.hub_config == HUB_CONFIGS[0]
+        check(whole, "export: source hub writes all of its configurations; leave hub_config out")
 
 
 # ---------------------------------------------------------------- rows
@@ -252,28 +264,31 @@ def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, 
 # ---------------------------------------------------------------- output
 
 
-def check_output(path: Path, overwrite: bool, needed: set[str], optional: Iterable[str] = ()) -> None:
+def check_output(
+    path: Path, overwrite: bool, needed: set[str], optional: Iterable[str] = (), setting: str = "output_dir"
+) -> None:
     """Refuses a folder with anything in it; with `overwrite`, one with anything that this script has not written."""
-    check_vacant(path, overwrite, "name another, or replace what this script wrote with --overwrite true")
+    check_vacant(path, overwrite, "name another, or replace what this script wrote with --overwrite true", setting)
     found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     ours = not found or needed <= found <= needed | set(optional)
-    check(ours, f"output_dir {path}: has files that are not of this script, so it is not overwritten; name another")
-    check_writable(path.parent, f"output_dir {path}")
+    check(ours, f"{setting} {path}: has files that are not of this script, so it is not overwritten; name another")
+    check_writable(path.parent, f"{setting} {path}")
+
+
+def on_disk(rows: list[dict], columns: dict, file: Path) -> Dataset:
+    """Batch by batch, so that the full set of rows does not stand in memory twice."""
+    with ArrowWriter(features=Features(columns), path=str(file)) as writer:
+        for start in range(0, len(rows), WRITE_BATCH):
+            batch = rows[start : start + WRITE_BATCH]
+            writer.write_batch({column: [row[column] for row in batch] for column in columns})
+        writer.finalize()
+    return Dataset.from_file(str(file))
 
 
 def write_dataset(splits: dict[str, list[dict]], columns: dict, report: dict, path: Path) -> None:
-    """Batch by batch, so that the full set of rows does not stand in memory twice."""
     disable_progress_bars()
     with replacing(path) as new, tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        parts = {}
-        for name, rows in splits.items():
-            file = Path(folder) / f"{name}.arrow"
-            with ArrowWriter(features=Features(columns), path=str(file)) as writer:
-                for start in range(0, len(rows), WRITE_BATCH):
-                    batch = rows[start : start + WRITE_BATCH]
-                    writer.write_batch({column: [row[column] for row in batch] for column in columns})
-                writer.finalize()
-            parts[name] = Dataset.from_file(str(file))
+        parts = {name: on_disk(rows, columns, Path(folder) / f"{name}.arrow") for name, rows in splits.items()}
         DatasetDict(parts).save_to_disk(new)
         (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -326,14 +341,63 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     return splits, columns, make_report(splits, columns, asdict(config), source_rows, left_out)
 
 
+# ---------------------------------------------------------------- export
+
+
+def export_rows(config: DataConfig) -> dict[str, dict]:
+    """Write the raw rows of `source` to `export`; {configuration: report}."""
+    if config.split == "auto" and config.source == "generate":
+        config = replace(config, split="structure")
+    config = replace(config, raw=True)
+    splits, _, report = build(config)
+    if config.split == "auto":
+        given = any(row.get("split") for rows in splits.values() for row in rows)
+        config = replace(config, split="given" if given else "premise")
+    found, reports = {"default": {}}, {"default": report}
+    for name, rows in splits.items():  # a perturbed test set is a configuration, as on the hub
+        kind = name.removeprefix("test_")
+        found.setdefault("default" if kind == name else kind, {})[name if kind == name else "test"] = rows
+    if config.source == "hub":
+        for name in HUB_CONFIGS[1:]:
+            own = {"hub_config": name, "split": "given", "perturbations": [], "max_grpo_samples": None, "export": None}
+            found[name], _, reports[name] = build(replace(config, **own))
+    path, columns = Path(config.export), export.columns_of(COLUMNS)
+    disable_progress_bars()
+    with replacing(path) as new, tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        parts = {}
+        for name, of_split in found.items():
+            parts[name] = {}
+            for split, rows in of_split.items():
+                file = Path(folder) / f"{name}-{split}.arrow"
+                parts[name][split] = on_disk(list(map(export.with_both_labels, rows)), columns, file)
+        export.write_export(parts, reports, asdict(config), command_of(config), new)
+    return reports
+
+
+def command_of(config: DataConfig) -> str:
+    """The command that makes these rows again, without the user's places."""
+    default, words = export.public(asdict(DataConfig())), ["python", "preprocess.py"]
+    for name, value in export.public(asdict(config)).items():
+        if name != "raw" and value != default[name]:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join([*words, "--export", "DIR"])
+
+
 def main() -> None:
     config = parse_config(DataConfig)
+    check(config.audit is None or config.export is None, "export: an audit writes no rows; leave one of them out")
     output_dir = Path(config.output_dir)
     if config.audit is not None:
         check_output(output_dir, config.overwrite, set(audit.FILES))
         with replacing(output_dir) as new:
             found = audit.write_audit(progress(list(read_file(Path(config.audit), "audit")), "audit"), new)
         print(audit.audit_table(found), f"wrote {output_dir}: {', '.join(audit.FILES)}", sep="\n\n")
+        return
+    if config.export is not None:
+        path, configurations = Path(config.export), {"default", *HUB_CONFIGS, *PERTURBATIONS}
+        check_output(path, config.overwrite, set(export.FILES), configurations, "export")
+        print(*map(summary, export_rows(config).values()), sep="\n\n", end="\n\n")
+        print(f"wrote {path}: {', '.join(export.FILES)} and parquet files, for datasets.load_dataset({str(path)!r})")
         return
     optional = {*SPLITS, GRPO, *(f"test_{kind}" for kind in PERTURBATIONS)}
     check_output(output_dir, config.overwrite, {"dataset_dict.json", "report.json"}, optional)

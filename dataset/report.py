@@ -18,7 +18,7 @@ def perfect_reasoner(labels: Iterable[tuple[int, int | None]]) -> dict:
     """What the exact labels score against the given ones, of (given, exact) pairs: above that, a model has learned the
     mistakes. And how many labels are wrong.
 
-    Rows without an exact label are left out. F1 is 0 where both have no Yes, and as the accuracy None without rows.
+    Rows without an exact label are left out. F1 is None where neither has a Yes, the accuracy without rows.
     """
     count = Counter(pair for pair in labels if pair[1] is not None)
     rows, wrong, yes = count.total(), count[0, 1] + count[1, 0], 2 * count[1, 1]
@@ -27,7 +27,7 @@ def perfect_reasoner(labels: Iterable[tuple[int, int | None]]) -> dict:
         "wrong_0_to_1": count[0, 1],
         "wrong_1_to_0": count[1, 0],
         "wrong": wrong,
-        "f1": yes / max(1, yes + wrong) if rows else None,
+        "f1": yes / (yes + wrong) if yes + wrong else None,
         "accuracy": 1 - wrong / rows if rows else None,
     }
 
@@ -106,7 +106,7 @@ def summary(report: dict) -> str:
     lines.append(f"labels {labels}; {wrong:,} rows were given a label that is not the exact one")
     if wrong:
         parts = ((name, split["perfect_reasoner"]) for name, split in report["splits"].items() if "_" not in name)
-        scores = ", ".join(f"{name} {found['f1']:.3f}" for name, found in parts if found["rows"])
+        scores = ", ".join(f"{name} {found['f1']:.3f}" for name, found in parts if found["f1"] is not None)
         lines.append(f"F1 of a perfect reasoner on the labels as given: {scores}")
     if report[LABEL_2]:
         lines.append(

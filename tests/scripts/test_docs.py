@@ -27,6 +27,7 @@ RUN = {  # page: heading
     "README.md: The task in one example",
     "docs/data.md: Making a dataset",
     "docs/data.md: Your own rows",
+    "docs/data.md: Rows for others to take away",
     "docs/data.md: Which labels of a file are wrong",
     "docs/traces.md: Traces: reasoning that can be checked",
     "docs/traces.md: A model's own mistakes, corrected",
