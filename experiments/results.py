@@ -47,8 +47,9 @@ BALANCED = ("--class_weights", "0.6", "3.05")  # inverse to the shares of No and
 MORE = ("--max_steps", "667", "--train_split", "grpo", "--learning_rate", "5e-4")
 
 # Graphs that SFT has mostly not seen: on those that it has, six groups in ten agree and teach nothing.
-OTHER_GRAPHS = ["--num_variables", "6", "--structures", "1200", "--relabelings", "1"]
+OTHER_GRAPHS = ["--num_variables", "6", "--structures", "1200", "--relabelings", "1", "--train_mix", "1"]
 OTHER_GRAPHS += ["--max_train_samples", "3000", "--max_validation_samples", "400"]
+TESTED = ["--train_mix", "1", "--max_train_samples", "1000"]  # of which only the test is used
 
 SAME = ["--seed", "0"]  # with which reasoner/ has not seen the structures of the test
 
@@ -61,8 +62,8 @@ DATASETS = {
     "new words, answers": ("data_demo_words", [*SAME, "--target", "answer"]),
     "traces": ("data_traces", []),
     "traces of N = 6": ("data_traces", OTHER_GRAPHS),
-    "traces of N = 4": ("data_traces", ["--num_variables", "4", "--max_train_samples", "1000"]),
-    "traces of N = 5": ("data_traces", ["--num_variables", "5", "--max_train_samples", "1000"]),
+    "traces of N = 4": ("data_traces", ["--num_variables", "4", "--relabelings", "24", *TESTED]),
+    "traces of N = 5": ("data_traces", ["--num_variables", "5", "--relabelings", "8", *TESTED]),
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 WORD_TESTS = [("new words", "test"), ("new words", "test_recombined")]

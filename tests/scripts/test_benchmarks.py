@@ -13,10 +13,12 @@ import torch
 import yaml
 from conftest import build_model
 
+import preprocess
 import train_grpo
 from dataset.chat import encode
 from policy.loading import load_for_inference, load_tokenizer, stop_token_ids
 from policy.sampling import generate
+from runtime.settings import parse_config
 from training.hours import Clock, Lengths, read_rates, size_of
 from training.memory import demand_of
 
@@ -244,8 +246,9 @@ def results(monkeypatch):
 
 
 def test_the_experiment_names_recipes_that_exist_and_models_that_it_has_made(results):
-    for recipe, _ in results.DATASETS.values():
-        assert (ROOT / "configs" / f"{recipe}.yaml").is_file()
+    for recipe, options in results.DATASETS.values():
+        config = ["--config", str(ROOT / "configs" / f"{recipe}.yaml"), *options]
+        preprocess.check_config(parse_config(preprocess.DataConfig, config))
     for arm in results.ARMS.values():
         assert {dataset for dataset, _ in arm.tests} <= results.DATASETS.keys()
         made = []
