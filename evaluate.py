@@ -29,7 +29,7 @@ import torch
 
 from causal.rows import PERTURBATIONS
 from dataset.batches import premise_groups
-from dataset.chat import as_trained, encode, longest_sequence
+from dataset.chat import as_trained, encode, encode_rows, longest_sequence
 from dataset.reading import answer_candidates, check_whole, choose_rows, load_split, read_report, training_data
 from dataset.sources import label_records, parse_row, read_file
 from dataset.splits import perturbed
@@ -59,7 +59,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MODES = ("generate", "score")
-RECORDED = ("mode", "model", "revision", "quantization", "dataset", "rows", "labels", "split", "max_rows", "seed")
+RECORDED = (
+    "mode", "model", "revision", "quantization", "dataset", "rows", "labels", "split", "max_rows", "seed",
+    "chat_template_args",
+)  # fmt: skip
 RECORDED_OF_MODE = {"generate": ("max_new_tokens", "num_samples", "temperature"), "score": ("threshold",)}
 
 
@@ -94,6 +97,7 @@ class Config(Settings):
         [], f"rows: compared with themselves in other words, letters or order: {', '.join(PERTURBATIONS)}",
         choices=PERTURBATIONS,
     )  # fmt: skip
+    chat_template_args: dict = arg({}, "rows: of the chat template, as in preprocess.py; none: as in training")
     skip_unparsable: bool = arg(False, "rows: leave out and count what has no exact label, instead of stopping")
     max_rows: int = arg(0, "rows to evaluate, a random choice that seed fixes; 0: all", at_least=0)
 
@@ -157,8 +161,11 @@ class Config(Settings):
         self.max_new_tokens = self.max_new_tokens or trained.get("max_new_tokens", 16)
         super().__post_init__()
         check(self.rows is None or self.mode == "generate", "rows: mode score needs a dataset of preprocess.py")
-        of_file = self.perturbations or self.skip_unparsable or self.labels != "exact"
-        check(self.rows is not None or not of_file, "labels, perturbations, skip_unparsable: they are of --rows FILE")
+        of_file = self.perturbations or self.skip_unparsable or self.labels != "exact" or self.chat_template_args
+        they = "labels, perturbations, skip_unparsable, chat_template_args"
+        check(self.rows is not None or not of_file, f"{they}: they are of --rows FILE")
+        if self.rows is not None and not self.chat_template_args:
+            self.chat_template_args = training_data(self.model).get("chat_template_args", {})
         has_threshold = self.mode == "score" or self.threshold == 0.5
         check(has_threshold, "threshold: mode generate reads answers, not probabilities; add --mode score")
         several = self.num_samples > 1
@@ -212,7 +219,8 @@ def read_file_rows(config: Config, tokenizer) -> tuple["Dataset", list[str]]:
 
     chosen = sorted(random.Random(config.seed).sample(range(len(rows)), min(config.max_rows or len(rows), len(rows))))
     # Nobody reads the responses but the check of shared prefixes: an answer, whatever the model says before it.
-    chats = {name: as_trained([part[k] for k in chosen], tokenizer, config.model) for name, part in parts.items()}
+    form = tokenizer, config.model, config.chat_template_args
+    chats = {name: as_trained([part[k] for k in chosen], *form) for name, part in parts.items()}
     if left_out:
         print(f"{len(left_out)} rows left out, the first: {left_out[0]['row']}: {left_out[0]['reason']}")
     splits = [name for name, part in chats.items() for _ in part]
@@ -255,10 +263,10 @@ def evaluate(config: Config) -> None:
     model = load_for_inference(config.model, config.quantization, dtype, device, config.revision)
     stop_ids = stop_token_ids(tokenizer, model)
     check_stop_tokens([encode(tokenizer, text) for text in data["response"][:64]], stop_ids)
-    ids = {text: encode(tokenizer, text) for text in {text for pair in candidates for text in pair}}
-    answers = [(ids[no], ids[yes]) for no, yes in candidates]
-    room = max(map(len, ids.values()), default=config.max_new_tokens)
     prompts = [encode(tokenizer, text) for text in data["prompt"]]
+    texts = ({"prompt": data["prompt"], "response": texts} for texts in zip(*candidates, strict=True))
+    answers = list(zip(*(encode_rows(tokenizer, rows)[1] for rows in texts), strict=True))
+    room = max((len(ids) for pair in answers for ids in pair), default=config.max_new_tokens)
     longest = max(map(len, prompts))
     check_context(model, longest + room)
     cache = config.cache_tokens
@@ -268,7 +276,7 @@ def evaluate(config: Config) -> None:
     where = f"{accelerator.num_processes} x {device.type}, {dtype}{budget}"
     accelerator.print(f"{name}: {len(data):,} rows on {where}", flush=True)
     first = premise_groups(data["premise_id"], len(data))[0]
-    responses = [encode(tokenizer, text) for text in data.select(first)["response"]]
+    _, responses = encode_rows(tokenizer, data.select(first))
     sequences = [longest_sequence(tokenizer, data, room)]
     check_model_numbers(model, [[prompts[row] for row in first]], [responses], sequences, config.prefix_sharing)
     start_time = time.perf_counter()

@@ -11,10 +11,11 @@ Every row is parsed, and its label recomputed from the premise's Markov equivale
 `datasets.DatasetDict` (train, validation, test, and a test_<perturbation> for each of `perturbations`) of COLUMNS and a
 report.json. Without `--raw true` there are also
 
-    prompt    the chat template's text up to where the assistant begins
-    response  the assistant's text, up to and including the end-of-turn token
+    prompt    what the chat template writes to ask for an answer (add_generation_prompt)
+    response  all that follows when one is given, an empty thought say, up to and including the end-of-turn token
 
-which are tokenized apart, both with add_special_tokens=False. Rows over `max_length` are left out and named, never cut.
+whose tokens are those of the two as one text, with add_special_tokens=False. Rows over `max_length` are left out and
+named, never cut.
 Source corrections takes a dataset of traces as it is, and mixes its train with a model's traces of the same rows, right
 up to their first fault and exact from there on (dataset/corrections.py): column `kept` is what the prompt has of them.
 `--audit` writes no dataset but what dataset/audit.py finds: the rows whose label is wrong, with the proof. `--export`
@@ -38,7 +39,18 @@ from causal.released import NUM_RELEASED_CLASSES
 from causal.rows import PERTURBATIONS, generate_rows
 from causal.wording import WORDINGS
 from dataset import audit, export
-from dataset.chat import INSTRUCTIONS, add_chat, add_teacher, encode_rows, leave_out_long, special_tokens
+from dataset.chat import (
+    ANSWER_LINES,
+    INSTRUCTIONS,
+    QUESTION,
+    add_chat,
+    add_teacher,
+    chat_writer,
+    encode_rows,
+    leave_out_long,
+    special_tokens,
+    templated,
+)
 from dataset.corrections import corrections_of, mixed_with
 from dataset.reading import data_config, load_split, split_names
 from dataset.report import make_report, summary
@@ -112,6 +124,9 @@ class DataConfig(Settings):
     trace_style: str = arg("compact", f"target trace: {' or '.join(STYLES)}", choices=STYLES)
     teacher_file: str | None = arg(None, "target teacher: .jsonl with input, completion and finish_reason")
     instruction: str | None = arg(None, "text before the premise, so that claims share a prefix; null: by target")
+    chat_template_args: dict = arg(
+        {}, "of the chat template, as enable_thinking=false; strftime_now=2025-01-31 is the day that it writes as today"
+    )
     max_length: int = arg(1024, "longest prompt + response, in tokens; longer rows are left out", at_least=1)
 
     split: str = arg(
@@ -225,7 +240,9 @@ def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iter
 
 # ---------------------------------------------------------------- corrections
 
-FORM = ("tokenizer", "revision", "target", "trace_style", "instruction", "max_length")  # of a dataset's texts
+FORM = (  # of a dataset's texts
+    "tokenizer", "revision", "target", "trace_style", "instruction", "chat_template_args", "max_length",
+)  # fmt: skip
 
 
 def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
@@ -240,7 +257,7 @@ def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, 
     form = data_config(names[0], "predictions", "answer a dataset of preprocess.py")
     traces = form["target"] == "trace"
     check(traces, f"predictions: dataset {names[0]} has target {form['target']}; there are corrections of traces alone")
-    config = replace(config, **{name: form[name] for name in FORM})
+    config = replace(config, **{name: form[name] for name in FORM if name in form})
     tokenizer = load_tokenizer(config.tokenizer, config.revision)
     check(tokenizer.is_fast, f"tokenizer: {config.tokenizer} is no fast one, which tells where a kept part ends")
     splits = {name: list(load_split(names[0], name)) for name in split_names(names[0])}
@@ -311,15 +328,16 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
         from policy.loading import load_tokenizer  # torch: seconds to import, and raw does not need it
 
         tokenizer = load_tokenizer(config.tokenizer, config.revision)
-        has_template = tokenizer.chat_template is not None
-        check(has_template, f"tokenizer: {config.tokenizer} has no chat template; use an instruction-tuned model's")
+        special = special_tokens(tokenizer)
+        # What the template cannot do is said before the rows are read.
+        templated(chat_writer(tokenizer, config.chat_template_args), QUESTION, ANSWER_LINES[0], special)
     source_rows, unparsable = labelled_rows(config)
     fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
     splits = split_rows(source_rows, config.split, fractions, config.seed, config.test_sizes)
     left_out = {"unparsable": unparsable}
     if config.target == "teacher":
-        train, special = splits.get("train", []), special_tokens(tokenizer)
-        splits["train"], left_out["teacher"] = add_teacher(train, Path(config.teacher_file), special)
+        teacher_file = Path(config.teacher_file)
+        splits["train"], left_out["teacher"] = add_teacher(splits.get("train", []), teacher_file, special)
     if config.max_grpo_samples is not None:  # before train is balanced: prompts of GRPO are as those it is for
         splits["train"], splits[GRPO] = set_aside(splits.get("train", []), config.max_grpo_samples, config.seed)
     for name in (name for name in SPLITS if name in splits):
@@ -334,7 +352,7 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")
     splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
     if tokenizer is not None:
-        form = {"target": config.target, "trace_style": config.trace_style, "instruction": config.instruction}
+        form = {name: getattr(config, name) for name in ("target", "trace_style", "instruction", "chat_template_args")}
         splits = {n: add_chat(progress(rows, "tokenize"), tokenizer, **form) for n, rows in splits.items()}
         splits, left_out["over_long"] = leave_out_long(splits, config.max_length)
     columns = COLUMNS | ({} if config.raw else CHAT_COLUMNS)

@@ -263,14 +263,13 @@ def _read_sentence(sentence: str, variables: tuple[str, ...]) -> Step | None:
 def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
     """(first character, one past the last) of every sentence of a text.
 
-    Sentences end with a line, or with a full stop before white space. A list marker before one ('- ', '2. ') and the
-    white space around it are no part of it.
+    Sentences end with a line, or with a full stop before white space. A list marker before one ('- ', '2. '), the tags
+    of a thought (<think>, which chat templates write) and the white space around it are no part of it.
     """
     offset = 0
     for line in text.splitlines(keepends=True):
         (content,) = line.splitlines()
-        marker = re.match(r"\s*(?:[-*•]|\d+[.)])\s+", content)
-        first = marker.end() if marker else 0
+        first = len(re.match(r"(?:\s*</?think(?:ing)?>)*(?:\s*(?:[-*•]|\d+[.)])\s+)?", content)[0])
         body = content[first:].lstrip()
         start = offset + len(content) - len(body)
         for sentence in re.finditer(r".+?(?:(?<=\.)(?=\s)|$)\s*", body.rstrip()):

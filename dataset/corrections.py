@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 def corrected(row: dict, completion: str, style: str) -> dict | None:
     """The row, which has a trace in `style` as its response, corrected; None if the completion has all of its steps."""
     premise, claim = parse_claim(row["premise"], row["hypothesis"])
-    found = correction(completion, premise, claim)
+    before, exact, end = row["response"].partition(trace(premise, claim, style))
+    check(bool(exact), f"predictions: the response to {row['input']!r} is not its trace; write the dataset again")
+    found = correction(completion.removeprefix(before), premise, claim)
     if found is None:
         return None
-    kept, steps = found
-    _, exact, end = row["response"].partition(trace(premise, claim, style))
-    check(bool(exact), f"predictions: the response to {row['input']!r} is not its trace; write the dataset again")
+    kept, steps = before + found[0], found[1]
     response = write_steps(steps, premise.variables, style) + end
     return row | {"prompt": row["prompt"] + kept, "response": response, "kept": kept}
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TRAINING_DATA = "training_data.json"
-FORM = ("target", "trace_style", "instruction")  # of preprocess.py: how its prompts and responses are written
+# Settings of preprocess.py: how its prompts and responses are written.
+FORM = ("target", "trace_style", "instruction", "chat_template_args")
 
 
 def load_split(

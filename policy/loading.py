@@ -32,7 +32,10 @@ BF16_CAPABILITY = (8, 0)  # of the first GPUs that compute bf16: torch.cuda.is_b
 SHAPES = (
     Path(__file__).parents[1] / "configs" / "shapes"
 )  # config.json of the recipes' models, as far as it gives shapes
-END_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+END_OF_TURN = (
+    "<|end|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<turn|>", "<|return|>",
+    "<|END_OF_TURN_TOKEN|>", "<|END_RESPONSE|>",
+)  # fmt: skip
 
 
 def embedded_tiny():

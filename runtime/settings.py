@@ -134,8 +134,8 @@ def arg(
 
 
 def _field(default: Any, metadata: Any) -> Any:
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -186,7 +186,9 @@ def parse_config(cls: type[T], argv: list[str] | None = None) -> T:
     given = vars(parser.parse_args(argv))
     values = {name: given[name] for name in known}
     for name, value in values.items():
-        _check_type(name, value, known[name])
+        if known[name] is dict and isinstance(value, list):
+            values[name] = _as_mapping(name, value)
+        _check_type(name, values[name], known[name])
     return cls(**values)
 
 
@@ -208,7 +210,7 @@ def _parser(cls: type[Settings], known: dict[str, Any]) -> argparse.ArgumentPars
     groups = {title: parser.add_argument_group(title) for title in dict.fromkeys((*cls.sections, *section.values()))}
     for field in dataclasses.fields(cls):
         plain = copy.copy(field)  # HfArgumentParser rewrites the type
-        plain.type = str if known[field.name] == AutoInt else known[field.name]
+        plain.type = {AutoInt: str, dict: list[str]}.get(known[field.name], known[field.name])
         plain.metadata = {"help": f"{field.metadata['help']} (default: {_shown(field)})".replace("%", "%%")}
         HfArgumentParser._parse_dataclass_field(groups[section[field.name]], plain)
     for action in parser._actions:
@@ -242,12 +244,19 @@ def _auto_or_int(text: str) -> int | str:
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
 
 
+def _as_mapping(name: str, words: list[str]) -> dict[str, Any]:
+    """The NAME=VALUE words of an option as a mapping; the values are read as in YAML."""
+    for word in words:
+        check(word.find("=") > 0, f"{name}: {word!r} is not NAME=VALUE")
+    return _as_kind({key: _as_yaml(value) for key, _, value in (word.partition("=") for word in words)}, dict)
+
+
 def _metavar(kind: Any) -> str:
     """What the value of an option of this type is called in `--help`."""
     if kind == AutoInt:
         return "auto|int"
     kind = next((part for part in get_args(kind) if part is not type(None)), kind)  # of X | None and of list[X]: X
-    return {bool: "true|false", str: "text"}.get(kind, kind.__name__)
+    return {bool: "true|false", str: "text", dict: "NAME=VALUE"}.get(kind, kind.__name__)
 
 
 def _raise(message: str):
@@ -327,7 +336,9 @@ def read_yaml(path: str, known: dict[str, Any] | None = None, above: tuple[str, 
 
 
 def _as_kind(value: Any, kind: Any) -> Any:
-    """A value of YAML as the field's: one alone where a list is expected is a list of one."""
+    """A value of YAML as the field's: one alone where a list is expected is a list of one, a date in a mapping text."""
+    if kind is dict and isinstance(value, dict):
+        return json.loads(json.dumps(value, default=str))
     if get_origin(kind) is list and not isinstance(value, dict | None):
         values = value if isinstance(value, list) else [value]
         return [_as_kind(element, get_args(kind)[0]) for element in values]

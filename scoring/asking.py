@@ -1,5 +1,7 @@
 """One question to a model: its own reasoning, each sentence marked by the checker, and whether its answer is right."""
 
+from datetime import date
+
 import torch
 
 from causal.answers import extract_answer
@@ -7,7 +9,7 @@ from causal.graphs import structure_id
 from causal.reasoning import check_trace, required_steps
 from causal.trace_text import write_step
 from causal.wording import parse_input
-from dataset.chat import as_trained, encode
+from dataset.chat import DAY, as_trained, encode
 from dataset.reading import training_data
 from policy.loading import check_context, check_model, load_for_inference, load_tokenizer, stop_token_ids
 from policy.sampling import Sampler
@@ -26,7 +28,8 @@ def ask(model: str, text: str) -> str:
     settings = read_beside(model, "training_config.json")
     tokenizer = load_tokenizer(model)
     loaded = load_for_inference(model, "none", torch.float32, torch.device("cpu"))
-    (row,) = as_trained([{"input": text, "label": 0}], tokenizer, model)
+    chat = {DAY: str(date.today())} | training_data(model).get("chat_template_args", {})
+    (row,) = as_trained([{"input": text, "label": 0}], tokenizer, model, chat)
     prompt, new = encode(tokenizer, row["prompt"]), settings.get("max_new_tokens", NEW_TOKENS)
     check_context(loaded, len(prompt) + new)
     sampler = Sampler(loaded, tokenizer, stop_token_ids(tokenizer, loaded), new, len(prompt) + new)

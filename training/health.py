@@ -99,12 +99,18 @@ def check_optimizer(model: torch.nn.Module, optimizer: Any) -> None:
 
 
 def check_stop_tokens(responses: list[list[int]], stop_ids: set[int]) -> None:
-    """Raises TrainingFault if sampling would not stop where the dataset's responses (token ids) end."""
+    """Raises TrainingFault if sampling would not stop where the dataset's responses (token ids) end, or before."""
     ends = {response[-1] for response in responses} - stop_ids
     if ends:
         raise TrainingFault(
             f"wrong stop token: responses of the dataset end in token {min(ends)}, sampling stops at "
             f"{sorted(stop_ids)}: was the dataset made with another model's tokenizer?"
+        )
+    early = {token for response in responses for token in response[:-1]} & stop_ids
+    if early:
+        raise TrainingFault(
+            f"wrong stop token: responses of the dataset go on after token {min(early)}, where sampling stops: does "
+            "the chat template write the beginning of an answer when it asks for one (add_generation_prompt)?"
         )
 
 

@@ -59,7 +59,8 @@ def test_a_row_is_cut_at_the_tokens_of_the_whole_response(train, make):
     plain, new = train[0], [correct(train[0], line) for line in range(7)]
     rows = {name: [row[name] for row in [plain | {"kept": ""}, *new]] for name in ("prompt", "response", "kept")}
     (prompt, *prompts), (response, *responses) = encode_rows(tokenizer, rows)
-    assert (prompt, response) == (encode(tokenizer, plain["prompt"]), encode(tokenizer, plain["response"]))
+    assert prompt == encode(tokenizer, plain["prompt"])
+    assert prompt + response == encode(tokenizer, plain["prompt"] + plain["response"])
     lengths = [len(tokens) for tokens in prompts]
     assert lengths == sorted(set(lengths)) and lengths[0] == len(prompt)
     for asked, answered, row in zip(prompts, responses, new, strict=True):

@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from dataset.chat import ANSWER_LINES, special_tokens, templated
+from dataset.chat import ANSWER_LINES, chat_writer, special_tokens, templated
 from dataset.reading import answer_candidates, choose_rows, load_split
 from preprocess import DataConfig, build, write_dataset
 
@@ -57,7 +57,7 @@ REQUEST = ("mode score", "use --mode generate")
 
 def test_candidates_are_the_two_targets_whatever_the_label(answers, tokenizer):
     rows = load_split(answers, "train")
-    no, yes = (templated(tokenizer, "", answer, special_tokens(tokenizer))[1] for answer in ANSWER_LINES)
+    no, yes = (templated(chat_writer(tokenizer), "", answer, special_tokens(tokenizer))[1] for answer in ANSWER_LINES)
     assert set(rows["label"]) == {0, 1} and {no, yes} == set(rows["response"])
     assert answer_candidates(answers, rows, *REQUEST) == [(no, yes)] * len(rows)
     swapped = {"response": [response.replace("No", "Yes") for response in rows["response"]]}

@@ -54,6 +54,7 @@ class Config(Settings):
     sizes: list[int] = arg([3, 4], "some counts")
     weights: list[float] = arg([1.0, 1.0], "some numbers")
     words: list[str] = arg([], "some names")
+    options: dict = arg({}, "some values by name")
 
 
 @dataclass
@@ -141,6 +142,18 @@ def test_lists(tmp_path):
     assert parse_config(Config, [*argv, "--sizes", "2"]).sizes == [2]
 
 
+def test_mappings(tmp_path):
+    argv = yaml_file(tmp_path, "options: {think: false, day: 2024-07-26, deep: {1: [x]}}")
+    assert parse_config(Config, argv).options == {"think": False, "day": "2024-07-26", "deep": {"1": ["x"]}}
+    words = ["--options", "think=false", "count=3", "day=2024-07-26", "text=26 Jul 2024", "both=a=b", "none="]
+    given = {"think": False, "count": 3, "day": "2024-07-26", "text": "26 Jul 2024", "both": "a=b", "none": None}
+    assert parse_config(Config, [*argv, *words]).options == given
+    json.dumps(given)
+    assert Config().options is not Config().options
+    for word in ("think", "=false"):
+        assert error_of(["--options", word]) == f"options: {word!r} is not NAME=VALUE"
+
+
 def test_text_may_be_empty_or_look_like_a_number(tmp_path):
     assert parse_config(Config, yaml_file(tmp_path, 'name: ""')).name == ""
     assert parse_config(Config, ["--name", "12"]).name == "12"
@@ -199,6 +212,8 @@ def test_a_wrong_type_names_the_field(tmp_path, name, value):
         "weights: [x]",
         "weights: null",
         "words: [1]",
+        "options: [a]",
+        "options: null",
     ],
 )
 def test_a_wrong_type_in_yaml_names_the_field(tmp_path, text):

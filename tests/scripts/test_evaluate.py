@@ -20,11 +20,12 @@ import evaluate
 from causal.tiny import tiny_model, tiny_tokenizer
 from dataset.chat import encode
 from dataset.reading import answer_candidates, load_split, training_data, write_training_data
-from policy.loading import stop_token_ids
+from policy.loading import load_tokenizer, stop_token_ids
 from policy.prefix_sharing import ATTENTION
 from policy.sampling import Sampler
 from preprocess import DataConfig, build, write_dataset
 from scoring import metrics
+from scoring.asking import ask
 from scoring.predictions import majority, predict, score_answers
 from scoring.results import answer_figures
 
@@ -231,6 +232,32 @@ def test_what_a_perfect_reasoner_scores_on_wrong_labels_is_said(place, run, tmp_
     assert capsys.readouterr().out.count(line) == 3
 
 
+def test_rows_and_questions_are_asked_with_the_template_arguments_of_the_training(place, run, tmp_path):
+    """Those that are given come first; a day that nobody has named is today for a question, and refused for rows."""
+    shutil.copytree(place / "yes", tmp_path / "model")
+    dated = "{{ strftime_now('%Y') + (lead or '') + '\n' }}" + tiny_tokenizer().chat_template
+    (tmp_path / "model" / "chat_template.jinja").write_text(dated)
+    text = load_split(str(place / "data"), "test")["input"][0]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"input": text}))
+    given = {"model": str(tmp_path / "model"), "rows": str(tmp_path / "rows.jsonl")}
+    tokenizer = load_tokenizer(given["model"])
+    assert ask(given["model"], text) == "Answer: Yes"
+    with pytest.raises(ValueError, match="add a day to chat_template_args, strftime_now"):
+        evaluate.read_file_rows(evaluate.Config(**given), tokenizer)
+    known = {"target": "answer", "chat_template_args": {"strftime_now": "2024-07-26", "lead": "!"}}
+    (tmp_path / "model" / "training_data.json").write_text(json.dumps(known))
+    other = {"chat_template_args": {"strftime_now": "1999-01-02"}}
+    for options, start in (({}, "2024!\n"), (other, "1999\n")):
+        rows, _ = evaluate.read_file_rows(evaluate.Config(**given, **options), tokenizer)
+        assert rows["prompt"][0].startswith(start)
+    run("--model", given["model"], "--rows", given["rows"], "--num_resamples", 20, "--output_dir", tmp_path / "out")
+    assert (
+        json.loads((tmp_path / "out" / "metrics.json").read_text())["chat_template_args"] == known["chat_template_args"]
+    )
+    with pytest.raises(ValueError, match="chat_template_args: they are of --rows"):
+        evaluate.Config(model="tiny", chat_template_args={"lead": "!"})
+
+
 def test_a_model_knows_what_its_training_and_what_that_began_from_had_seen(place, tmp_path):
     rows = load_split(str(place / "traces"), "train")
     write_training_data(tmp_path, str(place / "traces"), rows.select(range(0, 18)), "tiny")
@@ -398,7 +425,10 @@ def test_scoring_as_users_run_it(place, run, tmp_path, capsys):
         ),
         (("--model", "{place}/yes", "--rows", "a.csv", "--dataset", "b"), "rows: a file takes the place of dataset"),
         (("--model", "{place}/yes", "--rows", "a.csv", "--mode", "score", "--dataset", ""), "rows: mode score needs a"),
-        (("--model", "{place}/yes", "--labels", "given"), "labels, perturbations, skip_unparsable: they are of --rows"),
+        (
+            ("--model", "{place}/yes", "--labels", "given"),
+            "labels, perturbations, skip_unparsable, chat_template_args: they are of --rows",
+        ),
         (("--model", "{place}/yes", "--rows", "a.csv", "--dataset", ""), "rows: a.csv: no such file"),
         (("--model", "{place}/yes", "--compare", "a", "b"), "compare runs no model"),
         (("--compare", "a"), "compare: name at least two"),

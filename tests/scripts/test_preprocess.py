@@ -325,7 +325,7 @@ def test_sizes_have_relabelings_and_shares_of_their_own():
 
 def test_no_chat_template(monkeypatch, tokenizer):
     monkeypatch.setattr(tokenizer, "chat_template", None)
-    with pytest.raises(ValueError, match="tokenizer: tiny has no chat template; use an instruction-tuned"):
+    with pytest.raises(ValueError, match="tokenizer: it has no chat template; use an instruction-tuned"):
         build(DataConfig())
 
 
@@ -643,19 +643,6 @@ def test_claims_of_one_premise_share_the_prompt_up_to_the_hypothesis(source):
         before, _, after = row["prompt"].partition(row["premise"])
         assert after.startswith(f"\nHypothesis: {row['hypothesis']}<|end|>")
         assert before == all_rows(splits)[0]["prompt"].partition("Premise: ")[0] + "Premise: "
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", "ends no turn with a special token"),
-        ("{% for m in messages %}{{ m['content'] | upper }}<|end|>{% endfor %}", "rewrites a turn's text"),
-    ],
-)
-def test_chat_templates_that_could_not_be_trained_on(monkeypatch, tokenizer, template, message):
-    monkeypatch.setattr(tokenizer, "chat_template", template)
-    with pytest.raises(ValueError, match=message):
-        build(DataConfig(num_variables=[4]))
 
 
 def test_over_long_rows_are_left_out_counted_and_named(source, tokenizer):

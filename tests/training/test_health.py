@@ -119,6 +119,8 @@ def test_responses_must_end_in_a_stop_token():
     check_stop_tokens([[5, 6, 2], [7, 3]], {2, 3})
     with pytest.raises(TrainingFault, match=r"end in token 3, sampling stops at \[2, 9\]"):
         check_stop_tokens([[5, 6, 2], [7, 3]], {9, 2})
+    with pytest.raises(TrainingFault, match="responses of the dataset go on after token 7, where sampling stops"):
+        check_stop_tokens([[5, 6, 2], [7, 3]], {2, 3, 7})
 
 
 # --- motion
