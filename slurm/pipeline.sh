@@ -1,14 +1,16 @@
 #!/bin/bash
 # Preprocess, SFT, GRPO, evaluation of both and their comparison, as jobs that wait for each other:
-#   slurm/pipeline.sh phi3            # or qwen, phi3_traces, tiny: any name that configs/ has a data_, sft_ and grpo_ of
+#   slurm/pipeline.sh phi3            # or qwen, phi3_traces, tiny: any name that configs/ has a sft_ and grpo_ of
 # A stage that fails cancels those after it. Run again, it leaves out what is finished and continues the rest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source slurm/settings.sh
-name=${1:?a model: $(ls configs/data_*.yaml | sed 's/.*data_\(.*\).yaml/\1/' | tr '\n' ' ')}
-for stage in data sft grpo; do
-    [ -f "configs/${stage}_$name.yaml" ] || { echo "error: model $name: no configs/${stage}_$name.yaml" >&2; exit 2; }
+name=${1:?a model: $(ls configs/grpo_*.yaml | sed 's/.*grpo_\(.*\).yaml/\1/' | tr '\n' ' ')}
+for recipe in "sft_$name" "grpo_$name"; do
+    [ -f "configs/$recipe.yaml" ] || { echo "error: model $name: no configs/$recipe.yaml" >&2; exit 2; }
 done
+data=$(sed -n 's|^dataset: data/\([^ #]*\).*|\1|p' "configs/sft_$name.yaml")   # models of one tokenizer share it
+[ -f "configs/data_$data.yaml" ] || { echo "error: model $name: no configs/data_$data.yaml" >&2; exit 2; }
 sft=models/${name}_sft_model grpo=models/${name}_grpo_model results=evaluation_results
 mkdir -p logs
 
@@ -27,7 +29,7 @@ submit() {   # submit WHAT DONE AFTER OPTION ...: a job after the jobs AFTER (id
     echo "$what: job $id${after:+ after $after}"
 }
 
-submit preprocess "data/$name/report.json" "" $CPU_JOB slurm/preprocess.slurm "configs/data_$name.yaml"
+submit preprocess "data/$data/report.json" "" $CPU_JOB slurm/preprocess.slurm "configs/data_$data.yaml"
 submit sft "$sft/finished.json" "$id" \
     $GPU_JOB slurm/train.slurm train_sft.py "configs/sft_$name.yaml" --resume_from latest
 trained=$id

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -176,6 +177,21 @@ def test_the_job_of_several_nodes_launches_on_each(tmp_path):
         script = words.index("train_sft.py")
         launch_command_parser().parse_args(words[1 : script + 1])
         parse_config(train_sft.Config, words[script + 1 :])
+
+
+@pytest.mark.parametrize("name, data", [("qwen3_4b", "qwen3"), ("phi3_traces", "phi3_traces")])
+def test_the_pipeline_makes_the_data_that_its_sft_reads(name, data, tmp_path):
+    """Its jobs, with Slurm's command replaced by one that writes down what it is given."""
+    (tmp_path / "sbatch").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/jobs\necho 7\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    (tmp_path / "project").mkdir()
+    shutil.copytree(ROOT / "slurm", tmp_path / "project" / "slurm")
+    (tmp_path / "project" / "configs").symlink_to(ROOT / "configs")
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([tmp_path / "project" / "slurm" / "pipeline.sh", name], env=environment, check=True)
+    jobs = (tmp_path / "jobs").read_text().splitlines()
+    for job, recipe in zip(jobs, (f"data_{data}", f"sft_{name}", f"grpo_{name}"), strict=False):
+        assert f"configs/{recipe}.yaml" in job.split()
 
 
 def test_the_readme_shows_every_stage():

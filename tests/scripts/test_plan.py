@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, run
+from recipes import training_recipes
 
 import plan
 import train_grpo
@@ -13,8 +14,6 @@ import train_sft
 from runtime.ending import run_script
 from runtime.settings import parse_config, read_yaml
 from training.hours import nearest_rates, read_rates
-
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("sft", "grpo")))
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
@@ -98,7 +97,7 @@ def test_auto_is_a_number_for_the_card(capsys, monkeypatch):
     assert all(large > 2 * small for small, large in zip(lines[11], lines[23], strict=True))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", training_recipes())
 def test_evaluations_take_at_most_a_tenth_of_a_recipe(path):
     recipe = parse_config(plan.STAGES[path.name.split("_")[0]], ["--config", str(path)])
     assert 0 < plan.evaluation_share(recipe) <= 0.1
@@ -120,7 +119,7 @@ def test_the_share_of_evaluations_by_hand():
     assert plan.evaluation_share(at_the_end) == 0
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", training_recipes())
 def test_every_recipe_tells_its_stage(path):
     assert plan.stage_of(read_yaml(str(path)).keys()) == path.name.split("_")[0]
 

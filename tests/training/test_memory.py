@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import LORA_TARGETS, ROOT, build_model
 from peft import LoraConfig, get_peft_model
+from recipes import training_recipes
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Phi3Config
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
@@ -36,7 +37,6 @@ from training.memory import (
 )
 
 LAYERS = 5
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("sft", "grpo")))
 
 
 def small_demand(family: str, **changes) -> Demand:
@@ -196,7 +196,7 @@ def documents() -> str:
     return "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", training_recipes())
 def test_every_recipe_plans(path):
     script = train_sft if path.name.startswith("sft") else train_grpo
     config = parse_config(script.Config, ["--config", str(path)])
@@ -248,7 +248,10 @@ def test_what_is_given_is_kept_and_what_does_not_fit_is_one_at_a_time():
 def test_the_shapes_in_the_project_are_their_models():
     """Parameters as the models' makers count them (Qwen's 1.54 B), and as they were counted on the weights."""
     counts = {"Phi-3.5-mini-instruct": 3_821_079_552, "Qwen2.5-1.5B-Instruct": 1_543_714_304}
-    counts["SmolLM2-135M-Instruct"] = 134_515_008
+    counts |= {"SmolLM2-135M-Instruct": 134_515_008, "SmolLM3-3B": 3_075_098_624}
+    counts |= {"Qwen3-1.7B": 1_720_574_976, "Qwen3-4B": 4_022_468_096, "gemma-3-1b-it": 999_885_952}
+    counts |= {"Llama-3.2-1B-Instruct": 1_235_814_400, "Llama-3.2-3B-Instruct": 3_212_749_824}
+    counts["Phi-4-mini-instruct"] = 3_836_021_760
     for name, count in counts.items():
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model_shape(f"someone/{name}"))
