@@ -237,7 +237,7 @@ def operations(model, sequences: list[list[Tokens]], share: bool, tokens: int, h
     """Of `tokens` computed tokens that make these groups of sequences, with the head at `heads` of them."""
     weights = {"lora": 0, "base": 0}
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 2 and not any(part in name for part in ("embed_tokens", "lm_head", ".reference.")):
+        if parameter.dim() == 2 and not any(part in name for part in ("embed_tokens", "lm_head")):
             weights["lora" if "lora_" in name else "base"] += parameter.numel()
     config, head = model.config, model.get_output_embeddings().weight.numel()
     groups = sequences if share else [[sequence] for group in sequences for sequence in group]

@@ -1,6 +1,7 @@
-"""LoRA adapters: the policy's and its frozen reference, on one base."""
+"""LoRA adapters: the policy's, from a directory or new, and the frozen reference of what it trains."""
 
 import contextlib
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -9,22 +10,34 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from runtime.settings import check
 
-POLICY, REFERENCE = "default", "reference"  # adapter names
+POLICY, REFERENCE = "default", "reference"  # names of the adapter, and of the module that holds its frozen copy
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Initializations that take something out of the base: always the same, or what is drawn or measured anew each time.
+REPEATABLE = ("pissa", "olora")
+UNREPEATABLE = ("pissa_niter", "corda", "loftq", "lora_ga")
+NOISE = ("drop", "jitter")  # in the names of what a model draws in training alone
 
 
 def adapter_config(path: str) -> dict | None:
-    """What peft has written of the LoRA adapter in directory `path`; None if there is none."""
-    config = Path(path) / "adapter_config.json"
-    return json.loads(config.read_text()) if config.is_file() else None
+    """What peft has written of the adapter in directory `path`; None if there is none."""
+    config = Path(path) / CONFIG
+    if not config.is_file():
+        return None
+    try:
+        return dict(json.loads(config.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"model {path}: {CONFIG} cannot be read; copy or train it again") from None
 
 
 def adapter_base(path: str) -> str | None:
-    """The base model's name if `path` is a directory of a LoRA adapter, else None."""
+    """The base model's name if `path` is a directory of an adapter, else None."""
     config = adapter_config(path)
-    return None if config is None else config["base_model_name_or_path"] or ""
+    return None if config is None else config.get("base_model_name_or_path") or ""
 
 
 def base_revision(path: str, revision: str | None) -> str | None:
@@ -32,16 +45,67 @@ def base_revision(path: str, revision: str | None) -> str | None:
     return revision or (adapter_config(path) or {}).get("revision")
 
 
+def check_adapter(path: str) -> None:
+    """Raise ValueError, with a remedy, unless the adapter in `path` is of a kind that training and sampling know.
+
+    That is LoRA with all that peft trains beside it, and DoRA. Not so what depends on the row's other tokens, draws
+    anew in every pass or changes the number of layers, nor what this peft has never heard of.
+    """
+    import peft  # seconds, which models without an adapter need not wait for
+
+    found = adapter_config(path)
+    name = f"model {path}"
+    base = found.get("base_model_name_or_path")
+    check(bool(base), f"{name}: {CONFIG} names no base_model_name_or_path; write its base there")
+    kind, known = found.get("peft_type"), peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    install = f"install the peft that it was trained with ({found.get('peft_version') or 'a later one'})"
+    check(kind in known, f"{name}: peft {peft.__version__} knows no adapter {kind}; {install}, and merge it there")
+    from_base = f"start from its base, {base}"
+    fold = f"fold it into its base with merge.py, or {from_base}"
+    if kind != "LORA":
+        remedy = from_base if known[kind](task_type="CAUSAL_LM").is_prompt_learning else fold
+        raise ValueError(f"{name}: its adapter is {kind}, not LoRA; {remedy}")
+    fields = {field.name: field for field in dataclasses.fields(peft.LoraConfig)}
+    # A feature of a later version that is off is written as None, False or empty; numbers and words qualify another.
+    new = [key for key, value in found.items() if key not in fields and value and isinstance(value, bool | dict | list)]
+    check(not new, f"{name}: peft {peft.__version__} knows nothing of {', '.join(new)}; {install}, and merge it there")
+    variants = {key for key, field in fields.items() if field.metadata.get("is_lora_variant")} | {"use_qalora"}
+    used = sorted(key for key in variants - {"use_dora"} if found.get(key))
+    if str(found.get("init_lora_weights")).lower() == "mica":
+        used.append("init_lora_weights mica")
+    check(not used, f"{name}: LoRA with {', '.join(used)} is not supported; {fold}")
+    check(not found.get("layer_replication"), f"{name}: layer_replication is not supported; {from_base}")
+    begun = str(found.get("init_lora_weights")).lower()
+    remedy = "save it as plain LoRA (peft: path_initial_model_for_weight_conversion)"
+    check(not begun.startswith(UNREPEATABLE), f"{name}: init_lora_weights {begun} has changed its base; {remedy}")
+
+
+def adapters_below(path: str) -> list[str]:
+    """Names of the folders in directory `path` that are adapters: peft gives each but `default` one of its own."""
+    return sorted(file.parent.name for file in Path(path).glob(f"*/{CONFIG}"))
+
+
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout probability to 0: an adapter that was trained with dropout brings its own."""
+    """Set to 0 the probability of everything that is drawn in training alone: an adapter brings its own dropout.
+
+    Dropout modules, and the numbers that a forward pass hands to a function, of its module or of its configuration.
+    """
+    holders: dict[int, object] = {id(module): module for module in model.modules()}
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+        holders |= {id(value): value for value in vars(module).values() if isinstance(value, PreTrainedConfig)}
+    for holder in holders.values():
+        if isinstance(holder, torch.nn.modules.dropout._DropoutNd):
+            holder.p = 0.0
+        for name, value in list(vars(holder).items()):
+            if isinstance(value, float) and any(word in name for word in NOISE):
+                setattr(holder, name, 0.0)
 
 
 def lora_targets(model: torch.nn.Module, names: str) -> list[str]:
     """The comma-separated `names`, or all linear layers but the head. ValueError for one that `model` does not have."""
-    linear = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
+    head = model.get_output_embeddings()
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head]
+    linear = {name.split(".")[-1] for name, _ in layers}
     targets = [name.strip() for name in names.split(",") if name.strip()] or sorted(linear)
     missing = [name for name in targets if name not in linear]
     check(
@@ -51,55 +115,89 @@ def lora_targets(model: torch.nn.Module, names: str) -> list[str]:
     return targets
 
 
-def put_adapter(base: torch.nn.Module, path: str, is_trainable: bool = False) -> torch.nn.Module:
-    """The base with the adapter of a directory on it; ValueError unless all of it is there and fits."""
-    from peft import PeftModel, get_peft_model_state_dict
+def experts_note(model: torch.nn.Module) -> str:
+    """What to say of an adapted model whose experts are one tensor, which no linear layer holds; else nothing."""
+    config = getattr(model, "peft_config", {}).get(POLICY)
+    if config is None or config.target_parameters:
+        return ""
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name}
+    if not sizes:
+        return ""
+    share = sum(sizes.values()) / sum(p.numel() for p in model.parameters())
+    names = ", ".join(sorted({name.split(".")[-1] for name in sizes}))
+    return f"note: LoRA does not reach the experts ({names}: {share:.0%} of the weights), which stay as they are"
 
+
+def put_adapter(base: torch.nn.Module, path: str, is_trainable: bool = False) -> torch.nn.Module:
+    """The base with the adapter of a directory on it; ValueError unless all of it is there and fits.
+
+    A base without data (on the meta device) is enough to find out.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+
+    options = {"adapter_name": POLICY, "is_trainable": is_trainable}
+    options["low_cpu_mem_usage"] = next(base.parameters()).is_meta
     try:
-        model = PeftModel.from_pretrained(base, path, adapter_name=POLICY, is_trainable=is_trainable)
-        saved = set(load_file(Path(path) / "adapter_model.safetensors"))
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        config = PeftConfig.from_pretrained(path)
+        if hasattr(config, "init_lora_weights") and config.init_lora_weights not in REPEATABLE:
+            config.init_lora_weights = True  # its weights are here, so no need to begin as they did
+        model = PeftModel.from_pretrained(base, path, config=config, **options)
+        saved = set(load_file(Path(path) / WEIGHTS))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = "name the base that it was trained on in its adapter_config.json, or train it again"
         raise ValueError(
             f"model {path}: the adapter cannot be put on {adapter_base(path)} ({reason}); {remedy}"
         ) from None
     wanted = get_peft_model_state_dict(model, adapter_name=POLICY, save_embedding_layers=False).keys()
-    check(wanted <= saved, f"model {path}: weights of the adapter are missing, {sorted(wanted - saved)[:2]}")
+    missing, unknown = sorted(wanted - saved), sorted(saved - wanted - model.state_dict().keys())
+    remedy = "save it again with peft's save_pretrained"
+    check(not missing, f"model {path}: weights of the adapter are missing, {missing[:2]}; {remedy}")
+    check(not unknown, f"model {path}: its configuration has no place for {unknown[:2]}; {remedy}")
     return model
 
 
+def saved_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The adapter's parameters themselves, under the names that `save_pretrained` gives them in the file."""
+    from peft import get_peft_model_state_dict
+
+    state = model.state_dict(keep_vars=True)
+    return get_peft_model_state_dict(model, state, POLICY, save_embedding_layers=False)
+
+
 def add_reference(policy: torch.nn.Module) -> None:
-    """Freeze a copy of the policy's adapter beside it, as the reference of the KL term, on the same base.
+    """Keep a frozen copy of all that the policy trains, as the reference of the KL term.
 
     A fresh LoRA's copy is the base model itself, since B = 0. Switching the adapter off instead would make the base the
     reference of a run that starts from a trained adapter.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    policy.add_adapter(REFERENCE, policy.peft_config[POLICY])
-    set_peft_model_state_dict(policy, get_peft_model_state_dict(policy, adapter_name=POLICY), adapter_name=REFERENCE)
-    for name, parameter in policy.named_parameters():
-        if f".{REFERENCE}." in name:
-            parameter.requires_grad_(False)
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    reference = torch.nn.Module()  # in the model, so that what moves or casts the weights does so with the copy too
+    reference.names = list(trained)
+    for number, p in enumerate(trained.values()):
+        reference.register_buffer(str(number), p.detach().clone(), persistent=False)
+    policy.add_module(REFERENCE, reference)
 
 
 @contextlib.contextmanager
 def use_reference(policy: torch.nn.Module) -> Iterator[None]:
-    """Run the reference adapter inside the block.
+    """Run the reference inside the block, for which the parameters have its data: whatever kind they are.
 
-    peft's `set_adapter` would also toggle requires_grad, and with it the gradient hooks that DeepSpeed has placed on
-    the policy's parameters; only the layers' choice of adapter changes here.
+    The parameters themselves stay, with requires_grad and the gradient hooks that DeepSpeed has placed on them, and
+    afterwards their data is the one tensor that it was, a view of DeepSpeed's buffer.
     """
-    layers = [module for module in policy.modules() if hasattr(module, "lora_A")]
-    assert layers and REFERENCE in layers[0].lora_A, "no reference adapter: call add_reference first"
+    reference = getattr(policy, REFERENCE, None)
+    assert reference is not None, "no reference: call add_reference first"
+    named = dict(policy.named_parameters())
+    parameters = [named[name] for name in reference.names]
+    own = [p.data for p in parameters]
     try:
-        for layer in layers:
-            layer._active_adapter = [REFERENCE]
+        for p, copy in zip(parameters, reference.buffers(), strict=True):
+            p.data = copy
         yield
     finally:
-        for layer in layers:
-            layer._active_adapter = [POLICY]
+        for p, data in zip(parameters, own, strict=True):
+            p.data = data
 
 
 @contextlib.contextmanager

@@ -22,7 +22,17 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from policy.adapters import POLICY, adapter_base, base_revision, lora_targets, put_adapter
+from policy.adapters import (
+    POLICY,
+    WEIGHTS,
+    adapter_base,
+    adapters_below,
+    base_revision,
+    check_adapter,
+    lora_targets,
+    put_adapter,
+    saved_tensors,
+)
 from policy.prefix_sharing import ATTENTION
 from runtime.checkpoints import list_checkpoints
 from runtime.settings import check, check_choice
@@ -71,7 +81,7 @@ def stop_token_ids(tokenizer, model) -> set[int]:
 
     Raises ValueError for a tokenizer that has tokens of which the model has no embedding.
     """
-    known = model.get_input_embeddings().num_embeddings
+    known = len(model.get_input_embeddings().weight)  # also of a layer that peft has put around them
     check(len(tokenizer) <= known, f"model: its tokenizer has {len(tokenizer)} tokens, the model {known}: not a pair")
     named = getattr(model.generation_config, "eos_token_id", None)
     stops = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
@@ -175,13 +185,17 @@ def check_model(name: str) -> None:
     if name == TINY or not is_local:
         return
     check(path.is_dir(), f"model {name}: no such directory; train it first, or name another")
-    saved = list_checkpoints(path)
-    remedy = f"name its checkpoint {saved[-1]}" if saved else "name one that train_sft.py or train_grpo.py wrote"
+    remedy = "name one that train_sft.py or train_grpo.py wrote"
+    if saved := list_checkpoints(path):
+        remedy = f"name its checkpoint {saved[-1]}"
+    elif below := adapters_below(name):
+        remedy = f"name an adapter of the folders in it: {', '.join(str(path / folder) for folder in below)}"
     check(any(path.glob("*.safetensors")), f"model {name}: no safetensors weights in it; {remedy}")
     configured = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
     check(configured, f"model {name}: neither config.json nor adapter_config.json in it; {remedy}")
-    if base := adapter_base(name):
-        check_model(base)
+    if adapter_base(name) is not None:
+        check_adapter(name)
+        check_model(adapter_base(name))
 
 
 def load_policy(
@@ -216,7 +230,9 @@ def load_policy(
     check(
         adaptation == "lora" or base is None, f"model {model} is an adapter: set adaptation lora, or name a full model"
     )
-    if adaptation == "lora" and base is None:
+    if base is not None:
+        check_fit(model, revision)
+    elif adaptation == "lora":
         targets = lora_targets(empty_model(model_shape(model, revision)), lora_target_modules)
     policy = load_base(base or model, quantization, dtype, device, base_revision(model, revision), seed)
     if adaptation == "lora":
@@ -245,6 +261,12 @@ def load_policy(
     return policy.train()  # gradient checkpointing is only active then
 
 
+def check_fit(adapter: str, revision: str | None = None) -> None:
+    """Raise ValueError unless the adapter is of a known kind and fits its base, of which no weight is read."""
+    check_adapter(adapter)
+    put_adapter(empty_model(model_shape(adapter_base(adapter), base_revision(adapter, revision))), adapter)
+
+
 def recompute_activations(model: torch.nn.Module) -> None:
     """Keep each layer's input alone in the forward pass of training, and run the layer again in the backward pass."""
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -257,6 +279,8 @@ def load_for_inference(
     """A full model, or a base with its adapter, in eval mode."""
     check_choice("quantization", quantization, ("nf4", "none"))
     base = adapter_base(model)
+    if base is not None:
+        check_fit(model, revision)
     loaded = load_base(base or model, quantization, dtype, device, base_revision(model, revision))
     if base is not None:
         loaded = put_adapter(loaded, model)
@@ -340,7 +364,7 @@ def save_model(model: torch.nn.Module, tokenizer, directory: Path, card: str = "
     """
     if hasattr(model, "peft_config"):
         # The embeddings are never trained; asking about them would ask the hub.
-        model.save_pretrained(directory, selected_adapters=[POLICY], save_embedding_layers=False)
+        model.save_pretrained(directory, save_embedding_layers=False)
     else:
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -349,13 +373,17 @@ def save_model(model: torch.nn.Module, tokenizer, directory: Path, card: str = "
 
 
 def load_trainable(model: torch.nn.Module, directory: Path) -> None:
-    """Copy what `save_model` wrote into the trainable parameters, in place: they may be views of one flat buffer."""
-    saved = [path for path in directory.glob("*.safetensors") if not path.name.startswith("rank-")]
-    tensors = {name: tensor for path in saved for name, tensor in load_file(path).items()}
+    """Copy what `save_model` wrote into the parameters, in place: they may be views of one flat buffer."""
+    if hasattr(model, "peft_config"):
+        tensors, saved = saved_tensors(model), load_file(directory / WEIGHTS)
+    else:  # some models are saved under other names than their own
+        dtype = next(model.parameters()).dtype
+        whole = _from_hub_or_disk(AutoModelForCausalLM, str(directory), dtype=dtype, use_safetensors=True)
+        tensors, saved = dict(model.named_parameters()), dict(whole.named_parameters())
+    assert tensors.keys() == saved.keys(), "the checkpoint is of another model"
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(tensors[name.replace(f".{POLICY}.", ".")])
+        for name, tensor in tensors.items():
+            tensor.copy_(saved[name])
 
 
 def model_card(stage: str, settings: dict, dataset_hash: str, step: int, scores: dict[str, float]) -> str:

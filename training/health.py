@@ -31,13 +31,16 @@ class TrainingFault(ValueError):
 
 
 def _zero_by_construction(model: torch.nn.Module) -> set[str]:
-    """Names of the lora_A weights whose lora_B is still zero: their first gradient is exactly zero, and no fault."""
+    """Names of the LoRA weights whose partner is still zero: their first gradient is exactly zero, and no fault."""
     names = set()
     for prefix, module in model.named_modules():
         if hasattr(module, "lora_B"):
             for adapter, b in module.lora_B.items():
                 if not b.weight.any():
                     names.add(f"{prefix}.lora_A.{adapter}.weight")
+            for adapter, a in module.lora_embedding_A.items():  # of embeddings, where A begins at zero
+                if not a.any():
+                    names.add(f"{prefix}.lora_embedding_B.{adapter}")
     return names
 
 

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dataset.chat import encode, longest_sequence
 from dataset.reading import choose_rows, load_split, read_dataset_hash, write_training_data
-from policy.adapters import add_reference, disable_dropout
+from policy.adapters import add_reference, disable_dropout, experts_note
 from policy.loading import (
     check_context,
     check_model,
@@ -161,8 +161,8 @@ class Setup(Opened):
         kind = self.accelerator.distributed_type.value
         where = f"{self.accelerator.num_processes} processes, {self.dtype}, {kind}"
         where += "".join(f", {name} {getattr(self.config, name):,}" for name in BUDGETS)
-        note = emulation_note(self.dtype, self.accelerator.device)
-        self.accelerator.print(f"{self.stage}: {what} on {where}", *filter(None, [note]), sep="\n", flush=True)
+        notes = [emulation_note(self.dtype, self.accelerator.device), experts_note(self.policy)]
+        self.accelerator.print(f"{self.stage}: {what} on {where}", *filter(None, notes), sep="\n", flush=True)
 
     def start_progress(self) -> Progress:
         """The console's view of the steps that are left, from now on."""

@@ -1,13 +1,306 @@
-"""LoRA folded into the weights for sampling: the same model, and afterwards the same bits."""
+"""Adapters of every kind that peft and TRL write: loaded, trained, saved and put back, or refused in one line; the
+reference that stays as it was; and LoRA folded into the weights for sampling."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_model, randomize_lora_b
-from peft import LoraConfig, get_peft_model
+from conftest import SMALL, VOCABULARY, build_model, randomize_lora_b
+from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from policy.adapters import add_reference, disable_dropout, folded, use_reference
+from policy.adapters import (
+    add_reference,
+    disable_dropout,
+    experts_note,
+    folded,
+    lora_targets,
+    saved_tensors,
+    use_reference,
+)
+from policy.loading import (
+    check_model,
+    load_base,
+    load_for_inference,
+    load_policy,
+    load_trainable,
+    save_model,
+    stop_token_ids,
+)
+from policy.prefix_sharing import ATTENTION
+from training.health import check_gradient_flow
 
 TOKENS = torch.tensor([[5, 3, 9, 1, 7]])
+CPU = {"dtype": torch.float32, "device": torch.device("cpu")}
+KINDS = {
+    "plain": {},
+    "dora": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["embed_tokens", "lm_head", "input_layernorm"]},
+    "tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "embeddings": {"target_modules": ["embed_tokens", "lm_head", "o_proj"]},
+    "tokens": {"trainable_token_indices": [1, 5, 7]},
+    "bias": {"bias": "all"},
+    "patterns": {"use_rslora": True, "rank_pattern": {"o_proj": 2}, "alpha_pattern": {"down_proj": 3}},
+    "regex": {"target_modules": r".*layers\.1\..*_proj", "init_lora_weights": "orthogonal"},
+    "olora": {"init_lora_weights": "olora"},
+}
+
+
+@pytest.fixture(scope="module")
+def base_dir(once, tokenizer) -> str:
+    """A full Qwen2 with biases on disk."""
+    model = build_model("qwen2", vocab_size=len(tokenizer))
+    return str(once("qwen2", lambda folder: save_model(model, tokenizer, folder / "base")) / "base")
+
+
+@pytest.fixture(scope="module")
+def tied_dir(once, tokenizer) -> str:
+    """A full Phi-3 with tied embeddings on disk."""
+    model = build_model("phi3", vocab_size=len(tokenizer))
+    return str(once("phi3", lambda folder: save_model(model, tokenizer, folder / "base")) / "base")
+
+
+def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def disturb(model: torch.nn.Module) -> None:
+    """As if all that is trained had been."""
+    torch.manual_seed(1)
+    for p in trained(model).values():
+        p.add_(0.05 * torch.randn_like(p))
+
+
+def adapter_of(kind: str, base: str, path: Path) -> torch.Tensor:
+    """Writes an adapter as anyone does with peft alone; its logits."""
+    model = get_peft_model(load_base(base, "none", **CPU), lora_config(**KINDS[kind]))
+    disturb(model)
+    model.save_pretrained(path)
+    with torch.no_grad():
+        return model.eval()(TOKENS).logits
+
+
+def lora_config(**options) -> LoraConfig:
+    return LoraConfig(r=4, task_type="CAUSAL_LM", **{"target_modules": "all-linear"} | options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_what_an_adapter_trains_is_put_back_and_its_reference_stays(
+    kind, quantization, base_dir, tied_dir, tokenizer, tmp_path
+):
+    base = {"none": tied_dir, "nf4": base_dir}[quantization]
+    expected = adapter_of(kind, base, tmp_path / "theirs")
+    options = {"adaptation": "lora", "quantization": quantization, **CPU}
+    policy = load_policy(str(tmp_path / "theirs"), **options)
+    add_reference(policy)
+    disable_dropout(policy)
+    with torch.no_grad():
+        start = policy(TOKENS).logits
+        if quantization == "none":
+            torch.testing.assert_close(start, expected)
+        with use_reference(policy):
+            assert torch.equal(policy(TOKENS).logits, start), "KL is 0 at the first step"
+    assert stop_token_ids(tokenizer, policy)
+    own = {name: p.data_ptr() for name, p in trained(policy).items()}
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    logits = policy(TOKENS).logits
+    with torch.no_grad(), use_reference(policy):
+        policy(TOKENS)
+    logits.log_softmax(-1)[..., 0].sum().backward()  # after the reference has run, as in GRPO
+    with torch.no_grad():
+        for p in trained(policy).values():
+            p.sub_(0.1 * p.grad)
+    assert own == {name: p.data_ptr() for name, p in trained(policy).items()}
+    for name, p in policy.named_parameters():
+        assert p.requires_grad is not torch.equal(p, before[name]), name
+    with torch.no_grad():
+        moved = policy.eval()(TOKENS).logits
+        assert not torch.allclose(moved, start, atol=1e-2)
+        with use_reference(policy):
+            assert torch.equal(policy(TOKENS).logits, start)
+
+    save_model(policy, tokenizer, tmp_path / "ours")
+    again = load_policy(str(tmp_path / "theirs"), **options)  # as resuming does
+    load_trainable(again, tmp_path / "ours")
+    started = load_policy(str(tmp_path / "ours"), **options)  # as the next stage does
+    for other in (again, started):
+        assert trained(other).keys() == trained(policy).keys()
+        for name, p in other.named_parameters():
+            assert torch.equal(p, policy.get_parameter(name)), name
+    with torch.no_grad():
+        judged = load_for_inference(str(tmp_path / "ours"), quantization, **CPU)
+        assert torch.equal(judged(TOKENS).logits, moved)
+
+
+def test_everything_that_is_trained_is_saved(base_dir):
+    for options in KINDS.values():
+        model = get_peft_model(load_base(base_dir, "none", **CPU), lora_config(**options))
+        assert {id(p) for p in trained(model).values()} <= {id(p) for p in saved_tensors(model).values()}
+
+
+def test_a_fresh_adapter_on_embeddings_is_no_broken_graph(base_dir):
+    model = get_peft_model(load_base(base_dir, "none", **CPU), lora_config(**KINDS["embeddings"]))
+    check_gradient_flow(model, model(TOKENS).logits.log_softmax(-1)[..., 0].sum())
+
+
+def test_a_full_model_is_put_back_whatever_names_it_is_saved_under(tokenizer, tmp_path):
+    """Qwen3-MoE's experts are one tensor in the model and many in the file."""
+    model = mixture()
+    save_model(model, tokenizer, tmp_path / "model")
+    again = mixture(seed=1)
+    load_trainable(again, tmp_path / "model")
+    for name, p in again.named_parameters():
+        assert torch.equal(p, model.get_parameter(name)), name
+
+
+def mixture(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SMALL, **experts, num_key_value_heads=2, vocab_size=VOCABULARY)).eval()
+
+
+# --- refusals
+
+
+def refused(path: Path, base: str, config: dict | None = None, tensors: dict | None = None) -> str:
+    """The one line that refuses an adapter, a plain one but for these, when training and when answering."""
+    model = get_peft_model(build_model("qwen2"), lora_config(target_modules=["o_proj"]))
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(path, save_embedding_layers=False)
+    written = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps(written | (config or {})))
+    if tensors is not None:
+        save_file(tensors, path / "adapter_model.safetensors")
+    return refusal(path)
+
+
+def refusal(path: Path) -> str:
+    lines = set()
+    for load in (
+        lambda: load_policy(str(path), adaptation="lora", quantization="none", **CPU),
+        lambda: load_for_inference(str(path), "none", **CPU),
+    ):
+        with pytest.raises(ValueError) as error:
+            load()
+        lines.add(str(error.value))
+    (line,) = lines
+    assert "\n" not in line and line.startswith(f"model {path}: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    "config, remedy",
+    [
+        (IA3Config(task_type="CAUSAL_LM", target_modules=["o_proj"], feedforward_modules=[]), "is IA3, .*merge.py"),
+        (LoHaConfig(task_type="CAUSAL_LM", target_modules=["o_proj"]), "is LOHA, .*merge.py"),
+        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "is PROMPT_TUNING, .*start from its base"),
+    ],
+    ids=lambda value: getattr(value, "peft_type", ""),
+)
+def test_other_kinds_are_refused_by_name(config, remedy, base_dir, tmp_path):
+    get_peft_model(load_base(base_dir, "none", **CPU), config).save_pretrained(tmp_path)
+    for line in (refusal(tmp_path), pytest.raises(ValueError, check_model, str(tmp_path)).value.args[0]):
+        assert remedy.split(" .*")[0] in line and remedy.split(".*")[1] in line
+
+
+@pytest.mark.parametrize(
+    "config, part",
+    [
+        ({"peft_type": "NEWRA", "peft_version": "9.9"}, "knows no adapter NEWRA; install the peft .*9.9"),
+        ({"use_newness": True}, "knows nothing of use_newness"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is not supported; fold"),
+        ({"init_lora_weights": "pissa_niter_4"}, "has changed its base; save it as plain LoRA"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication is not supported; start from its base"),
+        ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
+        ({"target_modules": ["nowhere"]}, "cannot be put on"),
+        ({"r": 8}, "size mismatch"),
+        ({"use_dora": True}, "weights of the adapter are missing"),
+        ({"target_modules": ["q_proj", "o_proj"]}, "weights of the adapter are missing"),
+        ({"rank_pattern": {}, "layers_to_transform": [0]}, "no place for"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_not_known_or_does_not_fit_is_refused_before_any_weight_is_read(config, part, base_dir, tmp_path):
+    """The base is a configuration alone: no weight of it is read."""
+    bare = tmp_path / "bare"
+    load_base(base_dir, "none", **CPU).config.save_pretrained(bare)
+    line = refused(tmp_path / "adapter", str(bare), config)
+    assert all(words in line for words in part.split(" .*")), line
+
+
+def test_weights_saved_under_an_adapters_name_are_refused(base_dir, tmp_path):
+    model = get_peft_model(build_model("qwen2"), lora_config(target_modules=["o_proj"]))
+    named = {name: p.detach().clone() for name, p in trained(model).items()}
+    assert "are missing" in refused(tmp_path, base_dir, tensors=named)
+
+
+def test_keys_of_another_peft_that_change_nothing_are_let_be(base_dir, tmp_path):
+    expected = adapter_of("plain", base_dir, tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    later = {"use_newness": False, "new_config": None, "new_group_size": 16, "peft_version": "9.9.9"}
+    for dropped in ("lora_bias", "exclude_modules", "arrow_config"):
+        del written[dropped]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written | later))
+    with torch.no_grad():
+        assert torch.equal(load_for_inference(str(tmp_path), "none", **CPU)(TOKENS).logits, expected)
+
+
+def test_adapters_in_folders_are_named(base_dir, tmp_path):
+    model = get_peft_model(load_base(base_dir, "none", **CPU), lora_config(), adapter_name="mine")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"no safetensors weights in it; name an adapter .*: {tmp_path / 'mine'}"):
+        check_model(str(tmp_path))
+    check_model(str(tmp_path / "mine"))
+    load_policy(str(tmp_path / "mine"), adaptation="lora", quantization="none", **CPU)
+
+
+# --- dropout, targets
+
+
+def test_dropout_is_off_wherever_it_is_read_from(base_dir):
+    """As a module, as a module's number, as a configuration's."""
+    base = load_base(base_dir, "none", **CPU)
+    model = get_peft_model(base, lora_config(lora_dropout=0.5))
+    disturb(model)
+    model.train()
+    expected = model.eval()(TOKENS).logits
+    base.model.layers[0].self_attn.attention_dropout = 0.5
+    base.config.hidden_dropout, eps = 0.5, base.config.rms_norm_eps
+    wired = base.model.norm.forward
+    base.model.norm.forward = lambda x: torch.nn.functional.dropout(wired(x), base.config.hidden_dropout)
+    assert not torch.allclose(model.train()(TOKENS).logits, expected)
+    disable_dropout(model)
+    torch.testing.assert_close(model.train()(TOKENS).logits, expected)
+    assert base.config.rms_norm_eps == eps
+
+
+def test_conv1d_layers_are_targets(tmp_path, tokenizer):
+    """GPT-2's; its head is left out."""
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**shape, vocab_size=VOCABULARY, attn_implementation=ATTENTION))
+    assert lora_targets(model, "") == ["c_attn", "c_fc", "c_proj"]
+    save_model(model, tokenizer, tmp_path / "base")
+    policy = load_policy(str(tmp_path / "base"), adaptation="lora", quantization="none", **CPU)
+    disturb(policy)
+    save_model(policy, tokenizer, tmp_path / "adapter")
+    with torch.no_grad():
+        judged = load_for_inference(str(tmp_path / "adapter"), "none", **CPU)
+        assert torch.equal(judged(TOKENS).logits, policy.eval()(TOKENS).logits)
+
+
+def test_experts_that_lora_does_not_reach_are_named():
+    model = get_peft_model(mixture(), lora_config(target_modules=["q_proj"]))
+    assert "the experts (down_proj, gate_up_proj: " in experts_note(model)
+    reached = lora_config(target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"])
+    for other in (get_peft_model(mixture(), reached), mixture(), build_model("phi3", lora=True)):
+        assert experts_note(other) == ""
+
+
+# --- folding
 
 
 def lora(family: str = "qwen2", dtype: torch.dtype = torch.float32, **options) -> torch.nn.Module:
