@@ -55,8 +55,8 @@ def check_adapter(path: str) -> None:
 
     found = adapter_config(path)
     name = f"model {path}"
-    base = found.get("base_model_name_or_path")
-    check(bool(base), f"{name}: {CONFIG} names no base_model_name_or_path; write its base there")
+    base = adapter_base(path)
+    check(base != "", f"{name}: {CONFIG} names no base_model_name_or_path; write its base there")
     kind, known = found.get("peft_type"), peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     install = f"install the peft that it was trained with ({found.get('peft_version') or 'a later one'})"
     check(kind in known, f"{name}: peft {peft.__version__} knows no adapter {kind}; {install}, and merge it there")
@@ -73,6 +73,7 @@ def check_adapter(path: str) -> None:
     used = sorted(key for key in variants - {"use_dora"} if found.get(key))
     if str(found.get("init_lora_weights")).lower() == "mica":
         used.append("init_lora_weights mica")
+    fold = from_base if {"alora_invocation_tokens", "arrow_config"} & {*used} else fold  # these depend on the row
     check(not used, f"{name}: LoRA with {', '.join(used)} is not supported; {fold}")
     check(not found.get("layer_replication"), f"{name}: layer_replication is not supported; {from_base}")
     begun = str(found.get("init_lora_weights")).lower()
@@ -155,6 +156,30 @@ def put_adapter(base: torch.nn.Module, path: str, is_trainable: bool = False) ->
     check(not missing, f"model {path}: weights of the adapter are missing, {missing[:2]}; {remedy}")
     check(not unknown, f"model {path}: its configuration has no place for {unknown[:2]}; {remedy}")
     return model
+
+
+def merge_adapter(base: torch.nn.Module, path: str) -> torch.nn.Module:
+    """The base, which is changed, with the adapter of a directory folded into its weights.
+
+    Raises ValueError for an adapter that is no change of weights.
+    """
+    head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
+    model = put_adapter(base, path)
+    tied = head.weight is embeddings.weight
+    if tied:  # what is folded into the one would be in the other too
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    try:
+        check(not model.peft_config[POLICY].is_prompt_learning, "it adds tokens to the prompt")
+        check(not getattr(model.peft_config[POLICY], "layer_replication", None), "it adds layers")
+        merged = model.merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"model {path}: cannot be folded into weights ({reason}); use it on its base") from None
+    head, embeddings = merged.get_output_embeddings(), merged.get_input_embeddings()
+    merged.config.tie_word_embeddings = tied and torch.equal(head.weight, embeddings.weight)
+    if merged.config.tie_word_embeddings:
+        head.weight = embeddings.weight
+    return merged.eval().requires_grad_(False)
 
 
 def saved_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -24,12 +24,15 @@ from transformers import (
 
 from policy.adapters import (
     POLICY,
+    REPEATABLE,
     WEIGHTS,
     adapter_base,
+    adapter_config,
     adapters_below,
     base_revision,
     check_adapter,
     lora_targets,
+    merge_adapter,
     put_adapter,
     saved_tensors,
 )
@@ -143,6 +146,11 @@ def model_shape(name: str, revision: str | None = None) -> PreTrainedConfig:
     return shape
 
 
+def own_dtype(name: str, revision: str | None = None) -> torch.dtype:
+    """The precision in which a full model's weights are stored."""
+    return _from_hub_or_disk(AutoConfig, name, revision=revision).dtype or torch.float32
+
+
 def with_layers(shape: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     """The configuration of the same model with so many layers."""
     # What kind each layer is, Qwen2 writes down in a list: it would be too long or too short.
@@ -231,6 +239,7 @@ def load_policy(
         adaptation == "lora" or base is None, f"model {model} is an adapter: set adaptation lora, or name a full model"
     )
     if base is not None:
+        check_adapter(model)
         check_fit(model, revision)
     elif adaptation == "lora":
         targets = lora_targets(empty_model(model_shape(model, revision)), lora_target_modules)
@@ -262,8 +271,7 @@ def load_policy(
 
 
 def check_fit(adapter: str, revision: str | None = None) -> None:
-    """Raise ValueError unless the adapter is of a known kind and fits its base, of which no weight is read."""
-    check_adapter(adapter)
+    """Raise ValueError unless the adapter fits its base, of which no weight is read."""
     put_adapter(empty_model(model_shape(adapter_base(adapter), base_revision(adapter, revision))), adapter)
 
 
@@ -278,13 +286,35 @@ def load_for_inference(
 ) -> torch.nn.Module:
     """A full model, or a base with its adapter, in eval mode."""
     check_choice("quantization", quantization, ("nf4", "none"))
-    base = adapter_base(model)
-    if base is not None:
-        check_fit(model, revision)
-    loaded = load_base(base or model, quantization, dtype, device, base_revision(model, revision))
-    if base is not None:
-        loaded = put_adapter(loaded, model)
-    return loaded.eval().requires_grad_(False)
+    if adapter_base(model) is not None:
+        check_adapter(model)
+        return load_adapted(model, quantization, dtype, device, revision)
+    return load_base(model, quantization, dtype, device, revision).eval().requires_grad_(False)
+
+
+def load_adapted(
+    adapter: str, quantization: str, dtype: torch.dtype, device: torch.device, revision: str | None = None
+) -> torch.nn.Module:
+    """The base of an adapter of any kind with it on, in eval mode."""
+    check_fit(adapter, revision)
+    base = load_base(adapter_base(adapter), quantization, dtype, device, base_revision(adapter, revision))
+    return put_adapter(base, adapter).eval().requires_grad_(False)
+
+
+def load_merged(
+    adapter: str, quantization: str, dtype: torch.dtype, device: torch.device, revision: str | None = None
+) -> torch.nn.Module:
+    """The full model that the base of an adapter, of whatever kind has weights to fold, and the adapter make together.
+
+    With `quantization` nf4 its weights are those of the 4-bit base, dequantized.
+    """
+    begun = adapter_config(adapter).get("init_lora_weights")
+    remedy = "save it as plain LoRA (peft: path_initial_model_for_weight_conversion)"
+    changed = f"model {adapter}: init_lora_weights {begun} has changed what is quantized; {remedy}"
+    check(quantization == "none" or begun not in REPEATABLE, changed)
+    check_fit(adapter, revision)
+    base = load_base(adapter_base(adapter), quantization, dtype, device, base_revision(adapter, revision))
+    return merge_adapter(base.dequantize(dtype) if quantization == "nf4" else base, adapter)
 
 
 def load_base(

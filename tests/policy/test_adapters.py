@@ -22,8 +22,10 @@ from policy.adapters import (
 )
 from policy.loading import (
     check_model,
+    load_adapted,
     load_base,
     load_for_inference,
+    load_merged,
     load_policy,
     load_trainable,
     save_model,
@@ -212,7 +214,7 @@ def test_other_kinds_are_refused_by_name(config, remedy, base_dir, tmp_path):
     [
         ({"peft_type": "NEWRA", "peft_version": "9.9"}, "knows no adapter NEWRA; install the peft .*9.9"),
         ({"use_newness": True}, "knows nothing of use_newness"),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is not supported; fold"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is not supported; start"),
         ({"init_lora_weights": "pissa_niter_4"}, "has changed its base; save it as plain LoRA"),
         ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication is not supported; start from its base"),
         ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
@@ -256,6 +258,48 @@ def test_adapters_in_folders_are_named(base_dir, tmp_path):
         check_model(str(tmp_path))
     check_model(str(tmp_path / "mine"))
     load_policy(str(tmp_path / "mine"), adaptation="lora", quantization="none", **CPU)
+
+
+# --- folded for good
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@torch.no_grad()
+def test_a_merged_model_is_the_adapted_one(kind, quantization, base_dir, tied_dir, tokenizer, tmp_path):
+    """Also where LoRA is on one of two tied layers, and when it is read again; in nf4 on the rounded weights."""
+    adapter_of(kind, tied_dir, tmp_path / "adapter")
+    if (kind, quantization) == ("olora", "nf4"):
+        with pytest.raises(ValueError, match="olora has changed what is quantized; save it as plain LoRA"):
+            load_merged(str(tmp_path / "adapter"), quantization, **CPU)
+        return
+    expected = load_adapted(str(tmp_path / "adapter"), quantization, **CPU)(TOKENS).logits
+    merged = load_merged(str(tmp_path / "adapter"), quantization, **CPU)
+    torch.testing.assert_close(merged(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
+    save_model(merged, tokenizer, tmp_path / "merged")
+    again = load_for_inference(str(tmp_path / "merged"), "none", **CPU)
+    assert torch.equal(again(TOKENS).logits, merged(TOKENS).logits)
+    assert again.config.tie_word_embeddings is (kind not in ("modules_to_save", "embeddings"))
+    assert not hasattr(again, "peft_config") and not hasattr(again.config, "quantization_config")
+
+
+@torch.no_grad()
+def test_other_kinds_are_merged_too_but_for_prompts(base_dir, tmp_path):
+    """The remedy that their refusals name works."""
+    options = {"task_type": "CAUSAL_LM", "target_modules": ["o_proj"]}
+    ia3, loha = IA3Config(**options, feedforward_modules=[]), LoHaConfig(**options)
+    for number, config in enumerate((ia3, loha, LoraConfig(**options, init_lora_weights="mica"))):
+        model = get_peft_model(load_base(base_dir, "none", **CPU), config)
+        disturb(model)
+        model.save_pretrained(tmp_path / str(number))
+        merged = load_merged(str(tmp_path / str(number)), "none", **CPU)
+        torch.testing.assert_close(merged(TOKENS).logits, model.eval()(TOKENS).logits, rtol=1e-4, atol=1e-4)
+    prompts = get_peft_model(
+        load_base(base_dir, "none", **CPU), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    )
+    prompts.save_pretrained(tmp_path / "prompts")
+    with pytest.raises(ValueError, match=r"cannot be folded into weights \(it adds tokens to the prompt\)"):
+        load_merged(str(tmp_path / "prompts"), "none", **CPU)
 
 
 # --- dropout, targets
