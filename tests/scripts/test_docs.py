@@ -38,6 +38,7 @@ RUN = {  # page: heading
     "docs/evaluation.md: One example, step by step",
     "docs/memory.md: Memory: which recipe fits which card",
     "docs/memory.md: Hours: how long a recipe takes",
+    "docs/scripts.md: Merging an adapter",
     "docs/grpo.md: A reward of your own",
 }
 ELSEWHERE = {
@@ -64,6 +65,7 @@ SHORTER = {  # the last word on a setting counts
     "train_grpo.py": [*TRAIN, "--prompts_per_step", "4", "--num_generations", "2"],
     "evaluate.py": ["--max_rows", "12", "--num_resamples", "10"],
     "preprocess.py": ["--num_variables", "3", "4"],
+    "merge.py": ["--max_rows", "12"],
 }
 
 
@@ -188,10 +190,11 @@ def test_commands_of_evaluation(trained, run):
     run(["python", "preprocess.py", "--num_variables", "3", "4", *worded, "--output_dir", "data/mine"])
     shutil.copytree(trained / "data/mine", trained / "data/phi3")
     run(shortened(["python", "evaluate.py", "--model", "models/phi3_sft_model"]))
-    for words in commands_of("docs/evaluation.md"):
+    for words in commands_of("docs/evaluation.md", "docs/scripts.md"):
         run(shortened(words))
     assert (trained / "example.png").stat().st_size > 0
     assert (trained / "evaluation_results/comparison/report.html").is_file()
+    assert (trained / "models/phi3_grpo_model_merged/model.safetensors").is_file()
 
 
 def test_a_task_of_ones_own_trains_as_the_page_says(trained, run):
