@@ -6,7 +6,8 @@
 The weights are those of the base plus what the adapter adds to them. An adapter that was trained on a 4-bit base has
 learned to make up for its rounding too, so it is folded into those weights, dequantized (`--quantization nf4`, as in
 training). The model is written in the precision of the base: its weights are rounded once more, and a small update may
-be lost in that. With a dataset the greedy answers of both are compared, on the model as it is on disk.
+be lost in that. With a dataset, the greedy answers of the adapter on its base, as in training, are compared with
+those of the model that has been written.
 """
 
 import json
@@ -150,14 +151,17 @@ def main() -> None:
 
     accelerator = start(config.seed)
     where = {"device": accelerator.device, "revision": base_revision(config.model, config.revision)}
-    dtype = own_dtype(base, where["revision"]) if config.dtype == "auto" else getattr(torch, config.dtype)
+    own = own_dtype(base, where["revision"])
+    dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
     record = {"adapter": config.model, "base": base, "quantization": config.quantization}
     record["dtype"] = str(dtype).removeprefix("torch.")
     before = None
     if rows is not None:
         rows = choose_rows(rows, config.max_rows or len(rows), config.seed)
-        adapted = load_adapted(config.model, config.quantization, dtype, **where)
-        before = answer(accelerator, adapted, tokenizer, rows, config.quantization, config)
+        # As it was trained, if that is known, whatever it is folded from.
+        trained = read_beside(config.model, "training_config.json").get("quantization", config.quantization)
+        adapted = load_adapted(config.model, trained, own, **where)
+        before = answer(accelerator, adapted, tokenizer, rows, trained, config)
         del adapted
     model = load_merged(config.model, config.quantization, dtype, **where)
     with replacing(output_dir) as new:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,7 +172,9 @@ def merge_adapter(base: torch.nn.Module, path: str) -> torch.nn.Module:
     try:
         check(not model.peft_config[POLICY].is_prompt_learning, "it adds tokens to the prompt")
         check(not getattr(model.peft_config[POLICY], "layer_replication", None), "it adds layers")
-        merged = model.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers that are no longer tied: here is decided which are
+            merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"model {path}: cannot be folded into weights ({reason}); use it on its base") from None

@@ -56,6 +56,20 @@ def test_changed_answers_are_counted(merged, start_adapter, dataset, monkeypatch
     assert "3 rows" in printed and "1 changed by the merging (2 texts)" in printed
 
 
+def test_the_adapter_answers_on_what_it_was_trained_on_whatever_it_is_folded_from(
+    merged, dataset, monkeypatch, tmp_path
+):
+    import merge
+
+    loaded = []
+    monkeypatch.setattr(merge, "answer", lambda accelerator, model, *_: loaded.append(model) or ["Answer: Yes"])
+    options = {"quantization": "none", "dtype": "bfloat16", "output_dir": tmp_path / "new"}
+    run_here("merge", model=merged[0].parent / "mine", dataset=dataset, max_rows=1, **options)
+    assert [(hasattr(model, "hf_quantizer"), model.dtype) for model in loaded] == [
+        (True, torch.float32), (False, torch.bfloat16)
+    ]  # fmt: skip
+
+
 def test_the_dtype_is_the_bases_or_the_one_asked_for(start_adapter, tmp_path):
     run_here("merge", model=start_adapter, dtype="bfloat16", output_dir=tmp_path / "half")
     assert {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
