@@ -4,10 +4,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
-from runtime.files import check_vacant, make_output_dir, sha256
+from runtime.files import check_vacant, lock, make_output_dir, sha256
+from runtime.settings import check
 
 MANIFEST = "manifest.json"
+RUN_OF_CURVES = ".run"  # in a logging_dir: the output_dir of the run whose curves are in it
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -47,6 +50,42 @@ def prune(output_dir: Path, step: int, save_total_limit: int) -> None:
         shutil.rmtree(old)
 
 
+def set_apart(output_dir: Path, step: int) -> None:
+    """Move the checkpoints later than `step`, from which the run goes another way, into a folder `set_apart-<n>`."""
+    later = [path for path in list_checkpoints(output_dir) if step_of(path) > step]
+    if not later:
+        return
+    number = 1 + max((int(path.name.split("-")[1]) for path in output_dir.glob("set_apart-*")), default=0)
+    folder = output_dir / f"set_apart-{number}"
+    folder.mkdir()
+    for path in later:
+        path.rename(folder / path.name)
+    names = ", ".join(path.name for path in later)
+    print(f"{names}: of steps that are now taken anew; moved to {folder}", flush=True)
+
+
+def claim_logging_dir(directory: str, output_dir: Path, adopt: bool) -> tuple[Any, bool]:
+    """Hold a directory for the curves of the run in `output_dir`; ValueError if there are those of another run in it.
+
+    `adopt`: curves of nobody known are taken for its own, as are those of a run that is no longer where it was. Returns
+    what holds it (as `lock` does), and whether the run has curves there already.
+    """
+    path = make_output_dir(directory, "logging_dir")
+    held = lock(path, "logging_dir", RUN_OF_CURVES)
+    of = (path / RUN_OF_CURVES).read_text().strip()
+    there, ours = any(path.glob("events.out.tfevents.*")), str(output_dir.resolve())
+    foreign = there and of != ours and not (adopt and not Path(of or "/nowhere").is_dir())
+    try:
+        check(
+            not foreign, f"logging_dir {directory}: has the curves of {of or 'another run'}; name another logging_dir"
+        )
+        (path / RUN_OF_CURVES).write_text(f"{ours}\n")
+    except ValueError:
+        held.close()
+        raise
+    return held, there
+
+
 def claim_output_dir(directory: str, overwrite: bool) -> Path:
     """Create the output directory; one that holds files is only used with `overwrite`, which drops its checkpoints."""
     path = make_output_dir(directory)
@@ -56,6 +95,6 @@ def claim_output_dir(directory: str, overwrite: bool) -> Path:
     check_vacant(path, overwrite, remedy)
     for checkpoint in list_checkpoints(path):  # another run's steps would be taken for this one's
         shutil.rmtree(checkpoint)
-    for name in ("finished.json", "best.json"):
+    for name in ("finished.json", "best.json", "branch.json"):
         (path / name).unlink(missing_ok=True)
     return path
