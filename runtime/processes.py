@@ -19,6 +19,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch.distributed import distributed_c10d
 
 from runtime.settings import check
 
@@ -143,6 +144,12 @@ def _follow_launcher() -> None:
             socket.create_connection(place, timeout=30).close()
         except OSError:
             raise ValueError("the launcher of this process has ended: launch again") from None
+
+
+def wait_long() -> None:
+    """Give every process group TIME_OUT: DeepSpeed makes one of its own, which gets torch's 10 or 30 minutes."""
+    for group in distributed_c10d._world.pg_map if torch.distributed.is_initialized() else ():
+        distributed_c10d._set_pg_timeout(TIME_OUT, group)
 
 
 def reduce(accelerator: Accelerator, values: dict[str, float], how: str = "sum") -> dict[str, float]:

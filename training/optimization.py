@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch.distributed import distributed_c10d
 
-from runtime.processes import TIME_OUT, precision
+from runtime.processes import precision, wait_long
 from runtime.settings import check
 
 # What a DeepSpeed configuration may hold besides its precision: with these the loops train as they say.
@@ -92,9 +91,7 @@ def prepare(
         # DeepSpeed clips by its own configuration and ignores every other request, so the one setting is handed to it.
         plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
     engine, optimizer = accelerator.prepare(model, optimizer)
-    if accelerator.num_processes > 1:
-        for group in distributed_c10d._world.pg_map:  # DeepSpeed makes one of its own, with torch's time-out
-            distributed_c10d._set_pg_timeout(TIME_OUT, group)
+    wait_long()
     held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert held * max(1, accelerator.num_processes) >= sum(p.numel() for p in trainable), (
         "the optimizer does not hold every trainable parameter"
