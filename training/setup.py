@@ -160,8 +160,7 @@ class Setup(Opened):
         """What the run does, and with which sizes."""
         sizes = "".join(f", {name} {getattr(self.config, name):,}" for name in BUDGETS)
         lines = filter(None, [f"{self.stage}: {what}{sizes}", experts_note(self.policy)])
-        self.accelerator.print(*lines, sep="
-", flush=True)
+        self.accelerator.print(*lines, sep="\n", flush=True)
 
     def start_progress(self) -> Progress:
         """The console's view of the steps that are left, from now on."""
