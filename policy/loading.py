@@ -242,6 +242,8 @@ def check_model(name: str) -> None:
     remedy = "name one that train_sft.py or train_grpo.py wrote"
     if saved := list_checkpoints(path):
         remedy = f"name its checkpoint {saved[-1]}"
+    elif (path / "adapter_model.bin").is_file():
+        remedy = "adapter_model.bin is a pickle: load it with peft, whose save_pretrained writes safetensors"
     elif below := adapters_below(name):
         remedy = f"name an adapter of the folders in it: {', '.join(str(path / folder) for folder in below)}"
     check(any(path.glob("*.safetensors")), f"model {name}: no safetensors weights in it; {remedy}")

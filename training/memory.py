@@ -12,6 +12,7 @@ Weights, gradients and the optimizer's state follow from the shapes. Those of th
 so that no weight, hub or GPU is needed. GB are 1e9 bytes.
 """
 
+import re
 import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -26,11 +27,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
 from dataset.reading import read_report
-from policy.adapters import adapter_config, lora_targets
+from policy.adapters import adapter_config, check_adapter, lora_targets
 from policy.loading import empty_model, model_shape, recompute_activations, with_layers
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import generate
-from runtime.settings import AUTO, AutoInt, check, read_yaml
+from runtime.settings import AUTO, AutoInt, read_yaml
 
 ROOT = Path(__file__).parents[1]
 GB = 1e9
@@ -146,9 +147,12 @@ def model_and_adapter(recipe: SftRecipe | GrpoRecipe) -> tuple[str, int, list[st
     the one that a recipe of configs/ will write into it.
     """
     if found := adapter_config(recipe.model):
-        named = f"model {recipe.model}: adapter_config.json names no base_model_name_or_path"
-        check(bool(found.get("base_model_name_or_path")), named)
-        return found["base_model_name_or_path"], found["r"], found["target_modules"]
+        check_adapter(recipe.model)
+        base, targets = found["base_model_name_or_path"], found.get("target_modules") or []
+        if isinstance(targets, str):  # a pattern of whole names
+            names = [name for name, _ in empty_model(model_shape(base)).named_modules()]
+            targets = sorted({name.split(".")[-1] for name in names if re.fullmatch(targets, name)})
+        return base, found.get("r", 8), targets
     adaptation = "lora" if isinstance(recipe, GrpoRecipe) else recipe.adaptation
     rank, targets = recipe.lora_r, recipe.lora_target_modules
     writer = {} if Path(recipe.model).exists() else recipe_that_writes(recipe.model)

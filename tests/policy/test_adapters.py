@@ -256,6 +256,9 @@ def test_adapters_in_folders_are_named(base_dir, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"no safetensors weights in it; name an adapter .*: {tmp_path / 'mine'}"):
         check_model(str(tmp_path))
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="a pickle: load it with peft, whose save_pretrained writes safetensors"):
+        check_model(str(tmp_path))
     check_model(str(tmp_path / "mine"))
     load_policy(str(tmp_path / "mine"), adaptation="lora", quantization="none", **CPU)
 

@@ -273,6 +273,12 @@ def test_an_adapter_that_is_not_trained_yet_is_known_by_its_recipe(tmp_path):
     )
     config.model = str(tmp_path)
     assert demand_of(config)[1].lora_r == 8
+    written = {"base_model_name_or_path": base, "r": 8, "target_modules": r"model\.layers.*(q|gate)_proj"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written | {"peft_type": "LORA"}))
+    assert demand_of(config)[1].lora_targets == ("gate_proj", "q_proj")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written | {"peft_type": "IA3"}))
+    with pytest.raises(ValueError, match="its adapter is IA3, not LoRA"):
+        demand_of(config)
 
 
 def test_an_adapter_without_a_base_is_refused(tmp_path):
