@@ -86,15 +86,19 @@ def claim_logging_dir(directory: str, output_dir: Path, adopt: bool) -> tuple[An
     return held, there
 
 
-def claim_output_dir(directory: str, overwrite: bool) -> Path:
-    """Create the output directory; one that holds files is only used with `overwrite`, which drops its checkpoints."""
+def make_vacant_output_dir(directory: str, overwrite: bool) -> Path:
+    """Create the output directory; ValueError, without `overwrite`, for one that holds files."""
     path = make_output_dir(directory)
     remedy = "name another, or set overwrite true"
     if (path / "training_config.json").is_file():
         remedy = "set resume_from latest to continue its run, name another, or set overwrite true"
     check_vacant(path, overwrite, remedy)
-    for checkpoint in list_checkpoints(path):  # another run's steps would be taken for this one's
+    return path
+
+
+def drop_run(output_dir: Path) -> None:
+    """Delete what is known of the run that was there: its steps would be taken for the new one's."""
+    for checkpoint in list_checkpoints(output_dir):
         shutil.rmtree(checkpoint)
     for name in ("finished.json", "best.json", "branch.json"):
-        (path / name).unlink(missing_ok=True)
-    return path
+        (output_dir / name).unlink(missing_ok=True)

@@ -33,9 +33,10 @@ from torch.utils.tensorboard import SummaryWriter
 from policy.loading import load_trainable, save_model, training_dtype, weights_hash
 from runtime.checkpoints import (
     claim_logging_dir,
-    claim_output_dir,
     damage,
+    drop_run,
     list_checkpoints,
+    make_vacant_output_dir,
     prune,
     set_apart,
     write_manifest,
@@ -100,9 +101,15 @@ class Run:
         """On rank 0: the checkpoint to continue from, if there is one; whether the run has finished; whether to take
         its weights alone; `found`; whether there are curves of this run."""
         config = self.config
+        check(
+            self.again or not config.resume_weights_only,
+            "resume_weights_only: needs resume_from, latest or a checkpoint",
+        )
         make_output_dir(config.output_dir)
         self.locks.append(lock(self.output_dir))
         try:
+            if not self.again:  # asked before logging_dir is made, which may be in it
+                make_vacant_output_dir(config.output_dir, config.overwrite)
             held, logged = claim_logging_dir(config.logging_dir, self.output_dir, self.again or config.overwrite)
             self.locks.append(held)
             return *self._choose(), self.found, logged
@@ -120,8 +127,7 @@ class Run:
         for left in (*self.output_dir.glob(".checkpoint-*"), self.output_dir / ".saving"):
             shutil.rmtree(left, ignore_errors=True)
         if not self.again:
-            check(not config.resume_weights_only, "resume_weights_only: needs resume_from, latest or a checkpoint")
-            claim_output_dir(config.output_dir, config.overwrite)
+            drop_run(self.output_dir)
             return None, False, False
         branch = self._branch()
         if self.requeued and branch.get("asked") == self.asked:  # it goes on where it was

@@ -342,10 +342,10 @@ def test_a_run_knows_its_base(tmp_path):
 # --- another branch: back to a checkpoint, or on with a new optimizer
 
 
-def resumed(folder: Path, seed: int = 0, **options) -> tuple[Run, torch.nn.Module, torch.optim.Optimizer]:
-    """A run that has gone on; the model was another one before."""
+def resumed(folder: Path, of: int = 0, **options) -> tuple[Run, torch.nn.Module, torch.optim.Optimizer]:
+    """A run that has gone on; before, it had the weights of the tiny model of the seed `of`."""
     run = make_run(folder, **options)
-    model, optimizer = prepare(run.accelerator, tiny_model(seed, ATTENTION), 1e-3, 0.0, 1.0)
+    model, optimizer = prepare(run.accelerator, tiny_model(of, ATTENTION), 1e-3, 0.0, 1.0)
     run.restore(model, optimizer, runs.Motion(model))
     return run, model, optimizer
 
@@ -483,6 +483,11 @@ def test_two_runs_do_not_share_curves(tmp_path):
         run.close()
     (tmp_path / "c").rename(tmp_path / "moved")
     run_of("moved", resume_from="latest").close()
+
+
+def test_curves_may_be_in_the_output_dir(tmp_path):
+    run = make_run(tmp_path, logging_dir=str(tmp_path / "model" / "logs"))
+    assert run.checkpoint is None
 
 
 def test_curves_of_an_earlier_version_are_gone_on_with(tmp_path):
