@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from runtime.files import check_vacant, lock, make_output_dir, sha256
 from runtime.settings import check
 
 MANIFEST = "manifest.json"
-RUN_OF_CURVES = ".run"  # in a logging_dir: the output_dir of the run whose curves are in it
+RUN_OF_CURVES = ".run"  # in a logging_dir: the id and the output_dir of the run whose curves are in it
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -67,19 +68,22 @@ def set_apart(output_dir: Path, step: int) -> None:
 def claim_logging_dir(directory: str, output_dir: Path, adopt: bool) -> tuple[Any, bool]:
     """Hold a directory for the curves of the run in `output_dir`; ValueError if there are those of another run in it.
 
-    `adopt`: curves of nobody known are taken for its own, as are those of a run that is no longer where it was. Returns
-    what holds it (as `lock` does), and whether the run has curves there already.
+    A run knows its own, also where both have been moved or copied. `adopt`: curves of nobody known are taken for its
+    own. Returns what holds the directory (as `lock` does), and whether the run has curves there already.
     """
     path = make_output_dir(directory, "logging_dir")
     held = lock(path, "logging_dir", RUN_OF_CURVES)
-    of = (path / RUN_OF_CURVES).read_text().strip()
-    there, ours = any(path.glob("events.out.tfevents.*")), str(output_dir.resolve())
-    foreign = there and of != ours and not (adopt and not Path(of or "/nowhere").is_dir())
+    known = output_dir / ".id"
+    if not known.is_file():
+        known.write_text(secrets.token_hex(8))
+    run, place = known.read_text(), str(output_dir.resolve())
+    of, its_place = ((path / RUN_OF_CURVES).read_text().split("\n") + ["", ""])[:2]
+    there = any(path.glob("events.out.tfevents.*"))
+    own = of == run or its_place == place or (adopt and of == "")
     try:
-        check(
-            not foreign, f"logging_dir {directory}: has the curves of {of or 'another run'}; name another logging_dir"
-        )
-        (path / RUN_OF_CURVES).write_text(f"{ours}\n")
+        remedy = "name another logging_dir, or delete it"
+        check(own or not there, f"logging_dir {directory}: has the curves of {its_place or 'another run'}; {remedy}")
+        (path / RUN_OF_CURVES).write_text(f"{run}\n{place}\n")
     except ValueError:
         held.close()
         raise

@@ -481,8 +481,13 @@ def test_two_runs_do_not_share_curves(tmp_path):
         run = run_of("c", **options)
         assert run.purge_step(0) == 0, "TensorBoard shows the new curves alone"
         run.close()
+    for name in ("c", "logs"):
+        shutil.copytree(tmp_path / name, tmp_path / "copy" / name)
+    run_of("copy/c", resume_from="latest", logging_dir=str(tmp_path / "copy" / "logs")).close()
     (tmp_path / "c").rename(tmp_path / "moved")
     run_of("moved", resume_from="latest").close()
+    shutil.rmtree(tmp_path / "logs")
+    run_of("b").close()  # what the message offers
 
 
 def test_curves_may_be_in_the_output_dir(tmp_path):
