@@ -122,16 +122,13 @@ def is_occupied(path: Path) -> bool:
     return any(not entry.name.startswith(".") for entry in path.iterdir())
 
 
-def lock(directory: Path, setting: str = "output_dir", name: str = ".lock") -> Any:
-    """Hold the directory for this process until it ends, however it ends; ValueError if another one does.
-
-    `setting` is what the directory is called, `name` that of the file that is locked.
-    """
-    file = (directory / name).open("a")
+def lock(directory: Path) -> Any:
+    """Hold the directory for this process until it ends, however it ends; ValueError if another one does."""
+    file = (directory / ".lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"{setting} {directory}: another run is using it; wait for it, or name another") from None
+        raise ValueError(f"output_dir {directory}: another run is using it; wait for it, or name another") from None
     except OSError as error:  # some network file systems have no locks
-        print(f"{setting} {directory}: cannot be locked against a second run ({error.strerror})", flush=True)
+        print(f"output_dir {directory}: cannot be locked against a second run ({error.strerror})", flush=True)
     return file
