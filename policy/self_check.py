@@ -71,7 +71,8 @@ def _largest_gap(model: torch.nn.Module, first: list[Group], longest: list[Token
     truth = [_own_logps(model, p, c) for group in groups for p, c in zip(*group, strict=True)]
     dtype = _dtype(model)
     finite = all(bool(logps.isfinite().all()) for logps in truth)
-    check(finite, f"model: {_name(model)} has log-probabilities that are not finite in {dtype}; {OTHER_PRECISION}")
+    remedy = OTHER_PRECISION if dtype == torch.float16 else "its weights may be damaged: copy or train it again"
+    check(finite, f"model: {_name(model)} has log-probabilities that are not finite in {dtype}; {remedy}")
 
     def gap_of_rows(share: bool) -> float:
         logps, _, mask = sequence_logps(model, *map(list, zip(*groups, strict=True)), share=share)

@@ -303,7 +303,7 @@ MODELS = [
     ("pickled weights", "no safetensors weights"),
     ("torn weights", "cannot be loaded"),
     ("a missing shard", "model-00002-of-00002.safetensors"),
-    ("NaN", "loss is nan before training.*weights may be damaged"),
+    ("NaN", "not finite in torch.float32; its weights may be damaged"),
     ("missing tensors", "weights are missing"),
     ("other shapes", "cannot be loaded|shape"),
     ("no config", "neither config.json nor"),
