@@ -133,28 +133,32 @@ class BranchCache:
             more = min(BLOCK, most - room)
             for layer, pair in self.own.items():
                 self.own[layer] = [pad(x, (0, 0, 0, more)) for x in pair]
-        self.own_bias: dict[int | None, torch.Tensor | None] = {}  # (B, 1, 1, longest) by window
-        self.positions = self.depths[:, -1] + torch.tensor(self.lengths)  # (B,) of the new tokens
+        self.own_bias: dict[int | None, torch.Tensor] = {}  # (B, 1, 1, longest) by window
         self.prefix_bias = {None: self.prefix_bias[None]} if None in self.prefix_bias else {}
+
+    def _positions(self) -> torch.Tensor:
+        """(B,) Of the new tokens."""
+        return self.depths[:, -1] + torch.tensor(self.lengths)
 
     def _bias_of_prefix(self, window: int | None, queries: int) -> torch.Tensor:
         """(R, 1, S·Q, C): 0, or UNSEEN for what is of another sequence or beyond the window."""
         if window not in self.prefix_bias:
             seen = self.visible
             if window is not None:
-                seen = seen & (self.positions[:, None] - self.depths < window)
+                seen = seen & (self._positions()[:, None] - self.depths < window)
             bias = torch.zeros(seen.shape).masked_fill_(~seen, UNSEEN).to(self.device)[self.grid]  # (R, S, C)
             self.prefix_bias[window] = bias.repeat_interleave(queries, dim=1)[:, None]
         return self.prefix_bias[window]
 
     def _bias_of_own(self, window: int | None) -> torch.Tensor | None:
         """(B, 1, 1, longest): 0, or UNSEEN for what is not there yet or beyond the window; None if all is seen."""
+        if window is None and min(self.lengths) == self.longest:
+            return None
         if window not in self.own_bias:
             back = self.ends[:, None] - torch.arange(self.longest, device=self.device)
             seen = (back >= 0) & (back < (window or self.longest))
-            uneven = window is not None or min(self.lengths) < self.longest
-            bias = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, UNSEEN)[:, None, None]
-            self.own_bias[window] = bias if uneven else None
+            bias = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, UNSEEN)
+            self.own_bias[window] = bias[:, None, None]
         return self.own_bias[window]
 
     def attend(
@@ -178,7 +182,7 @@ class BranchCache:
         for held, new in zip(self.own[layer], (key, value), strict=True):
             held[every, :, self.ends] = new[0].transpose(0, 1)
         query = query[0].transpose(0, 1).unflatten(1, (heads, -1)) * scaling  # (B, H, Q, d)
-        if window is not None and window > int(self.positions.max()):
+        if window is not None and window > int(self._positions().max()):
             window = None
 
         own, own_total = _attend(query, *(x[:, :, : self.longest] for x in self.own[layer]), self._bias_of_own(window))
