@@ -58,19 +58,14 @@ class Opened:
     def load(self, longest: int, **adapter) -> torch.nn.Module:
         """The trainable model; `adapter`: adaptation and lora_dropout of `load_policy`.
 
-        Raises ValueError if sequences of `longest` tokens, or those of an evaluation, leave its context.
+        Raises ValueError if sequences of `longest` tokens leave its context.
         """
         names = "quantization lora_r lora_alpha lora_target_modules gradient_checkpointing revision seed"
         settings = {name: getattr(self.config, name) for name in names.split()}
         device = self.accelerator.device
         model = load_policy(self.config.model, dtype=self.dtype, device=device, **settings, **adapter)
-        check_context(model, max(longest, *map(len, self.longest_sequences())))
+        check_context(model, longest)
         return model
-
-    def longest_sequences(self) -> list[Tokens]:
-        """Of each split, with as many tokens behind the prompt as are trained on or sampled."""
-        splits = (self.train, self.validation)
-        return [longest_sequence(self.tokenizer, rows, self.config.max_new_tokens) for rows in splits]
 
     def load_with_reference(self, longest: int, reference: bool) -> torch.nn.Module:
         """A LoRA policy without dropout, as sampling and scoring must see one, and its frozen reference if asked."""
@@ -97,13 +92,17 @@ class Opened:
         where one of that is not so.
         """
         accelerator, run, config = self.accelerator, self.run, self.config
+        # Of each split, with as many tokens behind the prompt as are trained on or sampled.
+        splits = (self.train, self.validation)
+        sequences = [longest_sequence(self.tokenizer, rows, config.max_new_tokens) for rows in splits]
+        check_context(model, max(map(len, sequences)))
         to_try = config.micro_batch_tokens == AUTO and "micro_batch_tokens" not in run.found
         use_budgets(config, run.found)
         use_budgets(config, find_budgets(accelerator, config, model.config, self.dtype))
         stop_ids = stop_token_ids(self.tokenizer, model)
         responses = [encode(self.tokenizer, text) for text in self.train["response"][:64]]
         check_stop_tokens(responses, stop_ids)
-        check_model_numbers(model, *first, self.longest_sequences(), config.prefix_sharing)
+        check_model_numbers(model, *first, sequences, config.prefix_sharing)
         if config.prefix_sharing:
             check_gradients(model)
         check_gradient_flow(model, probe(responses))
