@@ -291,13 +291,13 @@ def evaluate(config: Config) -> None:
         sampling["check_traces"] = form_of(config).get("target") == "trace"
         rows = predict(accelerator, sampler, data, prompts, **sampling)
     seconds = time.perf_counter() - start_time
-    labels = both_labels(config, data)
-    rows = [{**row, **known, "split": split} for row, known, split in zip(rows, labels, splits, strict=True)]
-    seen = training_data(config.model).get("structures")
-    if seen:  # else nobody knows
-        seen = set(seen)
-        rows = [{**row, "seen": row["structure_id"] in seen} for row in rows]
     if accelerator.is_main_process:
+        labels = both_labels(config, data)
+        rows = [{**row, **known, "split": split} for row, known, split in zip(rows, labels, splits, strict=True)]
+        seen = training_data(config.model).get("structures")
+        if seen:  # else nobody knows
+            seen = set(seen)
+            rows = [{**row, "seen": row["structure_id"] in seen} for row in rows]
         results = {
             "name": name,
             **{key: getattr(config, key) for key in (*RECORDED, *RECORDED_OF_MODE[config.mode])},
