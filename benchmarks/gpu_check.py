@@ -36,6 +36,7 @@ from runtime.processes import gather, reduce, start
 from runtime.settings import check
 
 GB = 2**30
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # of what is launched
 MODELS = {"phi3": "microsoft/Phi-3.5-mini-instruct", "qwen": "Qwen/Qwen2.5-1.5B-Instruct"}
 ROWS = (
     1,
@@ -64,8 +65,7 @@ class Place(NamedTuple):
 
 
 def run(command: list[str]) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, cwd=common.ROOT, env=environment, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=common.ROOT, env=ENVIRONMENT, text=True, capture_output=True)
     if done.returncode != 0:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("error:")] or lines[-1:]
@@ -223,9 +223,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def killed(place: Place) -> str:
     output = place.folder / "killed"
     options = ["--output_dir", output, "--logging_dir", place.folder / "killed-logs", "--max_steps", 500]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    launcher = subprocess.Popen(recipe(place, "sft", small(place), *options), cwd=common.ROOT, env=environment, **quiet)
+    launcher = subprocess.Popen(recipe(place, "sft", small(place), *options), cwd=common.ROOT, env=ENVIRONMENT, **quiet)
     try:
         until(lambda: (output / "checkpoint-1").is_dir() or launcher.poll() is not None, 300, "no step was taken")
         started = psutil.Process(launcher.pid).children(recursive=True) if launcher.poll() is None else []

@@ -31,6 +31,7 @@ from runtime.settings import check
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.15}
 # Difference of attention and of its gradients from SDPA's in fp32, of their norm. On a CPU: 2e-7, 3e-4, 0.002.
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
+OTHER_PRECISION = "launch with another precision (accelerate_configs: zero2_2xl4 has bf16, zero2_2xcpu fp32)"
 SEQUENCES = 6  # of the first step, at most
 LAST_TOKENS = 256  # of a long sequence these are compared, so that few logits are in memory
 NEW_TOKENS = 8  # sampled greedily
@@ -91,9 +92,6 @@ def _largest_gap(model: torch.nn.Module, first: list[Group], longest: list[Token
     return max(gaps.values())
 
 
-OTHER_PRECISION = "launch with another precision (accelerate_configs: zero2_2xl4 has bf16, zero2_2xcpu fp32)"
-
-
 def _gap_of_sampling(model: torch.nn.Module, first: list[Group], longest: list[Tokens]) -> float:
     """Of greedy tokens' log-probabilities; or by how much one of them is less probable than the model's own choice."""
     groups = [prompts for prompts, _ in first[:1]] + [[row[:-NEW_TOKENS]] for row in longest if len(row) > NEW_TOKENS]
@@ -103,7 +101,7 @@ def _gap_of_sampling(model: torch.nn.Module, first: list[Group], longest: list[T
     for prompts, completions in zip(groups, drawn, strict=True):
         for prompt, completion in zip(prompts, completions, strict=True):
             every = _own_distribution(model, prompt, completion.tokens)  # (T, V)
-            taken = every.gather(-1, torch.tensor(completion.tokens, device=every.device)[:, None])[:, 0]
+            taken = _of_tokens(every, completion.tokens)
             less = float((every.amax(-1) - taken).max())
             if not less <= 4 * TOLERANCE[_dtype(model)]:  # closer ones may change places
                 return less
@@ -114,8 +112,12 @@ def _gap_of_sampling(model: torch.nn.Module, first: list[Group], longest: list[T
 
 def _own_logps(model: torch.nn.Module, prompt: Tokens, completion: Tokens) -> torch.Tensor:
     """(T,) By the model's own code."""
-    every = _own_distribution(model, prompt, completion)
-    return every.gather(-1, torch.tensor(completion, device=every.device)[:, None])[:, 0]
+    return _of_tokens(_own_distribution(model, prompt, completion), completion)
+
+
+def _of_tokens(logps: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """(T,) Of log-probabilities (T, V), those of `tokens`."""
+    return logps.gather(-1, torch.tensor(tokens, device=logps.device)[:, None])[:, 0]
 
 
 def _own_distribution(model: torch.nn.Module, prompt: Tokens, completion: Tokens) -> torch.Tensor:
