@@ -21,6 +21,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Initializations that take something out of the base: always the same, or what is drawn or measured anew each time.
 REPEATABLE = ("pissa", "olora")
 UNREPEATABLE = ("pissa_niter", "corda", "loftq", "lora_ga")
+AS_PLAIN = "save it as plain LoRA (peft: path_initial_model_for_weight_conversion)"  # what helps with either
 NOISE = ("drop", "jitter")  # in the names of what a model draws in training alone
 
 
@@ -78,8 +79,7 @@ def check_adapter(path: str) -> None:
     check(not used, f"{name}: LoRA with {', '.join(used)} is not supported; {fold}")
     check(not found.get("layer_replication"), f"{name}: layer_replication is not supported; {from_base}")
     begun = str(found.get("init_lora_weights")).lower()
-    remedy = "save it as plain LoRA (peft: path_initial_model_for_weight_conversion)"
-    check(not begun.startswith(UNREPEATABLE), f"{name}: init_lora_weights {begun} has changed its base; {remedy}")
+    check(not begun.startswith(UNREPEATABLE), f"{name}: init_lora_weights {begun} has changed its base; {AS_PLAIN}")
 
 
 def adapters_below(path: str) -> list[str]:

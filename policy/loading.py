@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from policy.adapters import (
+    AS_PLAIN,
     POLICY,
     REPEATABLE,
     WEIGHTS,
@@ -203,9 +204,10 @@ def check_model(name: str) -> None:
     check(any(path.glob("*.safetensors")), f"model {name}: no safetensors weights in it; {remedy}")
     configured = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
     check(configured, f"model {name}: neither config.json nor adapter_config.json in it; {remedy}")
-    if adapter_base(name) is not None:
+    if (base := adapter_base(name)) is not None:
+        if base:
+            check_model(base)
         check_adapter(name)
-        check_model(adapter_base(name))
 
 
 def load_policy(
@@ -311,8 +313,7 @@ def load_merged(
     With `quantization` nf4 its weights are those of the 4-bit base, dequantized.
     """
     begun = adapter_config(adapter).get("init_lora_weights")
-    remedy = "save it as plain LoRA (peft: path_initial_model_for_weight_conversion)"
-    changed = f"model {adapter}: init_lora_weights {begun} has changed what is quantized; {remedy}"
+    changed = f"model {adapter}: init_lora_weights {begun} has changed what is quantized; {AS_PLAIN}"
     check(quantization == "none" or begun not in REPEATABLE, changed)
     check_fit(adapter, revision)
     base = load_base(adapter_base(adapter), quantization, dtype, device, base_revision(adapter, revision))
