@@ -121,7 +121,7 @@ def test_the_pipeline_runs_and_is_not_run_twice(project):
 
 def test_a_failing_stage_stops_the_rest(project):
     config = project.folder / "configs" / "sft_tiny.yaml"
-    config.write_text(config.read_text().replace("dataset: data/tiny", "dataset: data/nowhere"))
+    config.write_text(config.read_text().replace("model: tiny\n", "model: models/nowhere\n"))
     _, jobs = project.pipeline()
     states = project.wait(*jobs.values())
     assert dict(zip(jobs, states, strict=True)) == {
@@ -129,7 +129,7 @@ def test_a_failing_stage_stops_the_rest(project):
         "grpo": "CANCELLED", "evaluate-sft": "CANCELLED", "evaluate-grpo": "CANCELLED", "compare": "CANCELLED",
     }  # fmt: skip
     log = (project.folder / "logs" / f"tiny-sft-{jobs['sft']}.out").read_text(errors="replace")
-    assert "error: dataset data/nowhere: not a dataset of preprocess.py" in log
+    assert "error: model models/nowhere: no such directory" in log
 
 
 def test_a_preempted_and_a_signalled_run_end_as_an_undisturbed_one(project):
