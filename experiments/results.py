@@ -14,11 +14,13 @@ configs/*_results.yaml, configs/*_demo.yaml and configs/*_traces.yaml:
     weighted   SFT with balanced classes in its loss, and GRPO from it
     words      reasoner/, and from it, in words that it has never seen, GRPO from labels alone, beside the controls: the
                majority of 8 samples, SFT in the words that it knows, and SFT on GRPO's labels as bare answers
+    credit     reasoner/, and from it, in words that it has never seen, GRPO from labels alone, and from labels and
+               checked steps, whose rewards count for the whole completion, or each from its step on
     traces     SFT on reasoning traces, and from it, on other graphs of N = 6, GRPO with outcome and process rewards
 
-Answers are scored on the test set, its paraphrase and its relabelling; words on the test set in the new words, and in
-others that nothing was trained in; traces on those of N = 4 and on the test set of N = 5. Intervals resample
-structures. What is done is not done again: an interrupted run continues with the stage that it was in.
+Answers are scored on the test set, its paraphrase and its relabelling; words and credit on the test set in the new
+words, and in others that nothing was trained in; traces on those of N = 4 and on the test set of N = 5. Intervals
+resample structures. What is done is not done again: an interrupted run continues with the stage that it was in.
 """
 
 import argparse
@@ -102,6 +104,8 @@ class Arm(NamedTuple):
 
 
 SFT, GRPO = "train_sft.py", "train_grpo.py"
+FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", options=("--model", "reasoner"))
+CHECKED = (*FROM_LABELS.options, "--process_weight", "1")
 ARMS = {
     "answers": Arm(
         ANSWER_TESTS,
@@ -128,7 +132,17 @@ ARMS = {
             "majority of 8": Model(None, "reasoner", evaluation=("--num_samples", "8")),
             "SFT, old words": Model(SFT, "sft_demo", "old words", options=("--max_steps", "230")),
             "SFT, bare answers": Model(SFT, "sft_demo", "new words, answers", options=BARE),
-            "GRPO, labels": Model(GRPO, "grpo_demo_words", "new words", options=("--model", "reasoner")),
+            "GRPO, labels": FROM_LABELS,
+        },
+    ),
+    "credit": Arm(
+        WORD_TESTS,
+        [],
+        {
+            "reasoner": Model(None, "reasoner"),
+            "GRPO, labels": FROM_LABELS,
+            "GRPO, steps, by sequence": FROM_LABELS._replace(options=CHECKED),
+            "GRPO, steps, by step": FROM_LABELS._replace(options=(*CHECKED, "--advantages", "step")),
         },
     ),
     "traces": Arm(
