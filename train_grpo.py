@@ -288,6 +288,7 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
     opened = open_run(config, "GRPO", labels=config.reward_function is None)
     if opened is None:
         return None
+    opened.run.check_length(config.max_steps)
     check_whole(opened.train, config.dataset)
     if config.pass_rates is not None:
         opened.train, said = at_the_edge(opened.train, config.pass_rates, *config.pass_rate)

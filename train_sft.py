@@ -196,6 +196,7 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     validation_rows = make_rows(*encode_rows(tokenizer, held_out), labels_of(held_out), config.class_weights)
     sizes = train["num_variables"] if config.small_first else None
     steps = plan_steps(premise_ids_of(train), config, sizes)
+    opened.run.check_length(len(steps))
     longest = max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True))
     model = opened.load(longest, adaptation=config.adaptation, lora_dropout=config.lora_dropout)
     first = share(accelerator, steps[0][1], rows)

@@ -2,12 +2,15 @@
 
 import json
 import re
+import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
-from runtime.files import check_vacant, make_output_dir, sha256
+from runtime.files import check_vacant, lock, make_output_dir, sha256
 
 MANIFEST = "manifest.json"
+RUN_OF_CURVES = ".run"  # in a logging_dir: the id and the output_dir of the run whose curves are in it
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -47,15 +50,66 @@ def prune(output_dir: Path, step: int, save_total_limit: int) -> None:
         shutil.rmtree(old)
 
 
-def claim_output_dir(directory: str, overwrite: bool) -> Path:
-    """Create the output directory; one that holds files is only used with `overwrite`, which drops its checkpoints."""
+def set_apart(output_dir: Path, step: int) -> None:
+    """Move the checkpoints later than `step`, from which the run goes another way, into a folder `set_apart-<n>`."""
+    later = [path for path in list_checkpoints(output_dir) if step_of(path) > step]
+    if not later:
+        return
+    number = 1 + max((int(path.name.split("-")[1]) for path in output_dir.glob("set_apart-*")), default=0)
+    folder = output_dir / f"set_apart-{number}"
+    folder.mkdir()
+    for path in later:
+        path.rename(folder / path.name)
+    names = ", ".join(path.name for path in later)
+    print(f"{names}: of steps that are now taken anew; moved to {folder}", flush=True)
+
+
+def hold_logging_dir(directory: str, output_dir: Path, adopt: bool) -> tuple[Any, bool]:
+    """Hold a directory for the curves of the run in `output_dir`; ValueError if there are those of another run in it.
+
+    A run knows its own (`sign_curves`), also where both have been moved or copied. `adopt`: curves of nobody known are
+    taken for its own. Returns what holds the directory (of `lock`; None if that is output_dir, which is held), and
+    whether the run has curves there already.
+    """
+    path = make_output_dir(directory, "logging_dir")
+    held = None if path.resolve() == output_dir.resolve() else lock(path, "logging_dir")
+    signature = path / RUN_OF_CURVES
+    of, place = signature.read_text().splitlines() if signature.is_file() else ("", "")
+    there = any(path.glob("events.out.tfevents.*"))
+    own = of == _id_of(output_dir) or place == str(output_dir.resolve()) or (adopt and of == "")
+    if there and not own:
+        if held:
+            held.close()
+        remedy = "name another logging_dir, or delete it"
+        raise ValueError(f"logging_dir {directory}: has the curves of {place or 'another run'}; {remedy}")
+    return held, there
+
+
+def sign_curves(logging_dir: str, output_dir: Path) -> None:
+    """Note in `logging_dir` of which run its curves will be."""
+    if not _id_of(output_dir):
+        (output_dir / ".id").write_text(secrets.token_hex(8))
+    (Path(logging_dir) / RUN_OF_CURVES).write_text(f"{_id_of(output_dir)}\n{output_dir.resolve()}\n")
+
+
+def _id_of(output_dir: Path) -> str | None:
+    file = output_dir / ".id"
+    return file.read_text() if file.is_file() else None
+
+
+def make_vacant_output_dir(directory: str, overwrite: bool) -> Path:
+    """Create the output directory; ValueError, without `overwrite`, for one that holds files."""
     path = make_output_dir(directory)
     remedy = "name another, or set overwrite true"
     if (path / "training_config.json").is_file():
         remedy = "set resume_from latest to continue its run, name another, or set overwrite true"
     check_vacant(path, overwrite, remedy)
-    for checkpoint in list_checkpoints(path):  # another run's steps would be taken for this one's
-        shutil.rmtree(checkpoint)
-    for name in ("finished.json", "best.json"):
-        (path / name).unlink(missing_ok=True)
     return path
+
+
+def drop_run(output_dir: Path) -> None:
+    """Delete what is known of the run that was there: its steps would be taken for the new one's."""
+    for checkpoint in list_checkpoints(output_dir):
+        shutil.rmtree(checkpoint)
+    for name in ("finished.json", "best.json", "branch.json"):
+        (output_dir / name).unlink(missing_ok=True)

@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 LOST = "another rank has ended: its message says why"
+GRACE = 10.0  # seconds in which a rank may end by itself after another one has gone
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -47,6 +48,40 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+def end_without_peers(peers: Sequence[int]) -> None:
+    """Watch, once a handled signal has come, whether the processes `peers` of this machine live; end when one has gone.
+
+    A rank that waits for another inside NCCL is in C, where no handler of Python's runs, and it would wait for the
+    time-out of the group: the handler's note is never read. The wake-up descriptor of `signal` is written to all the
+    same, and a thread reads it. While all peers live, the note is enough, since they meet at the end of the step.
+    """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(told, peers), daemon=True).start()
+
+
+def _watch(told: int, peers: Sequence[int]) -> None:
+    os.read(told, 1)
+    while all(map(_lives, peers)):
+        time.sleep(0.5)
+    time.sleep(GRACE)
+    tqdm.write(f"error: rank {os.environ.get('RANK', '0')}: {LOST}", file=sys.stderr)
+    os._exit(2)
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie, which is there until its parent asks for it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    with contextlib.suppress(OSError):  # only Linux has it
+        return ") Z " not in status.read_text()
+    return True
+
+
 def _tell_launcher(message: str) -> None:
     """Let the launcher's report, the last thing on a user's terminal, end in this line (torch.distributed.elastic)."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -76,7 +111,8 @@ def _explain(error: Exception) -> str | None:
     if is_out_of_memory(error):
         remedy = "lower micro_batch_tokens, or set gradient_checkpointing true; a run with checkpoints goes on with "
         return f"out of memory: {remedy}--resume_from latest ({text[:200]})"
-    if isinstance(error, RuntimeError) and re.search("onnection (closed|reset) by peer|onnection refused", text):
+    lost = "onnection (closed|reset) by peer|onnection refused|remote process exit"  # gloo's words, and NCCL's
+    if isinstance(error, RuntimeError) and re.search(lost, text):
         return LOST
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)

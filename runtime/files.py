@@ -122,13 +122,13 @@ def is_occupied(path: Path) -> bool:
     return any(not entry.name.startswith(".") for entry in path.iterdir())
 
 
-def lock(directory: Path) -> Any:
-    """Hold the directory for this process until it ends, however it ends; ValueError if another one does."""
+def lock(directory: Path, setting: str = "output_dir") -> Any:
+    """Hold the directory that `setting` names until this process ends, however it ends; ValueError if another does."""
     file = (directory / ".lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"output_dir {directory}: another run is using it; wait for it, or name another") from None
+        raise ValueError(f"{setting} {directory}: another run is using it; wait for it, or name another") from None
     except OSError as error:  # some network file systems have no locks
-        print(f"output_dir {directory}: cannot be locked against a second run ({error.strerror})", flush=True)
+        print(f"{setting} {directory}: cannot be locked against a second run ({error.strerror})", flush=True)
     return file

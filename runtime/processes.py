@@ -12,12 +12,14 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch.distributed import distributed_c10d
 
 from runtime.settings import check
 
@@ -25,37 +27,107 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal to get when the parent dies
 T = TypeVar("T")
 
 
+# How long a rank waits for the others: they sample, score and evaluate unevenly. One that has died is noticed
+# otherwise, by its connections, its launcher and runtime.ending.end_without_peers.
+TIME_OUT = timedelta(hours=6)
+ON_CPU = "DS_ACCELERATOR"  # DeepSpeed's variable: with the value cpu, half precision without a GPU is meant so
+
+
 def start(seed: int) -> Accelerator:
     """The Accelerator of this process, with gloo where there is no GPU, and the seed set alike on every rank.
 
-    Raises ValueError if the launcher has ended, or if there are several processes without DeepSpeed.
+    Raises ValueError if the launcher has ended, and for a launch that cannot work here: several processes without
+    DeepSpeed, more processes than GPUs, half precision where no GPU is usable.
     """
     _follow_launcher()
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses kernels that nothing here needs
-    handlers = []
-    under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    on_purpose = os.environ.get(ON_CPU) == "cpu"
+    check_processes(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    group = InitProcessGroupKwargs(timeout=TIME_OUT)
     if not torch.cuda.is_available():
         # The launcher leaves the backend unset without a GPU, and every rank would take itself for rank 0 of 1.
-        handlers = [InitProcessGroupKwargs(backend="gloo")] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else []
-        if under_deepspeed:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        group.backend = "gloo" if world_size() > 1 else None
+        if under_deepspeed():
+            os.environ.setdefault(ON_CPU, "cpu")
             import deepspeed
 
             # It is compiled at start-up, only speeds up gloo, and a machine without a compiler could not start.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    accelerator = Accelerator(kwargs_handlers=handlers)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    assert accelerator.num_processes == world_size, (
-        f"{accelerator.num_processes} processes joined of {world_size} launched"
+    accelerator = Accelerator(kwargs_handlers=[group])
+    assert accelerator.num_processes == world_size(), (
+        f"{accelerator.num_processes} processes joined of {world_size()} launched"
     )
-    check(
-        accelerator.num_processes == 1 or accelerator.distributed_type == DistributedType.DEEPSPEED,
-        "several processes need DeepSpeed: launch with --config_file accelerate_configs/zero2_*.yaml",
-    )
+    check_half_precision(accelerator, on_purpose)
     torch.manual_seed(seed)
     return accelerator
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def under_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+
+
+def check_processes(gpus: int) -> None:
+    """Raise ValueError, naming what to launch, unless this machine's processes can work together on so many GPUs.
+
+    Read from the launcher's variables, before the processes meet: NCCL and accelerate would fail of it in many lines.
+    """
+    local, machines = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    others = {"FSDP": "ACCELERATE_USE_FSDP", "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM"}
+    others["a parallelism_config"] = "ACCELERATE_USE_PARALLELISM_CONFIG"
+    launched = [name for name, variable in others.items() if os.environ.get(variable) == "true"]
+    if world_size() > 1 and not under_deepspeed():
+        launched = launched or ["several processes without it"]
+    remedy = "launch with --config_file accelerate_configs/zero2_*.yaml"
+    check(not launched, f"the processes work together by DeepSpeed's ZeRO-2, not {', '.join(launched)}: {remedy}")
+    check(
+        gpus == 0 or os.environ.get(ON_CPU) != "cpu",
+        f"{ON_CPU}=cpu, and this machine has a GPU: unset it, or hide the GPU with CUDA_VISIBLE_DEVICES=",
+    )
+    check(
+        gpus == 0 or gpus >= local,
+        f"{local} processes on this machine and {gpus} usable GPUs: launch with --num_processes {gpus * machines}, or "
+        "make more of them visible (CUDA_VISIBLE_DEVICES, Slurm's --gres)",
+    )
+
+
+def precision(accelerator: Accelerator) -> str:
+    """bf16, fp16 or no: DeepSpeed's where it is launched, else accelerate's mixed_precision."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return accelerator.mixed_precision
+    named = [p for p in ("bf16", "fp16") if plugin.deepspeed_config.get(p, {}).get("enabled") in (True, "true")]
+    return named[0] if named else "no"
+
+
+def check_half_precision(accelerator: Accelerator, on_purpose: bool) -> None:
+    """Raise ValueError, naming a CPU's configuration, for half precision on a CPU that is not meant so.
+
+    It is meant so `on_purpose`, and where DeepSpeed's configuration has `use_cpu`, which it passes over: the launcher
+    does not tell its processes of accelerate's own.
+    """
+    asked, plugin = precision(accelerator), accelerator.state.deepspeed_plugin
+    if accelerator.device.type != "cpu" or asked == "no":
+        return
+    meant = on_purpose or bool(plugin and plugin.deepspeed_config.get("use_cpu"))
+    meant = meant or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    check(
+        meant and asked != "fp16",
+        f"the launch configuration is for GPUs ({asked}), and PyTorch finds no usable one: mend that (driver, CUDA "
+        "build of torch, Slurm's --gres), or use a CPU's configuration, accelerate_configs/zero2_2xcpu.yaml"
+        + ("" if asked == "fp16" else f" or zero2_2xcpu_bf16.yaml; {ON_CPU}=cpu allows this one"),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """What a run says that it runs on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def _follow_launcher() -> None:
@@ -72,6 +144,12 @@ def _follow_launcher() -> None:
             socket.create_connection(place, timeout=30).close()
         except OSError:
             raise ValueError("the launcher of this process has ended: launch again") from None
+
+
+def wait_long() -> None:
+    """Give every process group TIME_OUT: DeepSpeed makes one of its own, which gets torch's 10 or 30 minutes."""
+    for group in distributed_c10d._world.pg_map if torch.distributed.is_initialized() else ():
+        distributed_c10d._set_pg_timeout(TIME_OUT, group)
 
 
 def reduce(accelerator: Accelerator, values: dict[str, float], how: str = "sum") -> dict[str, float]:
@@ -100,6 +178,3 @@ def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return value
-
-
-# --- what a checkpoint holds of the optimizer

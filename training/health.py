@@ -6,7 +6,6 @@ must becomes one line of advice that names the settings to change. While no weig
 `TrainingFault`, after `stop_after` such steps.
 """
 
-import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -131,14 +130,6 @@ class Motion:
         """Of every tensor the sum of its bits, read as whole numbers: exact, so equal if nothing has changed."""
         tensors = [p.detach() for name, p in model.named_parameters() if name in self.start]
         return torch.stack([t.view(INTEGER[t.element_size()]).sum(dtype=torch.int64) for t in tensors])
-
-    def digest(self) -> str:
-        """SHA-256 of the weights at the start: which model a run began with."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.start.items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()
 
     def moved(self, model: torch.nn.Module) -> bool:
         """Whether a weight differs from the last call, or from the start."""

@@ -133,9 +133,10 @@ def report_means(writer: SummaryWriter, means: dict[str, float], rows: int, step
 
 
 def write_scalars(writer: SummaryWriter, values: dict[str, float], step: int) -> None:
-    """A step's values by tag; on a GPU, with the most memory that this rank has had in use so far."""
+    """A step's values by tag; on a GPU, with the most memory that this rank has used, and held, so far."""
     if torch.cuda.is_available():
-        values = values | {"perf/peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+        used, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        values = values | {"perf/peak_gb": used / 1e9, "perf/peak_reserved_gb": held / 1e9}
     for name, value in values.items():
         writer.add_scalar(name, value, step)
 
@@ -247,13 +248,20 @@ class Laps:
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
-        self.mark = time.perf_counter()
+        self.mark = now_on_device()
 
     def end(self, name: str) -> None:
         """The part that ran since the last one's end was this."""
-        now = time.perf_counter()
+        now = now_on_device()
         self.seconds[f"perf/{name}_seconds"] = now - self.mark
         self.mark = now
+
+
+def now_on_device() -> float:
+    """Seconds of a clock, once the GPU has done what it has been given: it works while Python goes on."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def nan_means(values: list[dict[str, float]]) -> dict[str, float]:

@@ -1,10 +1,83 @@
 """The optimizer, alone or under DeepSpeed: prepare, backward, step, and what a checkpoint holds of it."""
 
+import os
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+
+from runtime.processes import precision, wait_long
+from runtime.settings import check
+
+# What a DeepSpeed configuration may hold besides its precision: with these the loops train as they say.
+DEEPSPEED_KEYS = {
+    "bf16", "fp16", "data_types", "communication_data_type", "zero_optimization", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+    "gradient_clipping", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger",
+    "use_cpu",
+}  # fmt: skip
+# And where it does not say: sums in fp32, and buckets of the size of a LoRA instead of 2 GB.
+DEEPSPEED_DEFAULTS: dict[str, Any] = {
+    "communication_data_type": "fp32",
+    "zero_allow_untested_optimizer": True,
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "zero_optimization": {"reduce_bucket_size": 5_000_000, "allgather_bucket_size": 5_000_000},
+}
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Raise ValueError, naming the setting, for a launch configuration under which the loops do not train as they say.
+
+    A DeepSpeed configuration gets what the loops know better: the sizes of a batch, which they make themselves, and
+    DEEPSPEED_DEFAULTS for what it leaves out.
+    """
+    plugin, asked = accelerator.state.deepspeed_plugin, precision(accelerator)
+    dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    check(dynamo == "no", f"dynamo_backend {dynamo} of the launch: the loops do not run compiled; set it to no")
+    check(asked != "fp8", "mixed_precision fp8 of the launch: set it to bf16, fp16 or no")
+    config = {} if plugin is None else plugin.deepspeed_config
+    steps = [accelerator.gradient_accumulation_steps, config.get("gradient_accumulation_steps", 1)]
+    check(
+        set(steps) <= {1, "auto"},
+        f"gradient_accumulation_steps {steps[-1] if plugin else steps[0]} of the launch: set it to 1, as the loops "
+        "accumulate themselves: a step's size is batch_size or prompts_per_step, a pass's micro_batch_tokens",
+    )
+    if plugin is None:
+        kind = "single_gpu" if asked == "bf16" else "zero2_2x2080ti"
+        kind = "zero2_2xcpu_bf16" if accelerator.device.type == "cpu" else kind
+        check(
+            asked == "no",
+            f"mixed_precision {asked} needs DeepSpeed here, which keeps trained weights in fp32 too: launch with "
+            f"--config_file accelerate_configs/{kind}.yaml --num_processes 1",
+        )
+        return
+    remedy = "or launch with --config_file accelerate_configs/zero2_*.yaml"
+    zero = config.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    moved = [name for name in ("offload_optimizer", "offload_param") if _is_moved(zero, name)]
+    check(stage == 2, f"DeepSpeed's ZeRO stage {stage} of the launch: set it (zero_stage, or stage) to 2, {remedy}")
+    check(not moved, f"DeepSpeed's {', '.join(moved)} of the launch: set its device to none, {remedy}")
+    unknown = sorted(key for key in config.keys() - DEEPSPEED_KEYS if config[key] != {} and _is_on(config[key]))
+    check(
+        not unknown,
+        f"DeepSpeed's {', '.join(unknown)} of the launch: not known to train rightly here; leave it out, {remedy}",
+    )
+    for name, value in DEEPSPEED_DEFAULTS.items():
+        given = config.setdefault(name, value)
+        if isinstance(value, dict):
+            config[name] = value | given
+    config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    config["train_batch_size"] = accelerator.num_processes
+
+
+def _is_moved(zero: dict[str, Any], name: str) -> bool:
+    return (zero.get(name) or {}).get("device", "none") not in ("none", None)
+
+
+def _is_on(section: Any) -> bool:
+    """Whether a section of DeepSpeed's configuration does something."""
+    return bool(section.get("enabled", True)) if isinstance(section, dict) else bool(section)
 
 
 def prepare(
@@ -17,10 +90,8 @@ def prepare(
     if plugin is not None:
         # DeepSpeed clips by its own configuration and ignores every other request, so the one setting is handed to it.
         plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
-        assert plugin.deepspeed_config.get("gradient_accumulation_steps", 1) in (1, "auto"), (
-            "the loops accumulate themselves"
-        )
     engine, optimizer = accelerator.prepare(model, optimizer)
+    wait_long()
     held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert held * max(1, accelerator.num_processes) >= sum(p.numel() for p in trainable), (
         "the optimizer does not hold every trainable parameter"
@@ -98,7 +169,10 @@ def load_optimizer(optimizer: Any, tensors: dict[str, torch.Tensor] | None, scal
             optimizer.optimizer.refresh_fp32_params()
         return
     state, held = _innermost(optimizer).state, _held(optimizer)
-    assert {key.rpartition(".")[0] for key in tensors} == held.keys(), "the checkpoint is of another optimizer"
+    # Before its first step torch's AdamW holds nothing.
+    same = not tensors or {key.rpartition(".")[0] for key in tensors} == held.keys()
+    remedy = "launch it as before, or set resume_weights_only true"
+    check(same, f"resume_from: the checkpoint is of another kind of launch (DeepSpeed, precision): {remedy}")
     for key, p in held.items():
         found = {name.rpartition(".")[2]: t for name, t in tensors.items() if name.rpartition(".")[0] == key}
         if "param" in found:

@@ -1,4 +1,4 @@
-"""A training run: its output directory, its checkpoints, how it continues bit for bit, and when it has to stop.
+"""A training run: its output directory, its checkpoints, how it continues (on CPUs bit for bit), when it stops.
 
 `checkpoint-<step>/` is filled by all ranks together:
 
@@ -7,15 +7,19 @@
     run.json                       step, settings, loss scale, and what the script hands over: scores, history, position
     manifest.json                  SHA-256 of every other file
 
-Two more files are in the output directory: `best.json`, of which step its model is, and `finished.json` at the end.
-SIGTERM, SIGUSR1 and `time_limit` only make a note; the loop asks at each step's boundary, and all ranks save together.
+Three more files are in the output directory: `best.json`, of which step its model is; `finished.json` at the end; and
+`branch.json`, where a run has been told to go back to a checkpoint or to begin with a new optimizer. That says by which
+command and from which checkpoint, so that `latest` and a requeued job go on with that branch. SIGTERM, SIGUSR1 and
+`time_limit` only make a note; the loop asks at each step's boundary, and all ranks save together.
 """
 
 import json
 import os
 import shutil
 import signal
+import socket
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
-from policy.loading import load_trainable, save_model, training_dtype
-from runtime.checkpoints import claim_output_dir, damage, list_checkpoints, prune, write_manifest
+from policy.loading import load_trainable, save_model, training_dtype, weights_hash
+from runtime.checkpoints import (
+    damage,
+    drop_run,
+    hold_logging_dir,
+    list_checkpoints,
+    make_vacant_output_dir,
+    prune,
+    set_apart,
+    sign_curves,
+    write_manifest,
+)
+from runtime.ending import end_without_peers
 from runtime.files import (
     aside_of,
     is_occupied,
@@ -62,48 +77,97 @@ class Run:
         self.accelerator, self.config, self.dataset_hash = accelerator, config, dataset_hash
         self.output_dir = Path(config.output_dir)
         self.stop = Stop(config.time_limit)
-        self.launch = {"num_processes": accelerator.num_processes, "dtype": str(training_dtype(accelerator))}
-        self.lock: Any = None
-        self.start: str | None = None
-        self.again = config.resume_from is not None  # this run may have logged before
-        if config.resume_from is None and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
-            self.again = True
+        self.launch = {
+            "num_processes": accelerator.num_processes,
+            "dtype": str(training_dtype(accelerator)),
+            "deepspeed": accelerator.state.deepspeed_plugin is not None,
+        }
+        self.locks: list[Any] = []
+        self.weights: str | None = None  # hash of the model that the run began with
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+        self.again = config.resume_from is not None or requeued  # this run may have logged before
+        # The command that begins a branch; a job that Slurm requeues gives the same one again.
+        self.asked = {"resume_from": config.resume_from, "resume_weights_only": config.resume_weights_only}
+        self.asked["job"] = os.environ.get("SLURM_JOB_ID")
+        self.requeued = requeued
         # Where these are `auto`, the numbers that the interrupted run has found: others would round sums differently.
         self.found: dict[str, int] = {}
-        self.checkpoint, self.finished, self.found = on_main(accelerator, self._open)
+        self.checkpoint, self.finished, self.weights_only, self.found, self.logged = on_main(accelerator, self._open)
         self.saved = -1  # step of the newest checkpoint
         self.began = 0  # step at which this process took over
 
     # --- before training
 
-    def _open(self) -> tuple[Path | None, bool, dict[str, int]]:
-        """On rank 0: the checkpoint to continue from, if there is one; whether the run has finished; `found`."""
-        make_output_dir(self.config.output_dir)
-        make_output_dir(self.config.logging_dir, "logging_dir")
-        self.lock = lock(self.output_dir)
+    def _open(self) -> tuple[Path | None, bool, bool, dict[str, int], bool]:
+        """On rank 0: the checkpoint to continue from, if there is one; whether the run has finished; whether to take
+        its weights alone; `found`; whether there are curves of this run."""
+        config = self.config
+        check(
+            self.again or not config.resume_weights_only,
+            "resume_weights_only: needs resume_from, latest or a checkpoint",
+        )
+        make_output_dir(config.output_dir)
+        self.locks.append(lock(self.output_dir))
         try:
-            return *self._choose(), self.found
+            if not self.again:  # asked before logging_dir is made, which may be in it
+                make_vacant_output_dir(config.output_dir, config.overwrite)
+            held, logged = hold_logging_dir(config.logging_dir, self.output_dir, self.again or config.overwrite)
+            self.locks += [held] if held else []
+            return *self._choose(), self.found, logged
         except ValueError:
-            self.lock.close()
+            self.close()
             raise
 
-    def _choose(self) -> tuple[Path | None, bool]:
+    def close(self) -> None:
+        """Let go of the directories."""
+        for held in self.locks:
+            held.close()
+
+    def _choose(self) -> tuple[Path | None, bool, bool]:
         config, where = self.config, f"output_dir {self.output_dir}"
         for left in (*self.output_dir.glob(".checkpoint-*"), self.output_dir / ".saving"):
             shutil.rmtree(left, ignore_errors=True)
         if not self.again:
-            check(not config.resume_weights_only, "resume_weights_only: needs resume_from, latest or a checkpoint")
-            claim_output_dir(config.output_dir, config.overwrite)
-            return None, False
-        finished = (self.output_dir / "finished.json").is_file() and not config.resume_weights_only
-        found = None if finished else self._find()
+            drop_run(self.output_dir)
+            return None, False, False
+        branch = self._branch()
+        if self.requeued and branch.get("asked") == self.asked:  # it goes on where it was
+            given, weights_only = "latest", False
+        else:
+            given, weights_only = config.resume_from or "latest", config.resume_weights_only
+        finished = (self.output_dir / "finished.json").is_file() and not weights_only
+        found = None if finished else self._find(given)
+        written = self.output_dir / "training_config.json"
         if found is not None:
-            self._check_checkpoint(f"resume_from {found}", json.loads((found / "run.json").read_text()))
+            saved = json.loads((found / "run.json").read_text())
+            begun = given == "latest" and not weights_only and branch.get("from") == found.name
+            if begun and branch["asked"]["resume_weights_only"]:  # interrupted before a checkpoint of its own
+                weights_only = True
+                self._check_settings(where, json.loads(written.read_text()))
+            self._check_checkpoint(f"resume_from {found}", saved, weights_only)
         elif is_occupied(self.output_dir):  # by a run that has finished, or was killed before its first checkpoint?
-            written = self.output_dir / "training_config.json"
             check(written.is_file(), f"{where}: holds other files and no checkpoint; name another")
             self._check_settings(where, json.loads(written.read_text()))
-        return found, finished
+        return found, finished, weights_only
+
+    def _branch(self) -> dict[str, Any]:
+        file = self.output_dir / "branch.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def _begin(self, saved: dict[str, Any]) -> None:
+        """On rank 0, as the run goes on from `saved`: note its configuration, and its branch if it begins one."""
+        begins = self.config.resume_weights_only or self.config.resume_from not in (None, "latest")
+        if begins and not (self.requeued and self._branch().get("asked") == self.asked):
+            set_apart(self.output_dir, saved["step"])
+            branch = {"asked": self.asked, "from": self.checkpoint.name}
+            write_into(self.output_dir, lambda aside: (aside / "branch.json").write_text(json.dumps(branch) + "\n"))
+        if self.weights_only:
+            (self.output_dir / "finished.json").unlink(missing_ok=True)
+        self._note()
+
+    def _note(self) -> None:
+        sign_curves(self.config.logging_dir, self.output_dir)
+        write_config(self.config, self.output_dir / "training_config.json")
 
     def _check_settings(self, where: str, theirs: dict) -> None:
         ours = asdict(self.config)
@@ -121,18 +185,28 @@ class Run:
         if different:
             print(f"{where}: {'; '.join(different)}: sums are rounded differently from here on", flush=True)
 
-    def _check_checkpoint(self, where: str, saved: dict) -> None:
+    def _check_checkpoint(self, where: str, saved: dict, weights_only: bool) -> None:
         """ValueError, naming the setting, unless a checkpoint is of the run that is about to continue."""
-        if not self.config.resume_weights_only:
+        if not weights_only:
             self._check_settings(where, saved["settings"])
             for name, there in saved["launch"].items():
                 here = self.launch[name]
                 check(there == here, f"{where}: {name} was {there} and is {here}: launch it as before{NEW}")
         same = saved["dataset_hash"] == self.dataset_hash
         check(same, f"{where}: dataset {self.config.dataset} is not what it was trained on; set dataset to that")
+        self._check_weights(where, saved)
 
-    def _find(self) -> Path | None:
-        given = self.config.resume_from or "latest"
+    def _check_weights(self, where: str, saved: dict) -> str | None:
+        """The hash of the model's weights on disk; ValueError unless it is that of the run's beginning."""
+        there, here = saved.get("weights"), weights_hash(self.config.model, self.config.revision)
+        check(
+            here is None or there in (None, here),  # checkpoints of earlier versions do not say
+            f"{where}: model {self.config.model} (or its base) has other weights than the run began with; put those "
+            "back, or start a run of its own in another output_dir",
+        )
+        return here
+
+    def _find(self, given: str) -> Path | None:
         if given != "latest":
             path = Path(given)
             check(path.is_dir() and (path / "run.json").is_file(), f"resume_from {given}: no checkpoint of a run")
@@ -165,41 +239,58 @@ class Run:
         """Put the checkpoint's weights and optimizer state in place; returns what `save` was given, with the step.
 
         `motion` knows the weights that the run has begun with. Returns an empty dict at the start of a run. Random
-        number generators are restored too: nothing may draw from them between here and the first step. From here on
-        signals are only noted.
+        number generators are restored too, but for those of a kind of device that is not the checkpoint's: nothing may
+        draw from them between here and the first step. From here on signals are only noted.
         """
-        self.stop.listen()
-        self.start = motion.digest()
-        if self.accelerator.is_main_process:
-            write_config(self.config, self.output_dir / "training_config.json")
+        accelerator = self.accelerator
+        peers = gather(accelerator, [(socket.gethostname(), os.getpid())])
+        here = peers.pop(accelerator.process_index)[0]
+        self.stop.listen([pid for host, pid in peers if host == here])
+        saved = json.loads((self.checkpoint / "run.json").read_text()) if self.checkpoint else {}
+        # Weights of the hub may have come only now.
+        self.weights = on_main(accelerator, lambda: self._check_weights(f"resume_from {self.checkpoint}", saved))
         if self.checkpoint is None:
+            on_main(accelerator, self._note)
             return {}
-        saved = json.loads((self.checkpoint / "run.json").read_text())
-        began = f"model {self.config.model}: is not what the run of {self.checkpoint} began with"
-        check(saved["start"] == self.start, f"{began}; put that back, or start a run of its own in another output_dir")
         load_trainable(policy, self.checkpoint)
-        if self.config.resume_weights_only:
+        if self.weights_only:
             load_optimizer(optimizer, None, {})
-            (self.output_dir / "finished.json").unlink(missing_ok=True)
             best = self.output_dir / "best.json"
             if best.is_file() and json.loads(best.read_text())["step"] > saved["step"]:
-                del saved["state"]["best"]  # of steps that are now taken anew, and differently
+                saved["state"].pop("best", None)  # of steps that are now taken anew, and differently
         else:
-            tensors = load_file(self.checkpoint / f"rank-{self.accelerator.process_index}.safetensors")
+            tensors = load_file(self.checkpoint / f"rank-{accelerator.process_index}.safetensors")
             torch.set_rng_state(tensors.pop("rng.cpu"))
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state(tensors.pop("rng.cuda"))
+            on_gpu = tensors.pop("rng.cuda", None)
+            if torch.cuda.is_available() and on_gpu is not None:
+                torch.cuda.set_rng_state(on_gpu)
+            if torch.cuda.is_available() != (on_gpu is not None):
+                there, now = ("a GPU", "a CPU") if on_gpu is not None else ("a CPU", "a GPU")
+                accelerator.print(
+                    f"{self.checkpoint} is of {there}, this is {now}: sums are rounded differently from here on"
+                )
             load_optimizer(optimizer, tensors, saved["scaler"])
+        on_main(accelerator, lambda: self._begin(saved))
         motion.moved(policy)  # from here on it compares with these weights
         self.saved = self.began = saved["step"]
-        if self.accelerator.is_main_process:
+        if accelerator.is_main_process:
             print(f"continues from {self.checkpoint}", flush=True)
         return saved["state"] | {"step": saved["step"]}
+
+    def check_length(self, num_steps: int) -> None:
+        """ValueError if the checkpoint is of a step at which this run, with other settings, would have ended."""
+        if self.checkpoint is not None and self.weights_only:
+            step = json.loads((self.checkpoint / "run.json").read_text())["step"]
+            check(
+                step < num_steps,
+                f"resume_from {self.checkpoint}: is of step {step}, and this run ends at step {num_steps}: raise "
+                "max_steps, or resume from an earlier checkpoint",
+            )
 
     def purge_step(self, first_step: int) -> int | None:
         """The step from which on TensorBoard forgets what this run has logged before; None: nothing."""
         if self.checkpoint is None:
-            return 0 if self.again else None
+            return 0 if self.again or self.logged else None
         return first_step + 1
 
     # --- in the loop
@@ -250,7 +341,7 @@ class Run:
                 "step": step,
                 "launch": self.launch,
                 "dataset_hash": self.dataset_hash,
-                "start": self.start,
+                "weights": self.weights,
                 "scaler": scaler_state(optimizer),
                 "settings": asdict(self.config),
                 "state": state,
@@ -305,7 +396,8 @@ class Run:
 class Stop:
     """Notes of SIGTERM, SIGUSR1 and of the time limit (minutes from now, 0: none): they are acted on between steps.
 
-    Until `listen` is called, while there is nothing to save, the signals end the process.
+    Until `listen` is called, while there is nothing to save, the signals end the process; afterwards they end one whose
+    `peers`, the other ranks of this machine, are not all there any more.
     """
 
     TIME_LIMIT = 1  # SIGHUP's number, which is not handled
@@ -314,9 +406,11 @@ class Stop:
         self.deadline = time.monotonic() + 60 * time_limit if time_limit > 0 else float("inf")
         self.reason = 0
 
-    def listen(self) -> None:
+    def listen(self, peers: Sequence[int] = ()) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
+        if peers:
+            end_without_peers(peers)
 
     def _note(self, number: int, frame: Any) -> None:
         self.reason = number

@@ -97,7 +97,7 @@ class TrainingSettings(Settings):
 
     resume_from: str | None = arg(
         None,
-        "latest, or a checkpoint of output_dir: continue its run; after a requeue: latest",
+        "latest, or a checkpoint of output_dir: continue its run; a requeued job goes on where it was",
         section="interruptions",
     )
     resume_weights_only: bool = arg(False, "resume with a new optimizer, on any number of processes or other settings")

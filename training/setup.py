@@ -27,13 +27,13 @@ from policy.loading import (
 from policy.prefix_sharing import Tokens
 from policy.sampling import Sampler
 from policy.self_check import check_gradients, check_model_numbers
-from runtime.processes import start
+from runtime.processes import device_name, start
 from runtime.settings import AUTO
 from training.budgets import find_budgets, of_all_ranks, tried_update
 from training.health import Monitor, Motion, check_gradient_flow, check_optimizer, check_stop_tokens
 from training.memory import group_tokens
 from training.monitoring import Progress, finish, nan_means, open_writer, write_scalars
-from training.optimization import prepare
+from training.optimization import check_launch, prepare
 from training.runs import Run
 from training.settings import BUDGETS, TrainingSettings
 
@@ -156,12 +156,10 @@ class Setup(Opened):
     saved: dict[str, Any]  # what the loop has saved where it continues; empty at the start
 
     def announce(self, what: str) -> None:
-        """The run's first line: what it does, on what."""
-        kind = self.accelerator.distributed_type.value
-        where = f"{self.accelerator.num_processes} processes, {self.dtype}, {kind}"
-        where += "".join(f", {name} {getattr(self.config, name):,}" for name in BUDGETS)
-        notes = [emulation_note(self.dtype, self.accelerator.device), experts_note(self.policy)]
-        self.accelerator.print(f"{self.stage}: {what} on {where}", *filter(None, notes), sep="\n", flush=True)
+        """What the run does, and with which sizes."""
+        sizes = "".join(f", {name} {getattr(self.config, name):,}" for name in BUDGETS)
+        lines = filter(None, [f"{self.stage}: {what}{sizes}", experts_note(self.policy)])
+        self.accelerator.print(*lines, sep="\n", flush=True)
 
     def start_progress(self) -> Progress:
         """The console's view of the steps that are left, from now on."""
@@ -204,6 +202,12 @@ def open_run(config: TrainingSettings, stage: str, labels: bool | None) -> Opene
     what the user can mend.
     """
     accelerator = start(config.seed)
+    dtype = training_dtype(accelerator)
+    count, kind = accelerator.num_processes, accelerator.distributed_type.value
+    where = f"{device_name(accelerator.device)}, {count} process{'es' * (count > 1)}, {dtype}, {kind}"
+    note = emulation_note(dtype, accelerator.device)
+    accelerator.print(f"{stage} on {where}", *filter(None, [note]), sep="\n", flush=True)
+    check_launch(accelerator)
     check_model(config.model)
     data_hash = read_dataset_hash(config.dataset)
     run = Run(accelerator, config, data_hash)
@@ -214,5 +218,4 @@ def open_run(config: TrainingSettings, stage: str, labels: bool | None) -> Opene
     validation = load_split(config.dataset, "validation", labels=labels)
     validation = choose_rows(validation, config.eval_rows, config.seed)
     tokenizer = load_tokenizer(config.model, config.revision)
-    dtype = training_dtype(accelerator)
     return Opened(config, stage, accelerator, run, data_hash, train, validation, tokenizer, dtype)

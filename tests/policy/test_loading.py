@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,8 @@ from bitsandbytes.nn import Linear4bit
 from conftest import LORA_TARGETS, ROOT, build_model, padded_logps, random_groups, randomize_lora_b
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from causal import reasoning, wording
@@ -35,6 +37,7 @@ from policy.loading import (
     save_model,
     stop_token_ids,
     training_dtype,
+    weights_hash,
 )
 from policy.prefix_sharing import ATTENTION, sequence_logps
 from training.health import check_gradient_flow
@@ -405,6 +408,33 @@ def test_training_dtype_is_deepspeeds(settings, dtype):
         mixed_precision="no", state=SimpleNamespace(deepspeed_plugin=plugin), device=torch.device("cpu")
     )
     assert training_dtype(accelerator) == dtype
+
+
+def test_weights_are_known_by_their_files(tmp_path, tokenizer):
+    """An adapter by those of its base too; nothing else in the directory matters."""
+
+    def put(seed: int, folder: Path) -> None:
+        save_model(build_model("phi3", seed=seed, vocab_size=len(tokenizer)), tokenizer, folder)
+
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    put(0, base)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules="all-linear"))
+    save_model(model, tokenizer, adapter)
+    before = {path: weights_hash(str(path)) for path in (base, adapter)}
+    assert None not in before.values() and before[base] != before[adapter]
+    for path in before:
+        (path / "notes.txt").write_text("")
+        (path / "rank-0.safetensors").write_bytes(b"")  # as in a checkpoint
+        assert weights_hash(str(path)) == before[path]
+    put(1, base)
+    assert all(weights_hash(str(path)) != known for path, known in before.items())
+    put(0, base)
+    assert {path: weights_hash(str(path)) for path in before} == before
+    tensors = load_file(base / "model.safetensors")
+    list(tensors.values())[-1].flatten()[-1] += 1.0  # in its last place
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    assert weights_hash(str(base)) != before[base]
+    assert weights_hash("nobody/has-this-model") is None
 
 
 def test_context_limit():

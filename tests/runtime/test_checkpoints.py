@@ -7,7 +7,15 @@ import sys
 import pytest
 from conftest import ROOT
 
-from runtime.checkpoints import MANIFEST, claim_output_dir, damage, list_checkpoints, prune, write_manifest
+from runtime.checkpoints import (
+    MANIFEST,
+    damage,
+    drop_run,
+    list_checkpoints,
+    make_vacant_output_dir,
+    prune,
+    write_manifest,
+)
 from runtime.files import lock, replacing, write_into
 
 
@@ -30,25 +38,25 @@ def write_half(directory) -> None:
 
 
 def test_an_output_dir_is_created_with_its_parents(tmp_path):
-    claimed = claim_output_dir(str(tmp_path / "models" / "sft"), overwrite=False)
+    claimed = make_vacant_output_dir(str(tmp_path / "models" / "sft"), overwrite=False)
     assert claimed.is_dir()
-    assert claim_output_dir(str(claimed), overwrite=False) == claimed, "an empty directory is free"
+    assert make_vacant_output_dir(str(claimed), overwrite=False) == claimed, "an empty directory is free"
 
 
 def test_an_occupied_output_dir_needs_overwrite(tmp_path):
     (tmp_path / "results").write_text("precious")
     with pytest.raises(ValueError, match="output_dir .*not empty.*overwrite true"):
-        claim_output_dir(str(tmp_path), overwrite=False)
-    claim_output_dir(str(tmp_path), overwrite=True)
+        make_vacant_output_dir(str(tmp_path), overwrite=False)
+    drop_run(make_vacant_output_dir(str(tmp_path), overwrite=True))
     assert (tmp_path / "results").read_text() == "precious"
 
 
 def test_an_output_dir_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="output_dir .*is a file"):
-        claim_output_dir(str(tmp_path / "file"), overwrite=True)
+        make_vacant_output_dir(str(tmp_path / "file"), overwrite=True)
     with pytest.raises(ValueError, match="output_dir .*cannot be written"):
-        claim_output_dir(str(tmp_path / "file" / "below"), overwrite=True)
+        make_vacant_output_dir(str(tmp_path / "file" / "below"), overwrite=True)
 
 
 def test_a_directory_is_replaced_as_a_whole(tmp_path):
@@ -128,7 +136,7 @@ def test_a_new_run_over_an_old_one_drops_its_checkpoints(tmp_path):
     """With overwrite, the directory may hold later steps of an earlier run."""
     write(tmp_path / "checkpoint-400", "old")
     (tmp_path / "finished.json").write_text("{}")
-    claim_output_dir(str(tmp_path), overwrite=True)
+    drop_run(make_vacant_output_dir(str(tmp_path), overwrite=True))
     assert list_checkpoints(tmp_path) == [] and not (tmp_path / "finished.json").exists()
 
 

@@ -229,14 +229,25 @@ def test_evaluate_scores_the_adapter(grpo_two, dataset, folder):
 # --- half precision
 
 
-def test_the_configuration_of_two_l4_trains_in_bf16(folder, dataset, sft_two, start_adapter):
+def test_without_a_gpu_its_configuration_is_refused(folder, dataset, monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    options = {"dataset": dataset, "output_dir": folder / "refused", "logging_dir": folder / "logs" / "refused"}
+    with pytest.raises(
+        AssertionError, match="error: the launch configuration is for GPUs .bf16.*zero2_2xcpu_bf16.yaml"
+    ):
+        launch(1, "train_sft.py", setup="zero2_2xl4", **options)
+    assert not (folder / "refused").exists()
+
+
+def test_the_configuration_of_two_l4_trains_in_bf16(folder, dataset, sft_two, start_adapter, monkeypatch):
     """As it is, without the GPUs: the casts, the tolerances, the sums in fp32. SFT's losses are about those of fp32."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     places = {"dataset": dataset} | OFTEN | {"eval_steps": 0, "save_steps": 0, "setup": "zero2_2xl4"}
     stages = {"sft": SFT | {"model": "tiny"}, "grpo": GRPO | {"model": start_adapter, "learning_rate": 1e-3}}
     for stage, options in stages.items():
         output, logs = folder / f"{stage}_bf16", folder / "logs" / f"{stage}_bf16"
         text = launch(2, f"train_{stage}.py", **places, **options, output_dir=output, logging_dir=logs)
-        assert "torch.bfloat16, DEEPSPEED" in text
+        assert f"{stage.upper()} on CPU, 2 processes, torch.bfloat16, DEEPSPEED\n" in text
         assert f"next, scores on the test split: python evaluate.py --model {output}\n" in text
         logged = curves(logs)
         assert_all_finite(logged)

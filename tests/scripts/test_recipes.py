@@ -23,12 +23,13 @@ def test_a_recipe_takes_two_steps_on_a_shrunken_copy(model, variant, tmp_path):
     data = recipe_of("data", Path(recipe_of("sft", model + variant)["dataset"]).name)
     target = {"target": data["target"], "trace_style": data.get("trace_style", "compact")}
     dataset = small_dataset(base, tmp_path / "data", **target)
-    common = SHORT | {"dataset": dataset, "logging_dir": tmp_path / "logs"}
+    common = SHORT | {"dataset": dataset}
     # Fewer prompts than the recipe's 16.
     stages = {"sft": {"model": base}, "grpo": {"model": tmp_path / "sft", "prompts_per_step": 4}}
     for stage, options in stages.items():
         config = f"configs/{stage}_{model}{variant}.yaml"
-        text = launch(2, f"train_{stage}.py", config=config, output_dir=tmp_path / stage, **options, **common)
+        places = {"output_dir": tmp_path / stage, "logging_dir": tmp_path / "logs" / stage}
+        text = launch(2, f"train_{stage}.py", config=config, **places, **options, **common)
         assert "DEEPSPEED" in text
         adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / stage))
         recipe = recipe_of("sft", model + variant)

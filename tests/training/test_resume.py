@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from conftest import ROOT, launch, run_here
 from datasets import Dataset
 from launching import GRPO, OFTEN, SFT, curves
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from causal.tiny import tiny_model, tiny_tokenizer
@@ -90,7 +90,7 @@ def take_away(model: Path, first: int) -> None:
     (model / "finished.json").unlink()
 
 
-@pytest.mark.parametrize("stage, setup", [("sft", "zero2_2xcpu"), ("sft", "zero2_2xl4"), ("grpo", "zero2_2xcpu")])
+@pytest.mark.parametrize("stage, setup", [("sft", "zero2_2xcpu"), ("sft", "zero2_2xcpu_bf16"), ("grpo", "zero2_2xcpu")])
 def test_a_resumed_run_is_an_undisturbed_one(tmp_path, undisturbed, stage, setup):
     """Across a change of epoch; the newest checkpoint is damaged, so that the one before it is used.
 
@@ -113,7 +113,7 @@ def test_a_resumed_run_is_an_undisturbed_one(tmp_path, undisturbed, stage, setup
     assert not (broken / "model" / ".checkpoint-4.tmp").exists()
 
 
-def test_on_another_number_of_processes_weights_alone_resume(tmp_path, undisturbed):
+def test_on_other_processes_in_another_precision_with_another_seed_weights_alone_resume(tmp_path, undisturbed):
     folder = tmp_path / "run"
     _, options = undisturbed("sft", "zero2_2xcpu", folder)
     here = STAGES["sft"] | places(folder) | {name: options[name] for name in ("dataset", "model")}
@@ -121,7 +121,8 @@ def test_on_another_number_of_processes_weights_alone_resume(tmp_path, undisturb
     take_away(folder / "model", 5)
     with pytest.raises(ValueError, match="num_processes was 2 and is 1"):
         run_here("train_sft", **here, resume_from="latest")
-    train("sft", folder, 1, resume_from="latest", resume_weights_only=True, **options)
+    changed = {"setup": "zero2_2xcpu_bf16", "seed": 7, "resume_weights_only": True}
+    train("sft", folder, 1, resume_from="latest", **(options | changed))
     assert [step for step, _ in curves(folder / "logs")["train/loss"]] == [2, 4, 6]
     assert json.loads((folder / "model" / "finished.json").read_text())["step"] in (4, 5, 6)
 
@@ -195,7 +196,8 @@ def test_ranks_end_with_their_launcher(long_run, seconds):
 
 
 def config_of(folder: Path, **options) -> Config:
-    return Config(output_dir=str(folder / "model"), dataset="data", **options)
+    places = {"output_dir": str(folder / "model"), "logging_dir": str(folder / "logs"), "dataset": "data"}
+    return Config(**(places | options))
 
 
 def make_run(folder: Path, **options) -> Run:
@@ -212,7 +214,7 @@ def saved_run(folder: Path, *steps: int, **options) -> tuple[torch.nn.Module, to
         sum(p.square().sum() for p in model.parameters()).backward()
         optimizer.step()
         save(run, step, model, optimizer)
-    run.lock.close()
+    run.close()
     return model, optimizer
 
 
@@ -247,13 +249,13 @@ def test_sizes_that_are_auto_are_those_of_the_interrupted_run(tmp_path, capsys):
     found = {"micro_batch_tokens": 99, "cache_tokens": 88}
     run = make_run(tmp_path, resume_from="latest")
     assert run.found == found and "rounded" not in capsys.readouterr().out
-    run.lock.close()
+    run.close()
     run = make_run(tmp_path, resume_from="latest", cache_tokens=77)
     assert run.found == {"micro_batch_tokens": 99} and "cache_tokens 88 there, 77 here" in capsys.readouterr().out
-    run.lock.close()
+    run.close()
     run = make_run(tmp_path, resume_from="latest", resume_weights_only=True)
     assert run.found == {}, "another run: it finds its own"
-    run.lock.close()
+    run.close()
     shutil.rmtree(tmp_path / "model" / "checkpoint-1")
     assert make_run(tmp_path, resume_from="latest").found == found, "killed before its first checkpoint"
 
@@ -280,7 +282,7 @@ def rewrite(checkpoint: Path, **fields) -> None:
 
 
 def test_another_world_another_dataset_and_another_start_are_refused(tmp_path):
-    model, optimizer = saved_run(tmp_path, 1)
+    saved_run(tmp_path, 1)
     checkpoint = tmp_path / "model" / "checkpoint-1"
     rewrite(checkpoint, launch={"num_processes": 2, "dtype": "torch.float32"})
     assert "num_processes was 2 and is 1: launch it as before" in refusal(tmp_path, resume_from="latest")
@@ -288,12 +290,223 @@ def test_another_world_another_dataset_and_another_start_are_refused(tmp_path):
     assert "dtype was torch.bfloat16 and is torch.float32: launch it as before" in refusal(
         tmp_path, resume_from="latest"
     )
+    rewrite(checkpoint, launch={"num_processes": 1, "dtype": "torch.float32", "deepspeed": True})
+    assert "deepspeed was True and is False: launch it as before; or set resume_weights_only true" in refusal(
+        tmp_path, resume_from="latest"
+    )
+    rewrite(checkpoint, launch={"num_processes": 2, "dtype": "torch.bfloat16", "deepspeed": True})
+    run, _, _ = resumed(tmp_path, 1, resume_from="latest", resume_weights_only=True, seed=1)
+    assert run.began == 1, "what the messages offer"
+    run.close()
     rewrite(checkpoint, launch={"num_processes": 1, "dtype": "torch.float32"}, dataset_hash="other")
-    assert "dataset data is not what it was" in refusal(tmp_path, resume_from="latest")
-    rewrite(checkpoint, dataset_hash="hash", start="other")
+    assert "dataset data is not what it was" in refusal(tmp_path, resume_from="latest", resume_weights_only=True)
+    rewrite(checkpoint, dataset_hash="hash", weights="other")
+    message = refusal(tmp_path, resume_from="latest", resume_weights_only=True)
+    assert "model tiny (or its base) has other weights than the run began with" in message
+
+
+def test_an_optimizer_of_another_kind_of_launch_is_refused(tmp_path):
+    """Of a checkpoint that does not say whether DeepSpeed wrote it."""
+    saved_run(tmp_path, 1)
+    checkpoint = tmp_path / "model" / "checkpoint-1"
+    rewrite(checkpoint, launch={"num_processes": 1, "dtype": "torch.float32"})
+    tensors = load_file(checkpoint / "rank-0.safetensors")
+    kept = {name: t for name, t in tensors.items() if name.startswith(("rng", "0.0."))}  # as of one flat partition
+    save_file(kept, checkpoint / "rank-0.safetensors")
+    write_manifest(checkpoint)
+    with pytest.raises(
+        ValueError, match="of another kind of launch .*: launch it as before, or set resume_weights_only"
+    ):
+        resumed(tmp_path, resume_from="latest")
+    assert resumed(tmp_path, resume_from="latest", resume_weights_only=True)[0].began == 1
+
+
+def test_a_run_knows_its_base(tmp_path):
+    """Not what is trained alone: that is the same for any base of this shape."""
+
+    def put_base(seed: int) -> None:
+        save_model(tiny_model(seed, ATTENTION), tiny_tokenizer(), tmp_path / "base")
+
+    put_base(0)
+    options = {"model": str(tmp_path / "base"), "adaptation": "lora"}
+    saved_run(tmp_path, 1, **options)
+    put_base(1)
+    for more in ({}, {"resume_weights_only": True}):
+        message = refusal(tmp_path, resume_from="latest", **options, **more)
+        assert "(or its base) has other weights" in message and "put those back, or start a run of its own" in message
+    make_run(tmp_path / "other", **options)
+    put_base(0)
+    assert make_run(tmp_path, resume_from="latest", **options).checkpoint.name == "checkpoint-1"
+
+
+# --- another branch: back to a checkpoint, or on with a new optimizer
+
+
+def resumed(folder: Path, of: int = 0, **options) -> tuple[Run, torch.nn.Module, torch.optim.Optimizer]:
+    """A run that has gone on; before, it had the weights of the tiny model of the seed `of`."""
+    run = make_run(folder, **options)
+    model, optimizer = prepare(run.accelerator, tiny_model(of, ATTENTION), 1e-3, 0.0, 1.0)
+    run.restore(model, optimizer, runs.Motion(model))
+    return run, model, optimizer
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(folder)]
+
+
+@pytest.fixture
+def branched(tmp_path) -> tuple[Path, dict]:
+    """A run with checkpoints that a second one will leave at the first of them, and that one's options."""
+    saved_run(tmp_path, 2, 4, 6, save_total_limit=0)
+    model = tmp_path / "model"
+    return model, {"resume_from": str(model / "checkpoint-2"), "resume_weights_only": True, "learning_rate": 0.5}
+
+
+def test_latest_is_of_the_newest_branch(tmp_path, branched, capsys):
+    folder, options = branched
+    run, _, _ = resumed(tmp_path, **options)  # killed before it has saved
+    assert f"checkpoint-4, checkpoint-6: of steps that are now taken anew; moved to {folder}/set_apart-1" in (
+        capsys.readouterr().out
+    )
+    run.close()
+    assert "learning_rate 0.5 there, 0.0002 here" in refusal(tmp_path, resume_from="latest"), "those of the branch"
+    run, model, optimizer = resumed(tmp_path, resume_from="latest", learning_rate=0.5)
+    assert run.checkpoint.name == "checkpoint-2" and not optimizer_tensors(model, optimizer), "a new one, as was asked"
+    save(run, 3, model, optimizer)
+    run.close()
+    run, model, optimizer = resumed(tmp_path, resume_from="latest", learning_rate=0.5)
+    assert run.checkpoint.name == "checkpoint-3" and not run.weights_only
+    run.close()
+    assert names(folder) == ["checkpoint-2", "checkpoint-3"] and names(folder / "set_apart-1") == [
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
+
+
+def test_what_was_set_apart_can_be_gone_on_with(tmp_path, branched):
+    folder, options = branched
+    resumed(tmp_path, **options)[0].close()
+    left = folder / "set_apart-1" / "checkpoint-6"
+    assert f"set output_dir {left.parent}" in refusal(tmp_path, resume_from=str(left))
+    places = {"output_dir": str(left.parent), "logging_dir": str(tmp_path / "other"), "dataset": "data"}
+    run = Run(Accelerator(), Config(**places, resume_from=str(left)), "hash")
+    assert run.checkpoint == left
+
+
+@pytest.mark.parametrize("given, weights_only", [("checkpoint-2", False), ("checkpoint-2", True), ("latest", True)])
+def test_a_requeued_job_goes_on_where_it_was(tmp_path, monkeypatch, given, weights_only):
+    """Though its command says again where to begin, and with a new optimizer."""
+    saved_run(tmp_path, 2, 4)
+    given = given if given == "latest" else str(tmp_path / "model" / given)
+    options = {"resume_from": given, "resume_weights_only": weights_only}
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    first, model, optimizer = resumed(tmp_path, **options)
+    first.close()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again, model, optimizer = resumed(tmp_path, **options)  # before it has saved: as the command says
+    assert again.checkpoint == first.checkpoint and again.weights_only == weights_only
+    assert bool(optimizer_tensors(model, optimizer)) != weights_only
+    sum(p.square().sum() for p in model.parameters()).backward()
+    optimizer.step()
+    save(again, 5, model, optimizer)
+    again.close()
+    last, model, optimizer = resumed(tmp_path, **options)
+    assert last.checkpoint.name == "checkpoint-5" and optimizer_tensors(model, optimizer)
+    last.close()
+    monkeypatch.setenv("SLURM_JOB_ID", "18")  # another job, requeued before it began: it has not been there yet
+    assert make_run(tmp_path, **options).weights_only == weights_only
+
+
+def test_a_run_does_not_begin_at_its_end(tmp_path):
+    saved_run(tmp_path, 2, 4)
+    run = make_run(tmp_path, resume_from="latest", resume_weights_only=True)
+    with pytest.raises(ValueError, match="checkpoint-4: is of step 4, and this run ends at step 4: raise max_steps"):
+        run.check_length(4)
+    run.check_length(5)
+    run.close()
+    earlier = str(tmp_path / "model" / "checkpoint-2")
+    make_run(tmp_path, resume_from=earlier, resume_weights_only=True).check_length(4)
+
+
+# --- another device
+
+
+def test_from_a_gpu_to_a_cpu_and_back(tmp_path, monkeypatch, capsys):
+    """Random numbers of the other kind of device are left out."""
+    saved_run(tmp_path, 1)
+    rank = tmp_path / "model" / "checkpoint-1" / "rank-0.safetensors"
+    on_cpu = load_file(rank)
+    save_file(on_cpu | {"rng.cuda": torch.zeros(16, dtype=torch.uint8)}, rank)  # as a GPU's
+    write_manifest(rank.parent)
+    run, model, optimizer = resumed(tmp_path, resume_from="latest")
+    assert "checkpoint-1 is of a GPU, this is a CPU: sums are rounded differently" in capsys.readouterr().out
+    assert optimizer_tensors(model, optimizer)
+    run.close()
+    save_file(on_cpu, rank)
+    write_manifest(rank.parent)
     run = make_run(tmp_path, resume_from="latest")
-    with pytest.raises(ValueError, match="model tiny: is not what the run .* began with"):
-        run.restore(model, optimizer, runs.Motion(model))
+    model, optimizer = prepare(run.accelerator, tiny_model(0, ATTENTION), 1e-3, 0.0, 1.0)
+    motion = runs.Motion(model)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run.restore(model, optimizer, motion)
+    assert "checkpoint-1 is of a CPU, this is a GPU" in capsys.readouterr().out and optimizer_tensors(model, optimizer)
+
+
+# --- curves
+
+
+def log_something(folder: Path) -> None:
+    with SummaryWriter(folder / "logs") as writer:
+        writer.add_scalar("loss", 1.0, 1)
+
+
+def test_two_runs_do_not_share_curves(tmp_path):
+    """Neither at once nor one after the other; a run goes on with its own."""
+    logs = {"logging_dir": str(tmp_path / "logs")}
+
+    def run_of(name: str, **options) -> Run:
+        return Run(Accelerator(), Config(output_dir=str(tmp_path / name), dataset="data", **(logs | options)), "hash")
+
+    def begin(run: Run) -> None:
+        model = tiny_model(0, ATTENTION)
+        run.restore(model, None, runs.Motion(model))
+        run.close()
+
+    first = run_of("a")
+    with pytest.raises(ValueError, match="logging_dir .*: another run is using it; wait for it, or name another"):
+        run_of("b")
+    first.close()
+    begin(run_of("c"))  # the first has left nothing
+    log_something(tmp_path)
+    for options in ({}, {"overwrite": True}, {"resume_from": "latest"}):
+        with pytest.raises(ValueError, match="has the curves of .*/c; name another logging_dir"):
+            run_of("b", **options)
+    assert run_of("b", logging_dir=str(tmp_path / "other")).purge_step(0) is None
+    for options in ({"overwrite": True}, {"resume_from": "latest"}):
+        run = run_of("c", **options)
+        assert run.purge_step(0) == 0, "TensorBoard shows the new curves alone"
+        run.close()
+    for name in ("c", "logs"):
+        shutil.copytree(tmp_path / name, tmp_path / "copy" / name)
+    run_of("copy/c", resume_from="latest", logging_dir=str(tmp_path / "copy" / "logs")).close()
+    (tmp_path / "c").rename(tmp_path / "moved")
+    run_of("moved", resume_from="latest").close()
+    shutil.rmtree(tmp_path / "logs")
+    run_of("b").close()  # what the message offers
+
+
+def test_curves_may_be_in_the_output_dir(tmp_path):
+    for n, logs in enumerate(("model", "model/logs")):
+        assert make_run(tmp_path / str(n), logging_dir=str(tmp_path / str(n) / logs)).checkpoint is None
+
+
+def test_curves_of_an_earlier_version_are_gone_on_with(tmp_path):
+    saved_run(tmp_path, 1)
+    log_something(tmp_path)
+    (tmp_path / "logs" / ".run").unlink()
+    with pytest.raises(ValueError, match="has the curves of another run"):
+        make_run(tmp_path / "other", logging_dir=str(tmp_path / "logs"))
+    assert make_run(tmp_path, resume_from="latest").checkpoint is not None
 
 
 def test_a_path_must_be_a_whole_checkpoint_of_this_output_dir(tmp_path):
@@ -366,7 +579,7 @@ def test_weights_alone_leave_the_optimizer_new(tmp_path):
     assert state["step"] == 2 and state["best"] == {"loss": 1.5, "step": 2}
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
     assert not optimizer_tensors(model, optimizer)
-    run.lock.close()
+    run.close()
     (tmp_path / "model" / "best.json").write_text(json.dumps({"step": 7}))  # of steps that will now be others
     run = make_run(tmp_path, resume_from="latest", resume_weights_only=True)
     assert "best" not in run.restore(model, optimizer, runs.Motion(tiny_model(0, ATTENTION)))
