@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 LOST = "another rank has ended: its message says why"
-GRACE = 10.0  # seconds in which a rank may end by itself after another one has gone
+GRACE = 10.0  # seconds that a rank waits, which has lost another or failed beside it, for its launcher to end it
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -40,7 +40,7 @@ def run_script(main: Callable[[], None]) -> None:
             # What rank 0 fails of too, it says, and a rank that is lost what has happened to it; the launcher ends the
             # others as soon as one has gone.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(5)
+            time.sleep(GRACE)
         message = message if rank == "0" else f"rank {rank}: {message}"
         tqdm.write(f"error: {message}", file=sys.stderr)
         _tell_launcher(message)
