@@ -1,7 +1,7 @@
-"""The launch commands as a user types them, on one and two CPU processes under ZeRO-2; all tests share a few launches.
+"""The launch commands as a user types them, on two CPU processes under ZeRO-2; all tests share a few launches.
 
-One process, two processes and a loop in plain PyTorch must give the same weights: an uneven number of rows and prompts
-makes the ranks' shares, and their numbers of micro-batches, differ.
+Two processes, one without the launcher and DeepSpeed, and a loop in plain PyTorch must give the same weights: an uneven
+number of rows and prompts makes the ranks' shares, and their numbers of micro-batches, differ.
 """
 
 import json
@@ -62,7 +62,7 @@ def sft_two(folder, dataset):
 
 @pytest.fixture(scope="module")
 def sft_one(folder, dataset):
-    return launch_sft(folder, dataset, 1)
+    return launch_sft(folder, dataset, 0, "1")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def grpo_two(folder, dataset, start_adapter):
 
 @pytest.fixture(scope="module")
 def grpo_one(folder, dataset, start_adapter):
-    return launch_grpo(folder, dataset, start_adapter, 1)
+    return launch_grpo(folder, dataset, start_adapter, 0, "1")
 
 
 @pytest.fixture(scope="module")
