@@ -1,20 +1,27 @@
-"""One row explained: independences, equivalence class, reasoning, answer, and why; on the console and as a figure.
+"""Questions explained: independences, class, exact reasoning, answer and why; and a model's own reasoning, checked.
 
     python explain.py "Premise: Suppose there is ...\\nHypothesis: A directly causes B." --style full
-    python explain.py "Premise: ...\\nHypothesis: ..." --model reasoner
-    python explain.py 7 --dataset data/tiny --split test --figure class.svg
+    python explain.py 7 --dataset data/tiny --split test --figure class.svg --model none
+    python explain.py --interactive --model models/mine_grpo
+    python explain.py --serve
 
-Libraries that take seconds to import (datasets, torch, matplotlib) are only imported by the options that need them.
+The model is by default the small reasoner that ships. What is exact is printed before it is loaded: libraries that take
+seconds to import (datasets, torch, matplotlib, gradio) are only imported by what needs them.
 """
 
 import argparse
+import contextlib
+import importlib.util
+import io
 import os
 import re
+import socket
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from causal.graphs import Claim, Corr2CauseError, Premise, holds, markov_equivalence_class
 from causal.reasoning import STYLES, trace
@@ -29,7 +36,13 @@ from causal.wording import (
 from runtime.files import check_writable, naming
 from runtime.settings import check
 
+if TYPE_CHECKING:
+    from scoring.asking import Respondent
+
 SUFFIXES = (".png", ".svg", ".pdf")
+REASONER = Path(__file__).parent / "reasoner"
+PAGE_REQUIREMENTS = "requirements-page.txt"
+HOST, PORT = "127.0.0.1", 7860  # of the page: this machine alone
 
 
 def explain(text: str, style: str = "compact", given_label: int | None = None) -> str:
@@ -81,15 +94,84 @@ def _wrapped(edges: Sequence[str]) -> list[str]:
     return [line.replace("\0", " ") for line in lines] or ["no edges"]
 
 
-def asked(model: str, text: str) -> str:
-    """What a model says of the text, sentence by sentence, as a section. Raises ValueError as `asking.ask` does."""
+def asked(respondent: "Respondent", text: str) -> str:
+    """What a model says of the text, sentence by sentence, in sections; where the text does not fit into it, why."""
+    from scoring.asking import marked
+
+    try:
+        found = marked(respondent.ask(text), text)
+    except ValueError as error:
+        return _section(f"Reasoning of {respondent.name}: none", [str(error)])
+    return "\n\n".join((
+        _section(
+            f"Reasoning of {respondent.name}, on {respondent.familiarity(text)}",
+            [f"{mark:<12}{sentence.text}" for mark, sentence in found.sentences],
+        ),
+        _section(
+            f"Answer of {respondent.name}: {found.answer}; the true answer: {found.true}",
+            [f"{found.verdict}; of its sentences {found.counts}"],
+        ),
+    ))  # fmt: skip
+
+
+def load(model: str) -> "Respondent | None":
+    """The model that is asked; of none, None. Raises ValueError if it cannot be loaded."""
+    if model == "none":
+        return None
     from scoring import asking  # torch and transformers: seconds
 
-    sentences, whole = asking.marked(asking.ask(model, text), text)
-    return "\n\n".join((
-        _section(f"Reasoning of {model}, on {asking.familiarity(model, text)}", sentences),
-        _section(f"Answer of {model}", whole),
-    ))  # fmt: skip
+    return asking.load(model)
+
+
+# ---------------------------------------------------------------- questions that are typed
+
+
+def typed_lines() -> Iterator[str]:
+    """What is typed, or comes through a pipe, line by line."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    prompt = ""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  without it a terminal cuts lines after 4,095 characters
+
+        print("'Premise: ...', then 'Hypothesis: ...', on one line or two; an empty line asks, quit ends.")
+        prompt = "> "
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input(prompt)
+
+
+def questions(lines: Iterable[str]) -> Iterator[str]:
+    """The texts that the lines ask: each ends with an empty line, or is whole on one; `quit` or the end ends all."""
+    gathered = []
+    for line in lines:
+        if line.strip() == "quit":
+            break
+        if line.strip():
+            gathered.append(line)
+        if gathered and (not line.strip() or "Premise:" in line and "Hypothesis:" in line):
+            yield unescaped("\n".join(gathered))
+            gathered = []
+    if gathered:
+        yield unescaped("\n".join(gathered))
+
+
+def unescaped(text: str) -> str:
+    r"""The text with line breaks for those typed as \n."""
+    return text.replace("\\n", "\n")
+
+
+def converse(texts: Iterable[str], style: str, respondent: "Respondent | None") -> None:
+    """Explains every text; one that cannot be is one line on stderr."""
+    for text in texts:
+        try:
+            print(explain(text, style), flush=True)
+        except Corr2CauseError as error:
+            print(f"error: the text: {error}", file=sys.stderr, flush=True)
+            continue
+        if respondent is not None:
+            print(f"\n{asked(respondent, text)}")
+        print(flush=True)
 
 
 # ---------------------------------------------------------------- a dataset's row, a figure's file
@@ -151,52 +233,98 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="explain.py", description="Explain the answer to one Corr2Cause row.", allow_abbrev=False
     )
     parser.error = _raise
+    switch = {"nargs": "?", "const": "true", "default": "false", "choices": ("true", "false")}
     parser.add_argument(
         "row",
         metavar="TEXT|ROW",
         nargs="?",
         help=r"'Premise: ...\nHypothesis: ...' (\n may be typed literally), or a row's 0-based number in --dataset",
     )
+    parser.add_argument("--interactive", **switch, help="read questions, one after another, and explain each")
+    parser.add_argument("--serve", **switch, help=f"the same as a page on this machine ({PAGE_REQUIREMENTS})")
+    parser.add_argument("--port", type=int, help=f"of the page; default {PORT}")
     parser.add_argument("--dataset", metavar="DIR", help="directory that preprocess.py wrote, which has the row")
     parser.add_argument("--split", help="its split; default test")
     parser.add_argument("--style", choices=STYLES, default="compact", help="of the reasoning: compact or full")
-    parser.add_argument("--model", metavar="DIR", help="a model to ask too: its sentences are marked; reasoner ships")
-    parser.add_argument("--figure", metavar="FILE", type=Path, help="draw the class and its members (.png, .svg, .pdf)")
     parser.add_argument(
-        "--overwrite", nargs="?", const="true", default="false", choices=("true", "false"), help="replace the figure"
+        "--model",
+        metavar="DIR",
+        default=os.path.relpath(REASONER),
+        help="asked too, each of its sentences marked; default the reasoner that ships; none leaves it out",
     )
+    parser.add_argument("--figure", metavar="FILE", type=Path, help="draw the class and its members (.png, .svg, .pdf)")
+    parser.add_argument("--overwrite", **switch, help="replace the figure")
     arguments = parser.parse_args(argv)
-    usage = r"'Premise: ...\nHypothesis: ...', or a row number and --dataset DIR"
-    check(arguments.row is not None, f"nothing to do; give {usage}")
+    for name in ("interactive", "serve", "overwrite"):
+        setattr(arguments, name, getattr(arguments, name) == "true")
+    asks = next((name for name in ("serve", "interactive") if getattr(arguments, name)), None)
+    check(arguments.port is None or arguments.serve, "--port: is of the page; add --serve")
+    if asks is None:
+        usage = r"'Premise: ...\nHypothesis: ...', a row number and --dataset DIR, --interactive or --serve"
+        check(arguments.row is not None, f"nothing to do; give {usage}")
+    else:
+        given = {"TEXT": arguments.row, "--dataset": arguments.dataset, "--figure": arguments.figure}
+        given["--interactive"] = asks == "serve" and arguments.interactive or None
+        too_much = [name for name, value in given.items() if value is not None]
+        check(not too_much, f"--{asks} asks for the questions itself; leave out {', '.join(too_much)}")
     if arguments.dataset is None:
-        check(not arguments.row.strip().isdigit(), f"row {arguments.row}: a row number needs --dataset")
+        is_number = arguments.row is not None and arguments.row.strip().isdigit()
+        check(not is_number, f"row {arguments.row}: a row number needs --dataset")
         check(arguments.split is None, "--split: is of a dataset; name one with --dataset")
     if arguments.figure is not None:
-        check_figure(arguments.figure, arguments.overwrite == "true")
+        check_figure(arguments.figure, arguments.overwrite)
+    if arguments.serve:
+        installed = importlib.util.find_spec("gradio") is not None
+        check(installed, f"--serve: needs gradio; pip install -r {PAGE_REQUIREMENTS}")
+        arguments.port = PORT if arguments.port is None else arguments.port
+        check_port(arguments.port)
     return arguments
 
 
+def check_port(port: int) -> None:
+    """Raises ValueError unless the page can be served there."""
+    check(0 < port < 65536, f"--port {port}: give 1 to 65535")
+    try:
+        with socket.create_server((HOST, port)):  # may be used again at once, as the page's own server may
+            pass
+    except OSError as error:
+        raise ValueError(f"--port {port}: cannot be listened on ({error.strerror}); name another") from None
+
+
+def explain_one(arguments: argparse.Namespace) -> None:
+    """Prints the explanation of the text or row, then what the model says of it; writes the figure."""
+    text, label, where = unescaped(arguments.row), None, "the text"
+    if arguments.dataset is not None:
+        split, where = arguments.split or "test", f"row {arguments.row}"
+        text, label = read_row(arguments.row, arguments.dataset, split)
+    try:
+        explanation = explain(text, arguments.style, label)
+    except Corr2CauseError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if arguments.dataset is not None:
+        print(f"Row {arguments.row} of {arguments.dataset}, split {split}\n")
+    print(explanation, flush=True)
+    if arguments.figure is not None:
+        write_figure(*parse_input(text), arguments.figure)
+        print(f"\nFigure: {arguments.figure}", flush=True)
+    respondent = load(arguments.model)
+    if respondent is not None:
+        print(f"\n{asked(respondent, text)}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the explanation and writes the figure; status 0, or 2 after one line that says what to change."""
+    """Explains what is asked; status 0, or 2 after one line that says what to change."""
     try:
         arguments = parse(argv)
-        text, label = arguments.row.replace("\\n", "\n"), None
-        if arguments.dataset is not None:
-            split = arguments.split or "test"
-            text, label = read_row(arguments.row, arguments.dataset, split)
-        try:
-            explanation = explain(text, arguments.style, label)
-            if arguments.model is not None:
-                explanation += f"\n\n{asked(arguments.model, text)}"
-        except Corr2CauseError as error:
-            where = f"row {arguments.row}" if arguments.dataset else "the text"
-            raise ValueError(f"{where}: {error}") from None
-        if arguments.dataset is not None:
-            print(f"Row {arguments.row} of {arguments.dataset}, split {split}\n")
-        print(explanation)
-        if arguments.figure is not None:
-            write_figure(*parse_input(text), arguments.figure)
-            print(f"\nFigure: {arguments.figure}")
+        if arguments.serve:
+            from scoring.page import serve
+
+            serve(load(arguments.model), arguments.style, HOST, arguments.port)
+        elif arguments.interactive:
+            with contextlib.suppress(KeyboardInterrupt):
+                converse(questions(typed_lines()), arguments.style, load(arguments.model))
+        else:
+            explain_one(arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -177,9 +177,9 @@ def test_what_is_before_a_trace_is_no_part_of_it(speak, kind):
     config = DataConfig(num_variables=[3], relabelings=[3], target="trace", chat_template_args=arguments)
     row = build(config)[0]["train"][-1]
     said = row["response"].removesuffix(end)
-    sentences, (verdict,) = marked(said, row["input"])
-    assert said.startswith(before) and {line.split()[0] for line in sentences} == {"right"}
-    assert verdict.startswith("right")
+    found = marked(said, row["input"])
+    assert said.startswith(before) and {mark for mark, _ in found.sentences} == {"right"}
+    assert found.verdict == "right"
     assert corrected(row, said, "compact") is None
     first, second, *_ = said.removeprefix(before).splitlines(keepends=True)
     new = corrected(row, f"{before}{first}nonsense", "compact")

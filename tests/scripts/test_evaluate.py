@@ -24,8 +24,7 @@ from policy.loading import load_tokenizer, stop_token_ids
 from policy.prefix_sharing import ATTENTION
 from policy.sampling import Sampler
 from preprocess import DataConfig, build, write_dataset
-from scoring import metrics
-from scoring.asking import ask
+from scoring import asking, metrics
 from scoring.predictions import majority, predict, score_answers
 from scoring.results import answer_figures
 
@@ -241,7 +240,7 @@ def test_rows_and_questions_are_asked_with_the_template_arguments_of_the_trainin
     (tmp_path / "rows.jsonl").write_text(json.dumps({"input": text}))
     given = {"model": str(tmp_path / "model"), "rows": str(tmp_path / "rows.jsonl")}
     tokenizer = load_tokenizer(given["model"])
-    assert ask(given["model"], text) == "Answer: Yes"
+    assert asking.load(given["model"]).ask(text) == "Answer: Yes"
     with pytest.raises(ValueError, match="add a day to chat_template_args, strftime_now"):
         evaluate.read_file_rows(evaluate.Config(**given), tokenizer)
     known = {"target": "answer", "chat_template_args": {"strftime_now": "2024-07-26", "lead": "!"}}
