@@ -6,6 +6,7 @@
 # make gpu-check: ten minutes on a new machine with GPUs: a table of what passes and what fails, and what helps.
 # make tensorboard: the curves below logs/, on this machine alone (LOGDIR=demo/seed-0/logs: those of the demo).
 # make test: every default test, on two processes (WORKERS=4: on four), and the 15 that took longest.
+# make test-page: the page of explain.py --serve in a browser, Chromium, which has to be there.
 # make test-slurm: the jobs of slurm/ through a real Slurm, which make slurm installs before (Debian, as root).
 PYTHON ?= python3
 SEED ?= 0
@@ -16,7 +17,7 @@ TEST = --dataset $(DEMO)/data_words --split test test_recombined --cluster struc
 BIN := .venv/bin
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: install demo results record smollm2 gpu-check tensorboard test slurm test-slurm lint
+.PHONY: install demo results record smollm2 gpu-check tensorboard test test-page slurm test-slurm lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -58,6 +59,10 @@ tensorboard: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --durations=15 \
 		--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-page: .venv/installed
+	$(BIN)/pip install --quiet -r requirements-page.txt playwright==1.65.2
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -m browser tests/scoring/test_page.py
 
 slurm:
 	(for name in munged slurmctld slurmd sbatch; do command -v $$name > /dev/null || exit 1; done) || \

@@ -31,11 +31,11 @@ RUN = {  # page: heading
     "docs/data.md: Which labels of a file are wrong",
     "docs/traces.md: Traces: reasoning that can be checked",
     "docs/traces.md: A model's own mistakes, corrected",
-    "docs/evaluation.md: Evaluating, comparing, explaining",
+    "docs/evaluation.md: Evaluating and comparing",
     "docs/evaluation.md: A file of rows",
     "docs/evaluation.md: The majority of several samples",
     "docs/evaluation.md: Probabilities instead of answers",
-    "docs/evaluation.md: One example, step by step",
+    "docs/asking.md: Asking a model, and seeing whether it is right",
     "docs/memory.md: Memory: which recipe fits which card",
     "docs/memory.md: Hours: how long a recipe takes",
     "docs/scripts.md: Merging an adapter",
@@ -49,6 +49,8 @@ ELSEWHERE = {
     "docs/installing.md: With pip": "these tests run in it",
     "docs/installing.md: With uv": "a network",
     "docs/installing.md: In a container": "Docker",
+    "docs/asking.md: Question after question": "a question is awaited; test_explain.py",
+    "docs/asking.md: A page to draw on": "a server; test_page.py",
     "docs/record.md: A record to beat": "half an hour; test_benchmarks.py",
     "docs/record.md: Adding a line": "the same",
     "docs/metrics.md: Watching a run, and what each number means": "a server; test_monitoring.py",
@@ -190,7 +192,7 @@ def test_commands_of_evaluation(trained, run):
     run(["python", "preprocess.py", "--num_variables", "3", "4", *worded, "--output_dir", "data/mine"])
     shutil.copytree(trained / "data/mine", trained / "data/phi3")
     run(shortened(["python", "evaluate.py", "--model", "models/phi3_sft_model"]))
-    for words in commands_of("docs/evaluation.md", "docs/scripts.md"):
+    for words in commands_of("docs/evaluation.md", "docs/asking.md", "docs/scripts.md"):
         run(shortened(words))
     assert (trained / "example.png").stat().st_size > 0
     assert (trained / "evaluation_results/comparison/report.html").is_file()
