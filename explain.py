@@ -288,7 +288,7 @@ def check_port(port: int) -> None:
         with socket.create_server((HOST, port)):  # may be used again at once, as the page's own server may
             pass
     except OSError as error:
-        raise ValueError(f"--port {port}: cannot be listened on ({error.strerror}); name another") from None
+        raise ValueError(f"--port {port}: cannot be listened on ({os.strerror(error.errno)}); name another") from None
 
 
 def explain_one(arguments: argparse.Namespace) -> None:

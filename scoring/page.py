@@ -335,7 +335,7 @@ def serve(respondent: Respondent | None, style: str, host: str, port: int) -> No
     theme = gr.themes.Default(primary_hue="blue", **fonts)
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     # `page.launch` would ask itself for the page first, through a proxy if there is one, and give up where it is slow.
-    app = gr.mount_gradio_app(FastAPI(), page, path="/", footer_links=[], theme=theme, css=CSS)
+    app = gr.mount_gradio_app(FastAPI(openapi_url=None), page, path="/", footer_links=[], theme=theme, css=CSS)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     with socket.create_server((host, port)) as listening, contextlib.suppress(KeyboardInterrupt):
         print(f"http://{host}:{port}; Ctrl-C ends it", flush=True)
