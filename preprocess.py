@@ -34,6 +34,7 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 from causal.graphs import MAX_VARIABLES, NUM_CLASSES
+from causal.questions import QUESTION
 from causal.reasoning import STYLES
 from causal.released import NUM_RELEASED_CLASSES
 from causal.rows import PERTURBATIONS, generate_rows
@@ -42,7 +43,6 @@ from dataset import audit, export
 from dataset.chat import (
     ANSWER_LINES,
     INSTRUCTIONS,
-    QUESTION,
     add_chat,
     add_teacher,
     chat_writer,

@@ -418,7 +418,7 @@ def unlabelled_dags(num_variables: int) -> Iterator[DAG]:
         yield tuple(dag)
 
 
-def _random_dags(num_variables: int, seed: int) -> Iterator[DAG]:
+def random_dags(num_variables: int, seed: int | str) -> Iterator[DAG]:
     """Topologically ordered DAGs without end, each with an edge density of its own, uniform in 0 to 1."""
     rng = random.Random(f"{seed}-{num_variables}")
     while True:
@@ -440,7 +440,7 @@ def representatives(num_variables: int, structures: int | None = None, seed: int
     """One topologically ordered DAG for each Markov equivalence class up to relabelling.
 
     All of them for N <= 6, the first in the released order; with `structures`, at most that many, at random. Larger N
-    have too many to list: random graphs (`_random_dags`) are drawn until `structures` classes are found. Raises
+    have too many to list: random graphs (`random_dags`) are drawn until `structures` classes are found. Raises
     Corr2CauseError if N is out of range, or if a larger N comes without `structures`.
     """
     n, count = num_variables, NUM_CLASSES.get(num_variables)
@@ -449,7 +449,7 @@ def representatives(num_variables: int, structures: int | None = None, seed: int
     if count is None:
         if structures is None:
             raise Corr2CauseError(f"num_variables {n} has too many classes to list; set structures to sample")
-        return islice(_first_of_each_class(_random_dags(n, seed)), structures)
+        return islice(_first_of_each_class(random_dags(n, seed)), structures)
     classes = _first_of_each_class(unlabelled_dags(n))
     if structures is None or structures >= count:
         return classes

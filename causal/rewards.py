@@ -3,9 +3,10 @@
     outcome_reward("Answer: Yes", label=1)    -> 1.0   the answer, in [-1, 1]
     process_reward(trace, premise, claim)     -> 1.0   the reasoning, in [-1, 1]
     corr2cause_reward(process=True)           -> the function (completion, row) that train_grpo.py asks
+    credit(completion, row)                   -> 1.0   one number in [0, 1], for those who want that
 
-Each looks at one thing: an exact trace that ends in the wrong answer has a full process reward. No text earns more, by
-either, than the exact trace, and tests/causal/test_rewards.py tries.
+Each of the first two looks at one thing: an exact trace that ends in the wrong answer has a full process reward. No
+text earns more, by either, than the exact trace, and tests/causal/test_rewards.py tries.
 """
 
 import math
@@ -20,6 +21,7 @@ from causal.wording import parse_claim
 RIGHT_REWARD = 1.0
 WRONG_REWARD = -1.0
 NO_ANSWER_REWARD = -0.5
+PARTIAL_CREDIT = 0.5
 NOISE_CHARACTERS = 40  # about two compact steps; without it an unreadable sentence could go on for the price of one
 
 Span = tuple[int, int, float]  # first character of a step, one past its last, and what the step adds to the reward
@@ -74,6 +76,15 @@ def process_of(points: Iterator[tuple[int, int, int]], premise: Premise, claim: 
     return reward, [(start, end, point / required) for start, end, point in points]
 
 
+def process_of_row(completion: str, row: Mapping[str, Any]) -> tuple[float, list[Span]]:
+    """As `process_of`, of the row's `premise` and `hypothesis`; 0 and nothing where no graph satisfies the premise."""
+    premise, claim = parse_claim(row["premise"], row["hypothesis"])  # which reads a premise once
+    try:
+        return process_of(step_points(completion, premise, claim), premise, claim)
+    except UnsatisfiableError:  # nothing is right or wrong there, so nothing is better than anything
+        return 0.0, []
+
+
 def step_points(text: str, premise: Premise, claim: Claim) -> Iterator[tuple[int, int, int]]:
     """(start, end, points) of every sentence: 1, 0 or a cost, as `process_reward` has it. Raises as it does."""
     spoken_of, answered = set(), False
@@ -110,11 +121,7 @@ def corr2cause_reward(
         right = float(answer is bool(label))
         judgement: dict[str, Any] = {"outcome": outcome_reward(completion, label, class_weights)}
         if process:
-            premise, claim = parse_claim(row["premise"], row["hypothesis"])  # which reads a premise once
-            try:
-                judgement["process"] = process_of(step_points(completion, premise, claim), premise, claim)
-            except UnsatisfiableError:  # nothing is right or wrong there, so nothing is better than anything
-                judgement["process"] = 0.0, []
+            judgement["process"] = process_of_row(completion, row)
         return judgement | {
             "reward/accuracy": right,
             "reward/accuracy_of_yes": right if label else math.nan,
@@ -125,3 +132,17 @@ def corr2cause_reward(
         }
 
     return judge
+
+
+# --- one number
+
+
+def credit(completion: str, row: Mapping[str, Any]) -> float:
+    """In [0, 1]: 1 for the right answer, however it is found; else PARTIAL_CREDIT for an exact trace, less for a part.
+
+    Partial credit is that share of the process reward, if it is positive: the answer is worth more than all reasoning.
+    `row` has `premise`, `hypothesis` and `label`.
+    """
+    if extract_answer(completion) is bool(row["label"]):
+        return 1.0
+    return PARTIAL_CREDIT * max(0.0, process_of_row(completion, row)[0])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causal.answers import extract_answer
+from causal.questions import ANSWER_ALONE, REASONING, prompt_of
 from causal.reasoning import trace
 from causal.wording import parse_claim
 from dataset.reading import training_data
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ANSWER_LINES = ("Answer: No", "Answer: Yes")  # by label
-QUESTION = "Decide whether the hypothesis follows from the premise. "
-REASONING = QUESTION + "Reason step by step. End with a line 'Answer: Yes' or 'Answer: No'."
-ANSWER_ALONE = QUESTION + "Reply with one line, 'Answer: Yes' or 'Answer: No'."
 INSTRUCTIONS = {"answer": ANSWER_ALONE, "trace": REASONING, "teacher": REASONING}  # by target
 
 
@@ -242,7 +240,7 @@ def add_chat(
     check(not held, f"instruction: holds the special token {' '.join(held)}, which the model reads as the chat format")
     chats = []
     for row in rows:
-        user = f"{instruction}\n\n{row['input']}".strip()
+        user = prompt_of(row["input"], instruction)
         prompt, response = templated(write, user, completion_of(row, target, trace_style), special)
         asked, said = encode_pair(tokenizer, ids, prompt, response)
         chats.append(row | {"prompt": prompt, "response": response, "tokens": (len(asked), len(said))})
