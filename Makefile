@@ -7,6 +7,7 @@
 # make tensorboard: the curves below logs/, on this machine alone (LOGDIR=demo/seed-0/logs: those of the demo).
 # make test: every default test, on two processes (WORKERS=4: on four), and the 15 that took longest.
 # make test-page: the page of explain.py --serve in a browser, Chromium, which has to be there.
+# make test-integrations: the task in reasoning-gym, lm-evaluation-harness and verifiers, in .venv-integrations.
 # make test-slurm: the jobs of slurm/ through a real Slurm, which make slurm installs before (Debian, as root).
 PYTHON ?= python3
 SEED ?= 0
@@ -15,9 +16,10 @@ LOGDIR ?= logs
 DEMO := demo/seed-$(SEED)
 TEST = --dataset $(DEMO)/data_words --split test test_recombined --cluster structure_id
 BIN := .venv/bin
+OTHERS := .venv-integrations
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
-.PHONY: install demo results record smollm2 gpu-check tensorboard test test-page slurm test-slurm lint
+.PHONY: install demo results record smollm2 gpu-check tensorboard test test-page test-integrations slurm test-slurm lint
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -63,6 +65,15 @@ test: .venv/installed
 test-page: .venv/installed
 	$(BIN)/pip install --quiet -r requirements-page.txt playwright==1.65.2
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -m browser tests/scoring/test_page.py
+
+$(OTHERS)/installed: requirements.txt integrations/requirements.txt
+	$(PYTHON) -m venv $(OTHERS)
+	$(OTHERS)/bin/pip install --quiet $$(grep '^torch==' requirements.txt)
+	$(OTHERS)/bin/pip install --quiet -r integrations/requirements.txt
+	touch $@
+
+test-integrations: $(OTHERS)/installed
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(OTHERS)/bin/python -m pytest -q -m integrations tests/integrations
 
 slurm:
 	(for name in munged slurmctld slurmd sbatch; do command -v $$name > /dev/null || exit 1; done) || \
