@@ -29,7 +29,7 @@ import torch
 
 from causal.rows import PERTURBATIONS
 from dataset.batches import premise_groups
-from dataset.chat import as_trained, encode, encode_rows, longest_sequence
+from dataset.chat import as_trained, check_reads_english, encode, encode_rows, longest_sequence
 from dataset.reading import answer_candidates, check_whole, choose_rows, load_split, read_report, training_data
 from dataset.sources import label_records, parse_row, read_file
 from dataset.splits import perturbed
@@ -211,6 +211,7 @@ def read_rows(config: Config) -> tuple["Dataset", list[str]]:
 
 def read_file_rows(config: Config, tokenizer) -> tuple["Dataset", list[str]]:
     """The same of a file: its rows, then perturbed, in the chat form that the model was trained on."""
+    check_reads_english(tokenizer, "perturbations", config.perturbations)
     records = read_file(Path(config.rows), "rows")
     rows, left_out = label_records(records, config.labels, config.skip_unparsable, given=config.labels == "given")
     check(len(rows) > 0, f"rows: {config.rows}: none could be read: {left_out[:1]}")

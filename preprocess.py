@@ -38,7 +38,7 @@ from causal.questions import QUESTION
 from causal.reasoning import STYLES
 from causal.released import NUM_RELEASED_CLASSES
 from causal.rows import PERTURBATIONS, generate_rows
-from causal.wording import WORDINGS
+from causal.vocabulary import DRAWN_WORDINGS
 from dataset import audit, export
 from dataset.chat import (
     ANSWER_LINES,
@@ -46,6 +46,7 @@ from dataset.chat import (
     add_chat,
     add_teacher,
     chat_writer,
+    check_reads_english,
     encode_rows,
     leave_out_long,
     special_tokens,
@@ -98,8 +99,8 @@ class DataConfig(Settings):
     )
     wordings: list[str] = arg(
         [],
-        f"hypotheses in the words of one of these, drawn for every row: {', '.join(WORDINGS)}; none: as they are",
-        choices=WORDINGS,
+        f"rows in the words of these, drawn at random: {', '.join(DRAWN_WORDINGS)}; none: as they are",
+        choices=DRAWN_WORDINGS,
     )
     predictions: list[str] = arg(
         [],
@@ -329,6 +330,8 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
 
         tokenizer = load_tokenizer(config.tokenizer, config.revision)
         special = special_tokens(tokenizer)
+        for setting in ("wordings", "perturbations"):
+            check_reads_english(tokenizer, setting, getattr(config, setting))
         # What the template cannot do is said before the rows are read.
         templated(chat_writer(tokenizer, config.chat_template_args), QUESTION, ANSWER_LINES[0], special)
     source_rows, unparsable = labelled_rows(config)

@@ -23,6 +23,7 @@ from itertools import chain
 import torch
 from accelerate import Accelerator
 
+from dataset.chat import check_reads_english
 from dataset.reading import check_whole
 from dataset.relabelling import FreshRows
 from policy.adapters import use_reference
@@ -301,12 +302,14 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
     check(config.prompts_per_step >= world_size, f"{asked} is less than one for each of {world_size} processes")
     fresh = None
     if config.relabel_each_epoch:
+        check_reads_english(opened.tokenizer, "wordings", config.wordings)
         fresh = FreshRows(opened.train, None, config.seed, config.wordings, config.letterings)
     queue = PromptQueue(
         opened.accelerator, opened.tokenizer, opened.train, config.seed, config.claims_per_prefix,
         new_tokens=config.num_generations * config.max_new_tokens, fresh=fresh,
     )  # fmt: skip
-    longest = queue.longest + config.max_new_tokens
+    ahead = 0 if fresh is None else fresh.longest(opened.tokenizer, responses=False)  # in a later epoch
+    longest = max(queue.longest, ahead) + config.max_new_tokens
     model = opened.load_with_reference(longest, reference=config.beta > 0)
 
     def probe(responses: list[list[int]]) -> torch.Tensor:

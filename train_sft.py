@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dataset.batches import epoch_batches, premise_groups, share_of_rank
-from dataset.chat import encode_rows
+from dataset.chat import check_reads_english, encode_rows
 from dataset.reading import premise_ids_of
 from dataset.relabelling import FreshRows, trace_style
 from policy.prefix_sharing import pack, plan_micro_batches, sequence_logps
@@ -183,6 +183,7 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     # Each rank writes and encodes its part of an epoch's rows, for all of them.
     part, fresh = train.shard(accelerator.num_processes, accelerator.process_index, contiguous=True), None
     if config.relabel_each_epoch:
+        check_reads_english(tokenizer, "wordings", config.wordings)
         fresh = FreshRows(part, trace_style(config.dataset), config.seed, config.wordings, config.letterings)
 
     @lru_cache(maxsize=1)
@@ -198,6 +199,9 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     steps = plan_steps(premise_ids_of(train), config, sizes)
     opened.run.check_length(len(steps))
     longest = max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True))
+    if fresh is not None:  # a later epoch's rows may be longer
+        ahead = reduce(accelerator, {"tokens": fresh.longest(tokenizer, responses=True)}, "max")
+        longest = max(longest, int(ahead["tokens"]))
     model = opened.load(longest, adaptation=config.adaptation, lora_dropout=config.lora_dropout)
     first = share(accelerator, steps[0][1], rows)
 

@@ -7,6 +7,7 @@ Edges are strings as `wording.class_edges` writes them: 'A -> B' is an arrow, 'A
 edge or of a variable has its string as gid. Everything is black, white or grey, so that a print shows all there is.
 """
 
+import re
 import textwrap
 from collections.abc import Collection, Sequence
 from math import ceil, cos, pi, sin
@@ -16,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from causal.graphs import Claim, Premise, holds, markov_equivalence_class
-from causal.wording import RELATION_OF, class_edges, member_edges, write_hypothesis
+from causal.vocabulary import RELATION_OF
+from causal.wording import class_edges, member_edges, write_hypothesis
 
 RADIUS = 0.18  # of a variable's circle; the circle on which they stand has radius 1
 MAX_MEMBERS = 11  # drawn of a class, which makes twelve panels with the class itself
@@ -35,8 +37,8 @@ def draw_graph(ax: Axes, variables: Sequence[str], edges: Sequence[str], highlig
     angles = [2 * pi * k / len(variables) for k in range(len(variables))]
     places = {name: (sin(angle), cos(angle)) for name, angle in zip(variables, angles, strict=True)}
     for edge in edges:
-        tail, sign, head = edge.split(" ") if edge.count(" ") == 2 else ("", "", "")
-        if sign not in ("->", "-") or tail == head or not {tail, head} <= places.keys():
+        tail, sign, head = re.fullmatch(r"(.*) (->|-) (.*)|.*", edge).groups(default="")
+        if not sign or tail == head or not {tail, head} <= places.keys():
             raise ValueError(f"edge {edge!r}: expected 'A -> B' or 'A - B', of two among {', '.join(variables)}")
         _draw_edge(ax, edge, places[tail], places[head], sign == "->", 2.6 if edge in highlight else 1.2)
     for name, place in places.items():

@@ -31,9 +31,8 @@ from causal.graphs import (
 from causal.reasoning import steps_of
 from causal.released import released_classes
 from causal.trace_text import write_steps
+from causal.vocabulary import HELD_OUT, NAMES, WORDINGS
 from causal.wording import (
-    HELD_OUT_WORDINGS,
-    WORDINGS,
     released_order,
     write_hypothesis,
     write_input,
@@ -41,7 +40,8 @@ from causal.wording import (
     write_statements,
 )
 
-PERTURBATIONS = (*HELD_OUT_WORDINGS, "refactorization", "relabeling", "reordering")
+NATURAL = ("names", "story", "hypotheses")  # each in variants that are held out
+PERTURBATIONS = ("paraphrase", "recombined", "refactorization", "relabeling", "reordering", *NATURAL, "natural")
 LETTERINGS = {"released": LETTERS, "refactorization": LETTERS[::-1]}  # A, B, C... and Z, Y, X...
 DRAWN_LETTERINGS = (*LETTERINGS, *(f"{name}-spread" for name in LETTERINGS))  # what `draw_letters` takes
 SPREAD = 7  # so many letters of a lettering does `draw_letters` choose from
@@ -141,24 +141,36 @@ def generate_rows(
 
 
 def perturb(
-    premise: Premise, claim: Claim, template: str, kind: str, key: str, wording: str = "released"
+    premise: Premise,
+    claim: Claim,
+    template: str,
+    kind: str,
+    key: str,
+    wording: str = "released",
+    telling: str = "released",
 ) -> tuple[str, str]:
     """(premise text, hypothesis) that say the same in other words, letters or order: the label stays.
 
     `kind` is one of PERTURBATIONS: the name of a wording (of the hypothesis; paraphrase is that of the released
     perturbed set), refactorization (the letters Z, Y, X... for A, B, C...), relabeling (the letters trade places, at
-    random), reordering (of the independences, at random); all but the first are in the words of `wording`. Random
-    choices are a function of `key`: rows of one premise need one key.
+    random), reordering (of the independences, at random), names (of things, for the letters), story (the premise as a
+    running text), hypotheses (in any held-out wording), natural (the last three at once). The words that it does not
+    change are those of `wording` and `telling`. Random choices are a function of `key`: rows of one premise need one.
     """
     if kind not in PERTURBATIONS:
         raise Corr2CauseError(f"perturbation {kind!r} is not one of {', '.join(PERTURBATIONS)}")
-    text, variables, order = _perturbed_premise(premise, kind, key)
-    changed = relabel_claim(claim, order)
-    return text, write_hypothesis(changed, variables, template, kind if kind in WORDINGS else wording)
+    text, variables, order = _perturbed_premise(premise, kind, key, telling)
+    if kind in WORDINGS:
+        wording = kind
+    elif kind in ("hypotheses", "natural"):
+        wording = random.Random(f"{kind}-{key}-{claim}").choice(HELD_OUT["hypotheses"])
+    return text, write_hypothesis(relabel_claim(claim, order), variables, template, wording)
 
 
 @lru_cache(maxsize=1024)
-def _perturbed_premise(premise: Premise, kind: str, key: str) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+def _perturbed_premise(
+    premise: Premise, kind: str, key: str, telling: str
+) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
     """(text, variables, renaming) of a perturbed premise: once for all of its claims."""
     rng, n = random.Random(f"{kind}-{key}"), len(premise.variables)
     order = tuple(range(n))
@@ -167,7 +179,12 @@ def _perturbed_premise(premise: Premise, kind: str, key: str) -> tuple[str, tupl
     if kind == "relabeling":
         order = rng.choice(renamings(n)[1:])  # the first is the identity
         premise = relabel_premise(premise, order)
-    return write_premise(premise, shuffle=rng if kind == "reordering" else None), premise.variables, order
+    if kind in ("names", "natural"):
+        premise = Premise(draw_names(rng.choice(HELD_OUT["names"]), n, rng), premise.independences)
+    if kind in ("story", "natural"):
+        telling = rng.choice(HELD_OUT["story"])
+    shuffle = rng if kind == "reordering" else None
+    return write_premise(premise, shuffle, telling), premise.variables, order
 
 
 # ---------------------------------------------------------------- fresh letters and words
@@ -180,6 +197,11 @@ def draw_letters(lettering: str, n: int, rng: random.Random) -> tuple[str, ...]:
     if lettering.endswith("-spread"):
         return tuple(letters[k] for k in sorted(rng.sample(range(max(n, SPREAD)), n)))
     return letters[:n]
+
+
+def draw_names(subject: str, n: int, rng: random.Random) -> tuple[str, ...]:
+    """Names for n variables, of a subject in NAMES, in any order: what the world is like tells nothing of the graph."""
+    return tuple(rng.sample(NAMES[subject], n))
 
 
 class Rendered(NamedTuple):
@@ -198,20 +220,21 @@ def render(
     variables: Sequence[str],
     wording: str = "released",
     style: str | None = "compact",
+    telling: str = "released",
 ) -> Rendered:
     """A row in fresh letters and words, with the trace that belongs to them: cheap enough to draw anew every time.
 
     Variable v of the premise takes the place order[v] among `variables`, which are written in this order: the first N
     of one of the LETTERINGS, say. Without a style there is no trace. Equals `perturb` and `reasoning.trace` of what it
     says, without reading or checking it again; what the class says of a claim is asked of the given premise, once.
-    Raises Corr2CauseError if no graph satisfies the premise, or for an unknown style, wording or template.
+    Raises Corr2CauseError if no graph satisfies the premise, or for an unknown style, wording, telling or template.
     """
     stated, asked, text = relabel_premise(premise, order), relabel_claim(claim, order), ""
     if style is not None:
         members = partial(markov_equivalence_class, stated)
         steps = steps_of(len(order), first_separators(stated), asked, _label(premise, claim), members)
         text = write_steps(steps, variables, style)
-    premise_text = write_statements(sorted(stated.independences, key=released_order), tuple(variables))
+    premise_text = write_statements(sorted(stated.independences, key=released_order), tuple(variables), telling)
     return Rendered(premise_text, write_hypothesis(asked, variables, template, wording), text)
 
 

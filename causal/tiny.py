@@ -16,7 +16,8 @@ from causal import reasoning
 from causal.graphs import LETTERS, MAX_VARIABLES
 from causal.rows import LETTERINGS, SPREAD, generate_rows
 from causal.trace_text import FIXED_WORDS, MARKS, STYLES
-from causal.wording import WORDINGS, listing, parse_claim
+from causal.vocabulary import WORDINGS
+from causal.wording import listing, parse_claim
 
 PHI3_SPECIAL = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>")
 PHI3_CHAT_TEMPLATE = (
@@ -26,6 +27,8 @@ PHI3_CHAT_TEMPLATE = (
 PHI3_STOPS = ("<|end|>", "<|assistant|>", "<|endoftext|>")
 
 
+# Wordings that it has words for. Others would change its tokens, and with them every tiny model.
+TOKEN_WORDINGS = ("released", "paraphrase", "recombined", "effect", "influence", "affect", "cause", "arrow")
 TOKEN_SET = 4  # variables; a premise of N = 6 has no larger set
 TOKEN_ROUNDS = 3  # few classes take more
 
@@ -68,7 +71,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     Pairs and sets of variables, and what else is always said in the same words, are tokens (`_phrases`).
     """
     words = [f" {letter}" for letter in LETTERS] + [*FIXED_WORDS]
-    words += [f" {sentence}" for wording in WORDINGS.values() for sentence in wording.values()]
+    words += [f" {sentence}" for name in TOKEN_WORDINGS for sentence in WORDINGS[name].values()]
     corpus = words * 99  # each becomes a token, or a token a word
     for row in generate_rows(3):
         corpus += [row["input"]]

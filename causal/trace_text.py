@@ -111,7 +111,7 @@ def _write_set(mask: int, variables: Sequence[str], style: str) -> str:
 
 
 def _read_set(text: str, variables: Sequence[str]) -> int:
-    names = re.split(r",? and |, | ", text) if text != "nothing" else []
+    names = re.findall(_name_pattern(tuple(variables)), text) if text != "nothing" else []
     return sum(1 << v for v in _distinct(names, variables))
 
 
@@ -135,7 +135,7 @@ def _read_paths(text: str, variables: Sequence[str]) -> tuple:
 
 
 def _set_pattern(name: str, style: str) -> str:
-    return rf"nothing|{name}(?: {name})*" if style == "compact" else rf"nothing|(?:{name}(?:, {name})* and )?{name}"
+    return rf"{name}(?: {name})*|nothing" if style == "compact" else rf"(?:{name}(?:, {name})* and )?{name}|nothing"
 
 
 _FIELD_TYPES = dict.fromkeys(
@@ -210,9 +210,13 @@ class _Row(NamedTuple):
 
 
 def _rows(table: dict) -> list[_Row]:
-    """Every distinct wording, the longer ones first: ', A B -' would match the beginning of ', A B ->'."""
+    """Every distinct wording, the longer ones first: ', A B -' would match the beginning of ', A B ->'.
+
+    Before them what begins with a variable, whose name may begin like another wording.
+    """
     rows = [_Row(name, row[0], row[k + 1], style) for name, row in table.items() for k, style in enumerate(STYLES)]
-    return sorted({row.wording: row for row in rows}.values(), key=lambda row: -len(row.wording))
+    order = {row.wording: (not row.wording.startswith("{"), -len(row.wording)) for row in rows}
+    return sorted({row.wording: row for row in rows}.values(), key=lambda row: order[row.wording])
 
 
 _ROWS = {"heads": _rows(_HEADS), "phrases": _rows(_PHRASES)}
@@ -225,9 +229,16 @@ def _pattern(k: int, row: _Row, name: str, joint: str) -> str:
     return f"(?P<row{k}>{joint if row.style == 'full' else ''}{text}(?:(?<=:)|(?!\\w)))"
 
 
+@lru_cache(maxsize=1024)
+def _name_pattern(variables: tuple[str, ...]) -> str:
+    """The regular expression of a name, which may be of several words, but is no part of another name."""
+    return rf"(?:{'|'.join(map(re.escape, variables))})(?!\w)"
+
+
 @lru_cache(maxsize=256)
 def _reader(variables: tuple[str, ...]) -> _Reader:
-    name = rf"(?:{'|'.join(map(re.escape, variables))})(?!\w)"
+    """`variables` are in any order: that of a premise's names is one of many."""
+    name = _name_pattern(variables)
     joints = {"heads": "", "phrases": "(?:; | )"}
     return _Reader(*(
         re.compile("|".join(_pattern(k, row, name, joints[part]) for k, row in enumerate(rows)))
@@ -242,7 +253,7 @@ def read_step(sentence: str, variables: Sequence[str]) -> Step | None:
 
 @lru_cache(maxsize=16384)
 def _read_sentence(sentence: str, variables: tuple[str, ...]) -> Step | None:
-    reader, parts, at = _reader(variables), [], 0
+    reader, parts, at = _reader(tuple(sorted(variables))), [], 0
     while at < len(sentence) or not parts:
         match = (reader.phrases if parts else reader.heads).match(sentence, at)
         if match is None:

@@ -3,15 +3,17 @@
     premise, claim = parse_input("Premise: Suppose there is ...\\nHypothesis: A directly causes B.")
     write_input(write_premise(premise), write_hypothesis(claim, premise.variables, "parent"))
 
+A sentence of vocabulary.py with its slots filled is what is written; the same sentence reads it back.
+
 Task and wording: Jin et al., "Can Large Language Models Infer Causation from Correlation?", ICLR 2024
 (arXiv 2306.05836). The oracle itself is graphs.py, the reasoning in words reasoning.py, the rows of the task rows.py.
 """
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from itertools import combinations
+from itertools import combinations, cycle, permutations
 
 from causal.graphs import (
     DAG,
@@ -25,74 +27,12 @@ from causal.graphs import (
     cpdag,
     dag_edges,
 )
+from causal.vocabulary import RELATION_OF, TELLINGS, TEMPLATES, WORDINGS
 
-TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
-
-RELATION_OF = dict(zip(TEMPLATES, ("direct", "direct", "indirect", "indirect", "collider", "confounder"), strict=True))
-_RELEASED = {
-    "parent": "{a} directly causes {b}.",
-    "child": "{a} directly causes {b}.",
-    "non-parent ancestor": "{a} causes something else which causes {b}.",
-    "non-child descendant": "{a} is a cause for {b}, but not a direct one.",
-    "has_collider": "There exists at least one collider (i.e., common effect) of {a} and {b}.",
-    "has_confounder": "There exists at least one confounder (i.e., common cause) of {a} and {b}.",
-}
-# The same claims in other words, by relation: direct, indirect, collider, confounder. `paraphrase` is that of the
-# released perturbed test set. The words of the held-out wordings are all in other ones, but not these sentences.
-_OTHER_WORDINGS = {
-    "paraphrase": (
-        "{a} directly affects {b}.",
-        "{a} influences {b} through some mediator(s).",
-        "{a} and {b} together cause some other variable(s).",
-        "Some variable(s) cause(s) both {a} and {b}.",
-    ),
-    "recombined": (
-        "{a} directly influences {b}.",
-        "{a} is a cause of {b} through some other variable(s).",
-        "{a} and {b} together influence some variable(s).",
-        "Some other variable(s) cause both {a} and {b}.",
-    ),
-    "effect": (
-        "{b} is a direct effect of {a}.",
-        "{b} is an indirect effect of {a}.",
-        "{a} and {b} have an effect in common.",
-        "{a} and {b} have a cause in common.",
-    ),
-    "influence": (
-        "{a} influences {b} directly.",
-        "{a} influences {b} through something else.",
-        "{a} and {b} both influence some other variable(s).",
-        "Some other variable(s) influence both {a} and {b}.",
-    ),
-    "affect": (
-        "{a} affects {b} without any mediator(s).",
-        "{a} affects {b} through some mediator(s) between them.",
-        "{a} and {b} affect some variable(s) together.",
-        "Some variable(s) affect(s) both {a} and {b}.",
-    ),
-    "cause": (
-        "{a} is a direct cause of {b}.",
-        "{a} is an indirect cause of {b}.",
-        "Together, {a} and {b} cause some variable(s).",
-        "Some variable(s) cause(s) {a} and also {b}.",
-    ),
-    "arrow": (
-        "There is an arrow from {a} to {b}.",
-        "There is a path of arrows from {a} through some other variable(s) to {b}.",
-        "Paths of arrows from {a} and {b} meet in some other variable(s).",
-        "Paths of arrows from some other variable(s) lead to both {a} and {b}.",
-    ),
-}
-# name: {template: wording}
-WORDINGS = {"released": _RELEASED} | {
-    name: dict(zip(TEMPLATES, (direct, direct, indirect, indirect, collider, confounder), strict=True))
-    for name, (direct, indirect, collider, confounder) in _OTHER_WORDINGS.items()
-}
-HELD_OUT_WORDINGS = ("paraphrase", "recombined")  # for tests: what a model is trained on should leave them out
-_HEADER = (
-    "Suppose there is a closed system of {n} variables, {names}. "
-    "All the statistical relations among these {n} variables are as follows: "
-)
+NAME = r"[^\W\d_]\w*(?:[ '-]\w+)*"  # of a variable: "A", "blood pressure"
+TAKEN = frozenset({"and", "nothing"})  # what a list of variables says between them, and of none
+_LISTS = ("others", "given")  # slots of a sentence that hold lists of variables
+_SLOT = re.compile(r"{(\w+)}")
 
 
 class ContradictionError(Corr2CauseError):
@@ -103,8 +43,8 @@ class ContradictionError(Corr2CauseError):
 
 
 def listing(names: Sequence[str]) -> str:
-    """'A, B and C'."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    """'A, B and C'; nothing of nothing."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def split_input(text: str) -> tuple[str, str]:
@@ -135,64 +75,163 @@ def _index(name: str, variables: Sequence[str], where: str) -> int:
     return variables.index(name)
 
 
-def _parse_header(text: str) -> tuple[tuple[str, ...], str]:
-    """Variable names, and the text of the statistical relations."""
-    match = re.fullmatch(
-        r"Suppose there is a closed system of (\d{1,3}) variables, ([^.]+)\. "
-        r"All the statistical relations among these (\d{1,3}) variables are as follows: (.+)",
-        " ".join(text.split()),
-    )
-    if not match:
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+# ---------------------------------------------------------------- sentences
+
+
+@lru_cache(maxsize=65536)
+def _pattern(sentence: str, names: tuple[str, ...] = ()) -> re.Pattern:
+    """A sentence with a group for each of its slots, which holds variables of `names`, or without any, other text.
+
+    The first letter may be a capital or not, also where that is a variable's.
+    """
+    name = rf"(?:{'|'.join(map(re.escape, names))})" if names else "[^.,]+?"
+    text = ""
+    for k, part in enumerate(_SLOT.split(sentence)):
+        first = rf"(?:{'|'.join(map(re.escape, [*names, *map(_capital, names)]))})" if names and not text else name
+        if k % 2 == 0:
+            text += f"(?i:{re.escape(part[0])}){re.escape(part[1:])}" if part and not text else re.escape(part)
+        elif part in _LISTS:
+            text += f"(?P<{part}>{first}(?:(?:, {name})* and {name})?)" if names else f"(?P<{part}>[^.]+?)"
+        else:
+            text += f"(?P<{part}>{first})"
+    return re.compile(text)
+
+
+class _Sentences(dict):
+    """{sentence: what it stands for}, which reads a text as the first of its sentences that it is."""
+
+    def __init__(self, meanings: Mapping[str, object]):
+        super().__init__(meanings)
+        self.patterns = {sentence: _pattern(sentence) for sentence in self}
+
+    def read(self, text: str, variables: Sequence[str]) -> tuple[object, dict[str, list[int]]] | None:
+        """(what it stands for, {slot: the variables in it}); None if the text is none of the sentences.
+
+        Raises Corr2CauseError where it is one but for its variables.
+        """
+        error = None
+        for sentence, pattern in self.patterns.items():
+            match = pattern.fullmatch(text)
+            if match:
+                try:
+                    return self[sentence], _slots(match, variables, text)
+                except Corr2CauseError as wrong:
+                    error = error or wrong
+        if error is None:
+            return None
+        names = tuple(sorted(variables))  # which may hold words of a sentence
+        for sentence, what in self.items():
+            match = _pattern(sentence, names).fullmatch(text)
+            if match:
+                return what, _slots(match, variables, text)
+        raise error
+
+
+def _slots(match: re.Match, variables: Sequence[str], text: str) -> dict[str, list[int]]:
+    """{slot: the variables in it}."""
+    found = {}
+    for slot, said in match.groupdict().items():
+        names = re.split(r", | and ", said) if slot in _LISTS else [said]
+        if len(names) > 1 and listing(names) != said:
+            raise Corr2CauseError(f"{_short(said)} in {_short(text)} is not a list like 'A, B and C'")
+        if match.start(slot) == 0 and said not in variables:
+            names[0] = next((name for name in variables if _capital(name) == names[0]), names[0])
+        found[slot] = [_index(name, variables, text) for name in names]
+    return found
+
+
+# ---------------------------------------------------------------- premises
+
+
+@cache
+def _opening(telling: str) -> re.Pattern:
+    text = re.escape(TELLINGS[telling].opening)
+    for slot, pattern in {"n": r"\d{1,3}", "m": r"\d{1,3}", "names": "[^.]+?"}.items():
+        text = text.replace(rf"\{{{slot}\}}", f"(?P<{slot}>{pattern})")
+    return re.compile(rf"{text} (?P<body>.+)")
+
+
+def _read_opening(text: str) -> tuple[str, tuple[str, ...], str]:
+    """The telling, the variables, and the text of the statistical relations."""
+    said = " ".join(text.split())
+    found = ((telling, match) for telling in TELLINGS if (match := _opening(telling).fullmatch(said)))
+    telling, match = next(found, ("", None))
+    if match is None:
         raise Corr2CauseError(
             f"the premise {_short(text)} does not read 'Suppose there is a closed system of N variables, A, B and C. "
             "All the statistical relations among these N variables are as follows: ...'"
         )
-    variables = tuple(re.split(r", | and ", match[2]))
-    if listing(variables) != match[2] or not all(re.fullmatch(r"[A-Z]\w*", name) for name in variables):
-        raise Corr2CauseError(f"the variables {_short(match[2])} are not a list of capitalised names like 'A, B and C'")
-    if len(set(variables)) < len(variables):
-        raise Corr2CauseError(f"a variable is listed twice in {_short(match[2])}")
-    if int(match[1]) != len(variables) or int(match[3]) != len(variables):
-        raise Corr2CauseError(f"the premise says {match[1]} and {match[3]} variables but lists {len(variables)}")
+    groups = match.groupdict()
+    variables = tuple(re.split(r", | and ", groups["names"]))
+    _check_variables(variables, groups["names"])
+    counts = [groups[slot] for slot in ("n", "m") if slot in groups]
+    if any(int(count) != len(variables) for count in counts):
+        raise Corr2CauseError(f"the premise says {' and '.join(counts)} variables but lists {len(variables)}")
     if not 2 <= len(variables) <= MAX_VARIABLES:
         raise Corr2CauseError(f"the premise has {len(variables)} variables; 2 to {MAX_VARIABLES} are supported")
-    return variables, match[4]
+    return telling, variables, groups["body"]
 
 
-def _parse_statement(sentence: str, variables: Sequence[str]) -> tuple[bool, Independence]:
-    """One sentence -> (is it an independence?, (i, j, given)) with i < j."""
-    match = re.fullmatch(r"(\w+) (correlates with|is independent of) (\w+)\.", sentence)
-    given_match = re.fullmatch(r"(\w+)( and )(\w+) are independent given (.+)\.", sentence)
-    if not match and not given_match:
+def _check_variables(variables: Sequence[str], listed: str) -> None:
+    """Raises Corr2CauseError for names that are none, or that a text could not tell apart."""
+    if listing(variables) != listed or not all(re.fullmatch(NAME, name) for name in variables):
+        raise Corr2CauseError(f"the variables {_short(listed)} are not a list of names like 'A, B and C'")
+    if len(set(map(_capital, variables))) < len(variables):
+        raise Corr2CauseError(f"a variable is listed twice in {_short(listed)}")
+    taken = TAKEN.intersection(variables)
+    if taken:
+        raise Corr2CauseError(f"a variable cannot be called {', '.join(sorted(taken))}, a word of lists; rename it")
+    for part, whole in permutations(variables, 2):
+        small = part[0].lower() + part[1:]
+        if any(re.search(rf"\b{re.escape(form)}\b", whole) for form in (part, small, _capital(part))):
+            raise Corr2CauseError(f"the variable {part!r} is part of the variable {whole!r}; rename one of them")
+
+
+@cache
+def _statements(telling: str) -> _Sentences:
+    """{sentence: is it an independence?}; a condition is part of no variable, so it is looked for first."""
+    told = TELLINGS[telling]
+    return _Sentences(dict.fromkeys(told.correlated, False) | dict.fromkeys((*told.given, *told.independent), True))
+
+
+def _parse_statement(sentence: str, variables: Sequence[str], telling: str) -> tuple[bool, list[Independence]]:
+    """One sentence -> (is it an independence?, [(i, j, given), ...]) with i < j."""
+    read = _statements(telling).read(sentence, variables)
+    if read is None:
         raise Corr2CauseError(f"cannot read the statement {_short(sentence)} in the premise")
-    first, kind, second = (match or given_match).group(1, 2, 3)
-    names = re.split(r", | and ", given_match[4]) if given_match else []
-    if names and listing(names) != given_match[4]:
-        raise Corr2CauseError(f"the conditioning set in {_short(sentence)} is not a list like 'A, B and C'")
-    i, j, *given = (_index(name, variables, sentence) for name in (first, second, *names))
-    if len({i, j, *given}) < 2 + len(given):
+    is_independence, slots = read
+    named = [v for values in slots.values() for v in values]
+    if len(set(named)) < len(named):
         raise Corr2CauseError(f"a variable occurs twice in the statement {_short(sentence)}")
-    return kind != "correlates with", (min(i, j), max(i, j), sum(1 << v for v in given))
+    (i,), others, given = slots["a"], slots.get("others") or slots["b"], sum(1 << v for v in slots.get("given", ()))
+    return is_independence, [(min(i, j), max(i, j), given) for j in others]
 
 
-def _parse_statements(body: str, variables: Sequence[str], independences: bool) -> set[Independence]:
-    """A run of sentences that are all correlations, or all independences."""
+def _parse_statements(
+    body: str, variables: Sequence[str], telling: str, independences: bool | None
+) -> tuple[bool, set[Independence]]:
+    """A run of sentences that are all correlations, or all independences; None: whichever the first is."""
     found = set()
     for sentence in re.findall(r"[^.]+\.?|\.", body):
-        is_independence, statement = _parse_statement(sentence.strip(), variables)
+        is_independence, statements = _parse_statement(sentence.strip(), variables, telling)
+        independences = is_independence if independences is None else independences
         if is_independence != independences:
             raise Corr2CauseError(
-                f"{_short(sentence.strip())} is out of place: correlations come first, then 'However, ', "
-                "then independences"
+                f"{_short(sentence.strip())} is out of place: correlations come first, then "
+                f"{TELLINGS[telling].turn!r}, then independences"
             )
-        if statement in found:
+        if not found.isdisjoint(statements):
             raise Corr2CauseError(f"the premise states {_short(sentence.strip())} twice")
-        found.add(statement)
-    return found
+        found.update(statements)
+    return bool(independences), found
 
 
 def parse_premise(text: str) -> Premise:
-    """Reads a premise (without 'Premise: '); the statements may come in any order within their part.
+    """Reads a premise (without 'Premise: ') in any of TELLINGS; the statements may come in any order within their part.
 
     Raises Corr2CauseError for anything malformed, duplicate or unknown and for a pair that neither correlates nor is
     marginally independent, ContradictionError for one that does both. Whether a graph exists is tested by
@@ -200,25 +239,34 @@ def parse_premise(text: str) -> Premise:
     """
     if not isinstance(text, str):
         raise Corr2CauseError(f"the premise is {type(text).__name__}, not text")
-    return _parse_premise(text)
+    return _parse_premise(text)[1]
+
+
+def telling_of(premise_text: str) -> str:
+    """The name, in TELLINGS, of how the premise is told. Raises as `parse_premise` does."""
+    parse_premise(premise_text)
+    return _parse_premise(premise_text)[0]
 
 
 @lru_cache(maxsize=8192)
-def _parse_premise(text: str) -> Premise:
-    variables, body = _parse_header(text)
-    first, however, second = body.partition("However, ")
-    if however and not (first.strip() and second.strip()):
-        raise Corr2CauseError("'However, ' must stand between the correlations and the independences of the premise")
-    only_independences = not however and " correlates with " not in first
-    correlations = set() if only_independences else _parse_statements(first.strip(), variables, False)
-    independences = _parse_statements((first if only_independences else second).strip(), variables, True)
+def _parse_premise(text: str) -> tuple[str, Premise]:
+    telling, variables, body = _read_opening(text)
+    turn = TELLINGS[telling].turn
+    first, turned, second = body.partition(turn)
+    if turned and not (first.strip() and second.strip()):
+        raise Corr2CauseError(f"{turn!r} must stand between the correlations and the independences of the premise")
+    # Without a turn there are statements of one kind alone.
+    independent, statements = _parse_statements(first.strip(), variables, telling, False if turned else None)
+    correlations, independences = (set(), statements) if independent else (statements, set())
+    if turned:
+        _, independences = _parse_statements(second.strip(), variables, telling, True)
     for i, j in combinations(range(len(variables)), 2):
         correlated, independent = (i, j, 0) in correlations, (i, j, 0) in independences
         if correlated == independent:
             state = "both correlated and independent" if correlated else "neither correlated nor independent"
             error = ContradictionError if correlated else Corr2CauseError
             raise error(f"the premise leaves {variables[i]} and {variables[j]} {state}; state exactly one")
-    return Premise(variables, frozenset(independences))
+    return telling, Premise(variables, frozenset(independences))
 
 
 def released_order(independence: Independence) -> tuple[int, int, tuple[int, ...]]:
@@ -227,66 +275,93 @@ def released_order(independence: Independence) -> tuple[int, int, tuple[int, ...
     return i, j, bits(given)
 
 
-@lru_cache(maxsize=65536)
 def write_independence(independence: Independence, variables: Sequence[str]) -> str:
     """'A is independent of B.' or 'A and B are independent given C and D.'"""
     i, j, given = independence
-    if not given:
-        return f"{variables[i]} is independent of {variables[j]}."
-    return f"{variables[i]} and {variables[j]} are independent given {listing([variables[v] for v in bits(given)])}."
+    told = TELLINGS["released"]
+    return _capital(_sentence((told.given if given else told.independent)[0], i, (j,), given, tuple(variables)))
 
 
-def write_premise(premise: Premise, shuffle: random.Random | None = None) -> str:
-    """The released wording and order of statements, without 'Premise: '; `shuffle` reorders the independences."""
+@lru_cache(maxsize=65536)
+def _sentence(sentence: str, i: int, others: tuple[int, ...], given: int, names: tuple[str, ...]) -> str:
+    listed = listing([names[j] for j in others])
+    return sentence.format(a=names[i], b=listed, others=listed, given=listing([names[v] for v in bits(given)]))
+
+
+def _told(kinds: Sequence[Sequence[str]], stated: Sequence[Independence], names: tuple[str, ...]) -> list[str]:
+    """The sentences that state this, in the order of what each states first; `kinds` are those without a condition and
+    those with one."""
+    if "{others}" in kinds[0][0]:
+        together: dict[tuple[int, int], list[int]] = {}
+        for i, j, given in stated:
+            together.setdefault((i, given), []).append(j)
+        told = [(i, tuple(others), given) for (i, given), others in together.items()]
+    else:
+        told = [(i, (j,), given) for i, j, given in stated]
+    turns = [cycle(sentences) for sentences in kinds]
+    return [_sentence(next(turns[given > 0]), i, others, given, names) for i, others, given in told]
+
+
+def write_premise(premise: Premise, shuffle: random.Random | None = None, telling: str = "released") -> str:
+    """The premise without 'Premise: ', in a telling of TELLINGS, with its statements in the order of the released rows;
+    `shuffle` reorders the independences."""
     stated = sorted(premise.independences, key=released_order)
     if shuffle is not None:
         shuffle.shuffle(stated)
-    return write_statements(stated, premise.variables)
+    return write_statements(stated, premise.variables, telling)
 
 
-def write_statements(stated: Sequence[Independence], names: tuple[str, ...]) -> str:
-    """The premise of these independences, in this order: which variables there are, which correlate, which do not."""
-    pairs = combinations(range(len(names)), 2)
+def write_statements(stated: Sequence[Independence], names: tuple[str, ...], telling: str = "released") -> str:
+    """The premise of these independences, in this order: which variables there are, which correlate, which do not.
+
+    Raises Corr2CauseError for a telling that is none.
+    """
+    if telling not in TELLINGS:
+        raise Corr2CauseError(f"telling {telling!r} is not one of {', '.join(TELLINGS)}")
+    told, pairs = TELLINGS[telling], combinations(range(len(names)), 2)
     marginal = {(i, j) for i, j, given in stated if not given}
-    correlations = " ".join(f"{names[i]} correlates with {names[j]}." for i, j in pairs if (i, j) not in marginal)
-    independences = " ".join([write_independence(statement, names) for statement in stated])
-    return _HEADER.format(n=len(names), names=listing(names)) + " However, ".join(
-        filter(None, (correlations, independences))
-    )
+    correlated = [(i, j, 0) for i, j in pairs if (i, j) not in marginal]
+    first = " ".join(map(_capital, _told((told.correlated,), correlated, names)))
+    second = _told((told.independent, told.given), stated, names)
+    if first and second:
+        second[0] = told.turn + second[0]
+    opening = told.opening.format(n=len(names), m=len(names), names=listing(names))
+    return " ".join(filter(None, (opening, first, *map(_capital, second))))
+
+
+# ---------------------------------------------------------------- hypotheses
 
 
 @cache
-def _hypothesis_patterns() -> dict[re.Pattern, tuple[str, str]]:
-    """{regular expression with groups a, b: (template, wording)} of every sentence."""
-    patterns: dict[str, tuple[str, str]] = {}
+def _hypotheses() -> _Sentences:
+    """{sentence: (template, wording)}; where templates share a sentence, the first."""
+    found: dict[str, tuple[str, str]] = {}
     for name, wording in WORDINGS.items():
         for template, sentence in wording.items():
-            pattern = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(sentence))
-            patterns.setdefault(pattern, (template, name))
-    return {re.compile(pattern): said for pattern, said in patterns.items()}
+            found.setdefault(sentence, (template, name))
+    return _Sentences(found)
 
 
-def _match_hypothesis(text: str) -> tuple[re.Match, str, str]:
-    """(match with groups a, b, template, wording); where templates share a sentence, the first."""
+def _read_hypothesis(text: str, variables: Sequence[str]) -> tuple[str, str, int, int]:
+    """(template, wording, a, b)."""
     if not isinstance(text, str):
         raise Corr2CauseError(f"the hypothesis is {type(text).__name__}, not text")
-    sentence = " ".join(text.split())
-    for pattern, said in _hypothesis_patterns().items():
-        match = pattern.fullmatch(sentence)
-        if match:
-            return match, *said
-    raise Corr2CauseError(f"cannot read the hypothesis {_short(text)}; expected for example 'A directly causes B.'")
+    read = _hypotheses().read(" ".join(text.split()), variables)
+    if read is None:
+        raise Corr2CauseError(f"cannot read the hypothesis {_short(text)}; expected for example 'A directly causes B.'")
+    (template, wording), slots = read
+    return template, wording, *slots["a"], *slots["b"]
 
 
 def read_hypothesis(text: str, variables: Sequence[str]) -> tuple[Claim, str]:
     """The claim and its `template`; where templates share a wording, the first (parent and child: by order)."""
-    match, template, _ = _match_hypothesis(text)
-    return _claim(template, _index(match["a"], variables, text), _index(match["b"], variables, text), text)
+    template, _, i, j = _read_hypothesis(text, variables)
+    return _claim(template, i, j, text)
 
 
-def wording_of(hypothesis: str) -> str:
+def wording_of(hypothesis: str, variables: Sequence[str]) -> str:
     """The name, in WORDINGS, of the words that the hypothesis is in. Raises Corr2CauseError if it is in none."""
-    return _match_hypothesis(hypothesis)[2]
+    return _read_hypothesis(hypothesis, variables)[1]
 
 
 def _claim(template: str, i: int, j: int, text: str) -> tuple[Claim, str]:
@@ -320,7 +395,7 @@ def write_hypothesis(claim: Claim, variables: Sequence[str], template: str, word
         raise Corr2CauseError(f"template {template!r} does not word a {claim.relation} claim; use one of {TEMPLATES}")
     if wording not in WORDINGS:
         raise Corr2CauseError(f"wording {wording!r} is not one of {', '.join(WORDINGS)}")
-    return WORDINGS[wording][template].format(a=variables[claim.i], b=variables[claim.j])
+    return _capital(WORDINGS[wording][template].format(a=variables[claim.i], b=variables[claim.j]))
 
 
 # ---------------------------------------------------------------- edges in words

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from heapq import nlargest
 from os.path import commonprefix
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from causal.answers import extract_answer
 from causal.questions import ANSWER_ALONE, REASONING, prompt_of
 from causal.reasoning import trace
+from causal.vocabulary import NAMES, TELLINGS
 from causal.wording import parse_claim
 from dataset.reading import training_data
 from dataset.sources import read_file
@@ -28,10 +29,25 @@ if TYPE_CHECKING:
 ANSWER_LINES = ("Answer: No", "Answer: Yes")  # by label
 INSTRUCTIONS = {"answer": ANSWER_ALONE, "trace": REASONING, "teacher": REASONING}  # by target
 
+ENGLISH = {"natural", "story", "names", *TELLINGS, *NAMES} - {"released"}
+SPELLED = 3  # tokens a word: fewer has every tokenizer that was made from English text
+
 
 def encode(tokenizer, text: str) -> list[int]:
     """Token ids of text that already holds its special tokens."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def check_reads_english(tokenizer, setting: str, words: Sequence[str]) -> None:
+    """Raises ValueError if `words`, names of wordings or perturbations, have stories or names of things among them, and
+    the tokenizer has no tokens for English words: a text would be letters, and several times as long."""
+    natural = [name for name in words if name in ENGLISH]
+    text = " ".join(name for names in NAMES.values() for name in names)
+    rate = len(encode(tokenizer, text)) / len(text.split())
+    remedy = f"leave {', '.join(natural)} out, or use a model that reads English"
+    check(
+        not natural or rate <= SPELLED, f"{setting}: the tokenizer has {rate:.1f} tokens for an English word; {remedy}"
+    )
 
 
 def encode_rows(tokenizer, rows: "Dataset | dict") -> tuple[list[list[int]], list[list[int]]]:

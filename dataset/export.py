@@ -68,6 +68,10 @@ OF_PERTURBATION = {
     "refactorization": "Z, Y, X… for A, B, C…",
     "relabeling": "the letters trade places, at random",
     "reordering": "the independences in another order, at random",
+    "names": "names of things for the letters",
+    "story": "the premise as a running text",
+    "hypotheses": "the hypothesis in one of several other wordings",
+    "natural": "names, story and hypotheses at once",
 }
 
 

@@ -2,12 +2,16 @@
 
 import random
 from collections.abc import Sequence
+from heapq import nlargest
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 from causal.graphs import Claim, Premise
 from causal.reasoning import trace
-from causal.rows import DRAWN_LETTERINGS, draw_letters, render
-from causal.wording import WORDINGS, parse_claim, wording_of, write_input
+from causal.rows import DRAWN_LETTERINGS, draw_letters, draw_names, render
+from causal.vocabulary import DRAWN_WORDINGS, NAMES, draw, drawn
+from causal.wording import parse_claim, telling_of, wording_of, write_input
+from dataset.chat import encode_rows
 from dataset.reading import data_config
 from runtime.settings import check
 
@@ -35,19 +39,21 @@ class _Parsed(NamedTuple):
     claim: Claim
     template: str
     wording: str
+    telling: str
     prompt: tuple[str, str]
     response: tuple[str, str]
 
 
 class FreshRows:
-    """The rows of a dataset as an epoch has them: the letters of every premise exchanged, hypotheses in other words.
+    """The rows of a dataset as an epoch has them: the letters of every premise exchanged, texts in other words.
 
     Corrections (corrections.py) stay as they are: a trace in other letters would be in another order.
 
     `style` is that of their traces, which are written anew; with None responses stay. `wordings` and `letterings`, by
-    name, are drawn from; without any, a hypothesis keeps its words, and a premise its letters, in another order. An
-    epoch is a function of (seed, epoch) and the row: rows of one premise keep one, and an epoch repeats itself. Raises
-    ValueError for an unknown name, and for a row whose prompt or response has other text in it.
+    name, are drawn from (`vocabulary.draw`, `rows.draw_letters`); without any, a hypothesis and a premise keep their
+    words, and a premise its letters, in another order. An epoch is a function of (seed, epoch) and the row: rows of one
+    premise keep one, and an epoch repeats itself. Raises ValueError for an unknown name, and for a row whose prompt or
+    response has other text in it.
     """
 
     def __init__(
@@ -58,7 +64,10 @@ class FreshRows:
         wordings: Sequence[str] = (),
         letterings: Sequence[str] = (),
     ):
-        for setting, names, known in (("wordings", wordings, WORDINGS), ("letterings", letterings, DRAWN_LETTERINGS)):
+        for setting, names, known in (
+            ("wordings", wordings, DRAWN_WORDINGS),
+            ("letterings", letterings, DRAWN_LETTERINGS),
+        ):
             unknown = [name for name in names if name not in known]
             check(not unknown, f"{setting}: {', '.join(unknown)} is not one of {', '.join(known)}")
         self.style, self.seed = style, seed
@@ -75,8 +84,8 @@ class FreshRows:
             reasoning = trace(premise, claim, self.style)
             check(reasoning in response, f"relabel_each_epoch: the response to {text!r} is not its trace")
             around = response.partition(reasoning)[::2]
-        words = wording_of(row["hypothesis"])
-        return _Parsed(row["premise_id"], premise, claim, row["template"], words, (before, after), around)
+        words = wording_of(row["hypothesis"], premise.variables), telling_of(row["premise"])
+        return _Parsed(row["premise_id"], premise, claim, row["template"], *words, (before, after), around)
 
     def columns(self, epoch: int) -> dict[str, list[str]]:
         """COLUMNS of an epoch."""
@@ -92,15 +101,51 @@ class FreshRows:
             if self.letterings:
                 letters = draw_letters(rng.choice(self.letterings), n, rng)
             order = rng.sample(range(n), n)
-            wording = row.wording
-            if self.wordings:  # of each row by itself
-                wording = random.Random(f"{self.seed}-{epoch}-{row.premise_id}-{row.claim}").choice(self.wordings)
-            new = render(row.premise, row.claim, row.template, order, letters, wording, self.style)
-            text = write_input(new.premise, new.hypothesis)
-            columns["input"].append(text)
-            columns["prompt"].append(text.join(row.prompt))
-            columns["response"].append(new.trace.join(row.response))
-            columns["premise"].append(new.premise)
-            columns["hypothesis"].append(new.hypothesis)
-            columns["kept"].append("")
+            telling, subject = (draw(kind, self.wordings, rng) for kind in ("story", "names"))
+            if subject not in (None, "released"):
+                letters = draw_names(subject, n, rng)
+            own = random.Random(f"{self.seed}-{epoch}-{row.premise_id}-{row.claim}")  # of each row by itself
+            wording = draw("hypotheses", self.wordings, own) or row.wording
+            self._write(columns, row, order, letters, wording, telling or row.telling)
         return columns
+
+    def longest(self, tokenizer, responses: bool) -> int:
+        """Tokens of the longest prompt, or prompt and response, that an epoch may have; 0 if only letters are drawn.
+
+        It is looked for among the 16 rows that have the most characters, in each story and under the longest names.
+        """
+        tellings, subjects = drawn("story", self.wordings), drawn("names", self.wordings)
+        if not (tellings or subjects):
+            return 0
+        first, columns = self.columns(0), {name: [] for name in COLUMNS}
+        lengths = [
+            len(asked) + responses * len(said) for asked, said in zip(first["prompt"], first["response"], strict=True)
+        ]
+        for k in nlargest(16, range(len(lengths)), key=lengths.__getitem__):
+            row = self.rows[k]
+            if isinstance(row, _Parsed):
+                n = len(row.premise.variables)
+                names = [sorted(NAMES[subject], key=len)[-n:] for subject in subjects] or [row.premise.variables]
+                for telling, letters in product(tellings or {row.telling}, names):
+                    self._write(columns, row, range(n), letters, row.wording, telling)
+        encoded = zip(*encode_rows(tokenizer, columns), strict=True)
+        return max((len(asked) + responses * len(said) for asked, said in encoded), default=0)
+
+    def _write(
+        self,
+        columns: dict[str, list[str]],
+        row: _Parsed,
+        order: Sequence[int],
+        letters: Sequence[str],
+        wording: str,
+        telling: str,
+    ) -> None:
+        """Adds the row in these letters and words to the columns."""
+        new = render(row.premise, row.claim, row.template, order, letters, wording, self.style, telling)
+        text = write_input(new.premise, new.hypothesis)
+        columns["input"].append(text)
+        columns["prompt"].append(text.join(row.prompt))
+        columns["response"].append(new.trace.join(row.response))
+        columns["premise"].append(new.premise)
+        columns["hypothesis"].append(new.hypothesis)
+        columns["kept"].append("")

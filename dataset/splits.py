@@ -5,9 +5,12 @@ Every choice is a function of the rows and the seed. A row is what sources.py an
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from causal import wording
-from causal.rows import perturb
+from causal.graphs import Premise
+from causal.rows import draw_names, perturb, premise_columns
+from causal.vocabulary import RELATION_OF, draw
 from dataset.sources import parse_row
 from runtime.settings import check
 
@@ -20,7 +23,7 @@ RELEASED_CAP = 1000  # rows of test, and of validation, for each number of varia
 
 def relation_of(row: dict) -> str:
     """The relation that a row's template words."""
-    return wording.RELATION_OF[row["template"]]
+    return RELATION_OF[row["template"]]
 
 
 def split_rows(
@@ -147,14 +150,30 @@ def label_weights(rows: list[dict]) -> list[float] | None:
 
 
 def reworded(rows: list[dict], wordings: Sequence[str], seed: int) -> list[dict]:
-    """The rows with hypotheses in the words of one of `wordings`, drawn for every row by itself."""
+    """The rows in other words, drawn of `wordings` (vocabulary.DRAWN_WORDINGS): hypotheses for every row by itself, how
+    a premise is told and what its variables are called for all rows of it."""
     changed = []
     for row in rows:
-        premise, claim = wording.parse_claim(row["premise"], row["hypothesis"])
-        name = random.Random(f"{seed}-{row['row']}").choice(wordings)
+        parsed, claim = wording.parse_claim(row["premise"], row["hypothesis"])
+        premise, text = _retold(parsed, row["premise"], tuple(wordings), f"{seed}-{row['premise_id']}")
+        name = draw("hypotheses", wordings, random.Random(f"{seed}-{row['row']}"))
+        name = name or wording.wording_of(row["hypothesis"], parsed.variables)
         hypothesis = wording.write_hypothesis(claim, premise.variables, row["template"], name)
-        changed.append(row | {"hypothesis": hypothesis, "input": wording.write_input(row["premise"], hypothesis)})
+        new = premise_columns(premise, text) if text != row["premise"] else {}
+        changed.append(row | new | {"hypothesis": hypothesis, "input": wording.write_input(text, hypothesis)})
     return changed
+
+
+@lru_cache(maxsize=1024)
+def _retold(premise: Premise, text: str, wordings: tuple[str, ...], key: str) -> tuple[Premise, str]:
+    """A premise under the names, and its text in the telling, that are drawn for it; as they are if none is."""
+    rng = random.Random(f"{key}-premise")
+    subject, telling = draw("names", wordings, rng), draw("story", wordings, rng)
+    if subject not in (None, "released"):
+        premise = Premise(draw_names(subject, len(premise.variables), rng), premise.independences)
+    elif telling is None:
+        return premise, text
+    return premise, wording.write_premise(premise, telling=telling or wording.telling_of(text))
 
 
 def perturbed(rows: list[dict], kind: str, seed: int) -> list[dict]:
@@ -165,8 +184,8 @@ def perturbed(rows: list[dict], kind: str, seed: int) -> list[dict]:
     changed = []
     for row in rows:
         parsed = wording.parse_claim(row["premise"], row["hypothesis"])
-        wording_name = wording.wording_of(row["hypothesis"])
-        texts = perturb(*parsed, row["template"], kind, f"{seed}-{row['premise_id']}", wording_name)
+        words = wording.wording_of(row["hypothesis"], parsed[0].variables), wording.telling_of(row["premise"])
+        texts = perturb(*parsed, row["template"], kind, f"{seed}-{row['premise_id']}", *words)
         new = parse_row({"input": wording.write_input(*texts)})
         assert new["exact"] == row["exact"], f"{row['row']}: {kind} changed the label"
         new = {column: new[column] for column in ("input", "premise", "hypothesis", "premise_id", "edges", "template")}

@@ -39,7 +39,9 @@ class TrainingSettings(Settings):
     claims_per_prefix: int = arg(16, "rows of one premise that share its tokens", at_least=1)
     relabel_each_epoch: bool = arg(False, "exchange the letters of every premise at random, anew in every epoch")
     wordings: list[str] = arg(
-        [], "relabel_each_epoch: wordings of the hypotheses to draw from too, by name; none: their own"
+        [],
+        "relabel_each_epoch: wordings to draw from too, by name: of hypotheses, stories, names of variables; none: "
+        "their own",
     )
     letterings: list[str] = arg(
         [],

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from causal import graphs as g
 from causal import reasoning as r
+from causal import trace_text
 from causal.trace_text import MARKS
-from causal.wording import write_premise
+from causal.vocabulary import NAMES
+from causal.wording import parse_premise, write_premise
 
 # ---------------------------------------------------------------- traces, read without the module, against networkx
 
@@ -227,6 +229,30 @@ def test_a_trace_in_other_letters_reads_the_same(n, rng):
         text = r.trace(named, claim, style)
         assert [step for _, step in r.read_trace(text, names)] == r.reasoning_steps(premise, claim)
         assert r.check_trace(text, named, claim).complete
+
+
+def words_of_traces():
+    sentences = {
+        text for table in (trace_text._HEADS, trace_text._PHRASES) for row in table.values() for text in row[1:]
+    }
+    return sorted(set(re.findall(r"[A-Za-z]+", re.sub(r"{\w+}", " ", " ".join(sentences)))) | {"or", "Yes", "No"})
+
+
+def test_a_trace_reads_back_with_names_of_several_words_and_of_its_own_words():
+    rng = random.Random(0)
+    lists = [rng.sample(names, 5) for names in NAMES.values()]
+    for word in words_of_traces():
+        lists += [[word, "x", "y", "z"], [f"{word} x", "x1", f"y {word}", "z"], ["Q", f"{word} Q1", "y", "z"]]
+    for k, names in enumerate(lists):
+        n = 5 if k < len(NAMES) else rng.choice((3, 4))
+        premise = g.premise_of(g.relabel(rng.choice(list(g.representatives(n))), rng.sample(range(n), n)))
+        named = g.Premise(tuple(rng.sample(names, n) if n == 5 else names[:n]), premise.independences)
+        assert parse_premise(write_premise(named)) == named
+        for claim in rng.sample(all_claims(n), 2):
+            for style in r.STYLES:
+                text = r.trace(named, claim, style)
+                assert [step for _, step in r.read_trace(text, named.variables)] == r.reasoning_steps(premise, claim)
+                assert r.check_trace(text, named, claim).complete
 
 
 COLLIDER = g.premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causal import graphs as g
+from causal import vocabulary as v
 from causal import wording as c
+from causal.trace_text import FIXED_WORDS
 from explain import explain
 
 GOOD = (
@@ -57,9 +59,9 @@ def test_every_wording_means_the_same_claim(wording):
 
 def test_held_out_wordings_are_new_sentences_of_words_that_the_others_have():
     sentences = {name: set(wording.values()) for name, wording in c.WORDINGS.items()}
-    seen = set().union(*(sentences[name] for name in sentences if name not in c.HELD_OUT_WORDINGS))
+    seen = set().union(*(sentences[name] for name in sentences if name not in v.HELD_OUT_WORDINGS))
     known = {word for sentence in seen for word in re.findall(r"\w+", sentence)}
-    for name in c.HELD_OUT_WORDINGS:
+    for name in v.HELD_OUT_WORDINGS:
         assert not sentences[name] & seen
         assert {word for sentence in sentences[name] for word in re.findall(r"\w+", sentence)} <= known
 
@@ -77,8 +79,17 @@ BAD_PREMISES = [
     (GOOD.replace("closed system", "system"), "does not read"),
     (GOOD.replace("of 3 variables", "of 4 variables"), "says 4 and 3 variables but lists 3"),
     (GOOD.replace("these 3", "these 2"), "says 3 and 2 variables but lists 3"),
-    (GOOD.replace("A, B and C", "A, B, and C"), "not a list of capitalised names"),
-    (GOOD.replace("A, B and C", "A, B and c"), "not a list of capitalised names"),
+    (GOOD.replace("A, B and C", "A, B, and C"), "not a list of names"),
+    (GOOD.replace("A, B and C", "A, B and c"), "unknown variable 'C' in 'A correlates with C.'; known: A, B, c"),
+    (GOOD.replace("A, B and C", "A, B and 3"), "not a list of names"),
+    (GOOD.replace("A, B and C", "A, B and b"), "listed twice"),
+    (GOOD.replace("A, B and C", "A, B and vitamin A"), "the variable 'A' is part of the variable 'vitamin A'; rename"),
+    (
+        GOOD.replace("A, B and C", "A, pressure and low-Pressure"),
+        "the variable 'pressure' is part of the variable 'low",
+    ),
+    (GOOD.replace("A, B and C", "A, B and nothing"), "a variable cannot be called nothing"),
+    (GOOD.replace("A, B and C", "A, and and C"), "a variable cannot be called and"),
     (GOOD.replace("A, B and C", "A, B and B"), "listed twice"),
     (GOOD.replace("B correlates with C.", "B correlates with D."), "unknown variable 'D'"),
     (GOOD.replace("B correlates with C.", "B correlates with B."), "occurs twice in the statement"),
@@ -222,13 +233,95 @@ def test_contradictions_are_told_from_other_faults():
 # ---------------------------------------------------------------- properties
 
 
+def named(premise, names):
+    return g.Premise(tuple(names[: len(premise.variables)]), premise.independences)
+
+
 @settings(max_examples=150, deadline=None)
-@given(premises_and_claims(), st.sampled_from([*c.WORDINGS]))
-def test_text_to_knowledge_to_text_is_the_identity(case, wording):
+@given(premises_and_claims(), st.sampled_from([*c.WORDINGS]), st.sampled_from([*v.TELLINGS]), st.data())
+def test_text_to_knowledge_to_text_is_the_identity(case, wording, telling, data):
+    """In every wording, telling and list of names, and in any two of them together."""
     premise, claim, template = case
-    text, hypothesis = c.write_premise(premise), c.write_hypothesis(claim, premise.variables, template, wording)
-    assert c.parse_premise(text) == premise and c.write_premise(c.parse_premise(text)) == text
+    names = data.draw(st.sampled_from([g.LETTERS, g.LETTERS[::-1], *v.NAMES.values()]))
+    premise = named(premise, data.draw(st.permutations(names)))
+    text = c.write_premise(premise, telling=telling)
+    hypothesis = c.write_hypothesis(claim, premise.variables, template, wording)
+    assert c.parse_premise(text) == premise and c.telling_of(text) == telling
     assert c.split_input(c.write_input(text, hypothesis)) == (text, hypothesis)
     read, read_template = c.read_hypothesis(hypothesis, premise.variables)
-    assert read == claim
+    assert read == claim and c.wording_of(hypothesis, premise.variables) == wording
     assert c.write_hypothesis(read, premise.variables, read_template, wording) == hypothesis
+    assert c.parse_premise(c.write_premise(premise, data.draw(st.randoms()), telling)) == premise
+
+
+# ---------------------------------------------------------------- names and tellings
+
+
+def own_words(*sentences):
+    """The words of sentences, without their slots."""
+    return set(re.findall(r"[^\W\d]+", re.sub(r"{\w+}", " ", " ".join(sentences)).lower()))
+
+
+def sentences_of(telling):
+    return {telling.opening, telling.turn, *telling.correlated, *telling.independent, *telling.given}
+
+
+def test_names_are_of_words_that_no_sentence_has_and_none_is_in_another():
+    hypotheses = [sentence for wording in v.WORDINGS.values() for sentence in wording.values()]
+    premises = [sentence for telling in v.TELLINGS.values() for sentence in sentences_of(telling)]
+    meaning = own_words(*hypotheses, *premises, *FIXED_WORDS) | c.TAKEN
+    names = [name for names in v.NAMES.values() for name in names]
+    assert not own_words(*names) & meaning and all(re.fullmatch(c.NAME, name) for name in names)
+    assert not [(a, b) for a in names for b in names if a is not b and f" {a} " in f" {b} "]
+    assert any(" " in name for name in names) and min(map(len, v.NAMES.values())) >= 12
+
+
+@pytest.mark.parametrize("kind", v.KINDS)
+def test_what_is_held_out_is_not_what_is_trained_on(kind):
+    trained, held_out = v.TRAINED[kind], v.HELD_OUT[kind]
+    assert {"released", *trained, *held_out} == {"released", *v.KINDS[kind]} and len(trained) > len(held_out) > 1
+    assert "released" not in (*trained, *held_out) and not set(trained) & set(held_out)
+    rng = random.Random(0)
+    assert {v.draw(kind, [kind], rng) for _ in range(300)} == set(trained)
+    assert {v.draw(kind, [held_out[0], "released"], rng) for _ in range(50)} == {held_out[0], "released"}
+    assert {v.draw(kind, [other for other in v.DRAWN_WORDINGS if other in v.KINDS and other != kind], rng)} == {None}
+    seen = {word for name in trained for word in _distinctive(kind, v.KINDS[kind][name])}
+    assert not seen & {word for name in held_out for word in _distinctive(kind, v.KINDS[kind][name])}
+
+
+def _distinctive(kind, variant):
+    """What no held-out variant shares with one of training: whole sentences, of names each word."""
+    if kind == "names":
+        return own_words(*variant)
+    return sentences_of(variant) if kind == "story" else set(variant.values())
+
+
+def test_a_story_says_each_thing_once_and_takes_its_sentences_in_turn():
+    premise = named(g.premise_of((0, 0, 3, 4)), ["rainfall", "noise", "sales", "stress"])
+    text = c.write_premise(premise, telling="report")
+    assert text.startswith("Researchers have measured 4 things, rainfall, noise, sales and stress, and nothing")
+    assert "Rainfall goes up and down with sales and stress. The figures for noise also move with those for" in text
+    assert "Sales goes up and down with stress. Yet rainfall shows no link to noise. With noise and sales held" in text
+    assert c.parse_premise(text) == premise
+    for old, new, message in (
+        ("Yet ", "", "out of place: correlations come first, then 'Yet ', then independences"),
+        ("Yet", "Sales goes up and down with noise. Yet", "states 'Sales goes up and down with noise.' twice"),
+        ("with sales and stress", "with sales, and stress", "is not a list like"),
+        ("with sales and stress", "with sales and rain", "unknown variable 'rain'"),
+        ("with sales and stress", "with sales and rainfall", "occurs twice"),
+        ("4 things", "5 things", "says 5 variables but lists 4"),
+        ("goes up and down", "correlates", "cannot read the statement"),
+    ):
+        with pytest.raises(g.Corr2CauseError, match=message):
+            c.parse_premise(text.replace(old, new, 1))
+
+
+def test_a_name_may_hold_words_of_a_sentence():
+    names = ("access to care", "hours of work", "contact with a cause of stress")
+    for telling in v.TELLINGS:
+        premise = named(g.premise_of((0, 0, 3)), names)
+        assert c.parse_premise(c.write_premise(premise, telling=telling)) == premise
+    for wording in c.WORDINGS:
+        for claim in all_claims(3):
+            for template in (t for t in c.TEMPLATES if c.RELATION_OF[t] == claim.relation):
+                assert c.parse_hypothesis(c.write_hypothesis(claim, names, template, wording), names) == claim

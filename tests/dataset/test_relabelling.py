@@ -2,7 +2,8 @@
 
 import pytest
 
-from causal import graphs, reasoning, wording
+from causal import graphs, reasoning, vocabulary, wording
+from dataset.chat import encode_rows
 from dataset.reading import load_split
 from dataset.relabelling import FreshRows, trace_style
 from dataset.splits import reworded
@@ -66,6 +67,40 @@ def test_words_and_letters_are_those_that_are_named(traces):
         FreshRows(rows, None, 0, [], ["greek"])
 
 
+def test_stories_and_names_are_drawn_anew_for_every_premise(traces):
+    rows = load_split(traces, "train").select(range(72))
+    fresh, seen = FreshRows(rows, trace_style(traces), 0, ["released", *vocabulary.KINDS], ["refactorization"]), set()
+    for epoch in range(12):
+        columns, told = fresh.columns(epoch), {}
+        for row, text, hypothesis, response in zip(
+            rows, columns["premise"], columns["hypothesis"], columns["response"], strict=True
+        ):
+            premise, claim = wording.parse_claim(text, hypothesis)
+            assert graphs.structure_id(premise) == row["structure_id"] and response.startswith(
+                reasoning.trace(premise, claim, "full")
+            )
+            told.setdefault(row["premise_id"], set()).add(text)
+            names = premise.variables
+            subject = next((s for s, known in vocabulary.NAMES.items() if names[0] in known), "".join(names))
+            seen |= {wording.telling_of(text), subject}
+        assert set(map(len, told.values())) == {1}
+    known = {"released", "ZYXW", *vocabulary.TRAINED["story"], *vocabulary.TRAINED["names"]}
+    assert seen <= known and len(seen) > 8
+
+
+def test_no_epoch_has_a_longer_row_than_is_foreseen(traces, tokenizer):
+    rows = load_split(traces, "train").select(range(72))
+    assert FreshRows(rows, "full", 0, ["effect"], ["refactorization"]).longest(tokenizer, True) == 0
+    fresh = FreshRows(rows, "full", 0, ["released", *vocabulary.KINDS])
+    for responses in (False, True):
+        most = max(
+            len(asked) + responses * len(said)
+            for epoch in range(6)
+            for asked, said in zip(*encode_rows(tokenizer, fresh.columns(epoch)), strict=True)
+        )
+        assert 0.7 * fresh.longest(tokenizer, responses) < most <= fresh.longest(tokenizer, responses)
+
+
 def test_without_wordings_a_hypothesis_keeps_its_own(traces):
     rows = list(load_split(traces, "train").select(range(40)))
     rows = [row | {"row": k} for k, row in enumerate(rows)]
@@ -74,7 +109,7 @@ def test_without_wordings_a_hypothesis_keeps_its_own(traces):
         prompts = [row["prompt"].replace(old["input"], row["input"]) for old, row in zip(rows, changed, strict=True)]
         changed = [row | {"prompt": prompt} for row, prompt in zip(changed, prompts, strict=True)]
         columns = FreshRows(changed, None, 0).columns(0)
-        assert {wording.wording_of(hypothesis) for hypothesis in columns["hypothesis"]} == {name}
+        assert {wording.wording_of(hypothesis, tuple("ABCD")) for hypothesis in columns["hypothesis"]} == {name}
 
 
 def test_spread_letters_are_any_of_the_first_seven_in_order(traces):

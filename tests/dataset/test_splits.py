@@ -5,6 +5,8 @@ from collections import Counter
 import pytest
 from brute_force import rows
 
+from causal import graphs as g
+from causal import vocabulary as v
 from causal import wording as c
 from causal.rows import PERTURBATIONS, generate_rows, premise_id
 from dataset.splits import (
@@ -115,7 +117,7 @@ def test_perturbed_rows_keep_order_labels_and_structure(kind):
         assert new["input"] == c.write_input(new["premise"], new["hypothesis"])
         assert new["premise_id"] == premise_id(c.parse_premise(new["premise"]))
         assert relation_of(new) == relation_of(old)
-        assert (new["premise"] == old["premise"]) or kind not in c.HELD_OUT_WORDINGS
+        assert (new["premise"] == old["premise"]) or kind not in ("paraphrase", "recombined", "hypotheses")
         if relation_of(old) == "indirect":
             assert new["template"] == old["template"]
     assert sum(old["input"] != new["input"] for old, new in zip(source, changed, strict=True)) > 0.6 * len(source)
@@ -134,13 +136,56 @@ def test_unknown_splits_of_a_file_are_named():
         split_rows(records, "auto", FRACTIONS, 0)
 
 
+def words_of(row):
+    """What a row is told in: its wording, its telling, and the subject of its names."""
+    names = c.parse_premise(row["premise"]).variables
+    subject = next((subject for subject, known in v.NAMES.items() if set(names) <= set(known)), "released")
+    return c.wording_of(row["hypothesis"], names), c.telling_of(row["premise"]), subject
+
+
 @pytest.mark.parametrize("kind", PERTURBATIONS)
 def test_rows_in_other_words_keep_them_where_letters_change(kind):
-    names = ["effect", "arrow"]
+    names = ["effect", "arrow", "ledger", "health"]
     rows = reworded(named(3), names, seed=0)
-    assert {c.wording_of(row["hypothesis"]) for row in rows} == set(names)
+    assert {words_of(row)[0] for row in rows} == {"effect", "arrow"}
     for row, original in zip(rows, named(3), strict=True):
-        assert c.parse_input(row["input"]) == c.parse_input(original["input"])
+        (premise, claim), (first, asked) = c.parse_input(row["input"]), c.parse_input(original["input"])
+        assert (premise.independences, claim) == (first.independences, asked)
+        assert words_of(row)[1:] == ("ledger", "health")
+    may_be = {kind: [kind], "hypotheses": v.HELD_OUT_WORDINGS, "natural": v.HELD_OUT_WORDINGS}
     for row, changed in zip(rows, perturbed(rows, kind, 0), strict=True):
-        before, after = (c.wording_of(text["hypothesis"]) for text in (row, changed))
-        assert after == (kind if kind in c.WORDINGS else before)
+        (wording, telling, subject), (before, *_) = words_of(changed), words_of(row)
+        assert wording in (may_be[kind] if kind in (*v.WORDINGS, "hypotheses", "natural") else [before])
+        assert telling in (v.HELD_OUT_TELLINGS if kind in ("story", "natural") else ["ledger"])
+        named_anew = {"names": v.HELD_OUT_NAMES, "natural": v.HELD_OUT_NAMES, "refactorization": ["released"]}
+        assert subject in named_anew.get(kind, ["health"])
+
+
+def test_rows_are_in_all_the_words_that_are_named_and_a_premise_in_one():
+    kinds = {"hypotheses": 0, "story": 1, "names": 2}
+    rows = reworded(named(4), ["released", *kinds], seed=0)
+    for kind, place in kinds.items():
+        assert {words_of(row)[place] for row in rows} == {"released", *v.TRAINED[kind]}
+    of_premise = {}
+    for row in rows:
+        of_premise.setdefault(row["premise_id"], set()).add(row["premise"])
+        assert row["premise_id"] == premise_id(c.parse_premise(row["premise"]))
+        assert c.parse_input(row["input"]) == c.parse_claim(row["premise"], row["hypothesis"])
+    assert set(map(len, of_premise.values())) == {1} and len(of_premise) == 20
+    explicit = reworded(named(3), [v.HELD_OUT_NAMES[0], v.HELD_OUT_TELLINGS[0]], seed=0)
+    assert {words_of(row)[1:] for row in explicit} == {(v.HELD_OUT_TELLINGS[0], v.HELD_OUT_NAMES[0])}
+
+
+def test_no_structure_is_in_two_splits_in_other_words():
+    """A premise is what it says: its story has its identity, and under other names it is the same structure."""
+    parts = [named(4), *(perturbed(named(4), kind, 0) for kind in ("story", "names", "natural"))]
+    everything = [row | {"row": f"row {k}"} for k, row in enumerate(row for part in parts for row in part)]
+    story, names = parts[1], parts[2]
+    assert [row["premise_id"] for row in story] == [row["premise_id"] for row in parts[0]]
+    assert {row["premise_id"] for row in names}.isdisjoint(row["premise_id"] for row in parts[0])
+    splits = split_rows(everything, "structure", {"validation": 0.2, "test": 0.2}, 0)
+    found = {name: {g.structure_id(c.parse_premise(row["premise"])) for row in part} for name, part in splits.items()}
+    assert sum(map(len, found.values())) == len(set().union(*found.values())) == 20
+    splits = split_rows(everything[: 2 * len(story)], "premise", {"validation": 0.2, "test": 0.2}, 0)
+    found = {name: {row["structure_id"] for row in part} for name, part in splits.items()}
+    assert sum(map(len, found.values())) == 20
