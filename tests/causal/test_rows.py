@@ -1,6 +1,7 @@
 """Rows: their columns, relabelling, perturbations, and settings that are out of range."""
 
 import re
+from pathlib import Path
 
 import pytest
 from brute_force import premises_and_claims, rows, statements
@@ -11,6 +12,7 @@ from causal import graphs as g
 from causal import wording as c
 from causal.reasoning import STYLES, trace
 from causal.rows import LETTERINGS, PERTURBATIONS, generate_rows, perturb, render
+from causal.vocabulary import HELD_OUT, KINDS, TELLINGS, TRAINED
 
 GOOD = (
     "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
@@ -108,6 +110,20 @@ def test_perturbations_change_what_they_are_named_for():
     assert len(keys) > 5
 
 
+def test_the_examples_of_the_page_are_what_is_written():
+    """docs/data.md: each kind of natural text, on the collider A -> C <- B; "…" is what is left out."""
+    premise, claim = c.parse_premise(GOOD), g.Claim("direct", 0, 1)
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| `(names|story|hypotheses)`.* \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
+    assert {kind for kind, *_ in found} == set(KINDS)
+    for kind, trained, held_out, example in found:
+        assert tuple(re.findall(r"`(\w+)`", trained)) == TRAINED[kind]
+        assert tuple(re.findall(r"`(\w+)`", held_out)) == HELD_OUT[kind]
+        written = (" ".join(perturb(premise, claim, "parent", kind, str(key))) for key in range(2000))
+        pattern = ".*".join(map(re.escape, example.split("…")))
+        assert any(re.search(pattern, text) for text in written), example
+
+
 # ---------------------------------------------------------------- fresh letters and words
 
 
@@ -117,11 +133,12 @@ def test_a_rendered_row_is_what_the_slow_way_writes(case, rng):
     premise, claim, template = case
     n = len(premise.variables)
     order, wording, style = rng.sample(range(n), n), rng.choice([*c.WORDINGS]), rng.choice(STYLES)
-    variables = rng.choice([*LETTERINGS.values()])[:n]
-    text, hypothesis, reasons = render(premise, claim, template, order, variables, wording, style)
+    variables, telling = rng.choice([*LETTERINGS.values(), *KINDS["names"].values()])[:n], rng.choice([*TELLINGS])
+    text, hypothesis, reasons = render(premise, claim, template, order, variables, wording, style, telling)
     written = g.Premise(variables, g.relabel_premise(premise, order).independences)
     asked = g.relabel_claim(claim, order)
-    assert (text, hypothesis) == (c.write_premise(written), c.write_hypothesis(asked, variables, template, wording))
+    said = c.write_hypothesis(asked, variables, template, wording)
+    assert (text, hypothesis) == (c.write_premise(written, telling=telling), said)
     assert reasons == trace(*c.parse_claim(text, hypothesis), style)
 
 
@@ -131,7 +148,11 @@ def test_letterings_are_those_of_the_rows_and_of_the_refactorization():
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"style": "verbose"}, "trace style 'verbose'"), ({"wording": "plain"}, "wording 'plain' is not one of released")],
+    [
+        ({"style": "verbose"}, "trace style 'verbose'"),
+        ({"wording": "plain"}, "wording 'plain' is not one of released"),
+        ({"telling": "plain"}, "telling 'plain' is not one of released"),
+    ],
 )
 def test_a_row_is_not_rendered_in_an_unknown_way(options, message):
     with pytest.raises(g.Corr2CauseError, match=message):

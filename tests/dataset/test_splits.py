@@ -163,7 +163,7 @@ def test_rows_in_other_words_keep_them_where_letters_change(kind):
 
 def test_rows_are_in_all_the_words_that_are_named_and_a_premise_in_one():
     kinds = {"hypotheses": 0, "story": 1, "names": 2}
-    rows = reworded(named(4), ["released", *kinds], seed=0)
+    rows = reworded(named(4, 5)[::7], ["released", *kinds], seed=0)
     for kind, place in kinds.items():
         assert {words_of(row)[place] for row in rows} == {"released", *v.TRAINED[kind]}
     of_premise = {}
@@ -171,7 +171,7 @@ def test_rows_are_in_all_the_words_that_are_named_and_a_premise_in_one():
         of_premise.setdefault(row["premise_id"], set()).add(row["premise"])
         assert row["premise_id"] == premise_id(c.parse_premise(row["premise"]))
         assert c.parse_input(row["input"]) == c.parse_claim(row["premise"], row["hypothesis"])
-    assert set(map(len, of_premise.values())) == {1} and len(of_premise) == 20
+    assert set(map(len, of_premise.values())) == {1} and len(of_premise) == 162
     explicit = reworded(named(3), [v.HELD_OUT_NAMES[0], v.HELD_OUT_TELLINGS[0]], seed=0)
     assert {words_of(row)[1:] for row in explicit} == {(v.HELD_OUT_TELLINGS[0], v.HELD_OUT_NAMES[0])}
 
