@@ -44,8 +44,11 @@ def draw_graph(ax: Axes, variables: Sequence[str], edges: Sequence[str], highlig
     for name, place in places.items():
         fill, width = ("0.8", 2.6) if name in highlight else ("white", 1.2)
         ax.add_patch(Circle(place, RADIUS, facecolor=fill, edgecolor="black", linewidth=width, zorder=3, gid=name))
-        size = max(6, min(11, 33 / len(name)))  # points: a long name must not leave its circle
-        ax.text(*place, name, ha="center", va="center", fontsize=size, zorder=4)
+        # Points: a name of some letters must not leave its circle. A longer one does, and stays readable.
+        size = max(6, min(11, 33 / max(map(len, name.split()))))
+        ground = {"facecolor": fill, "edgecolor": "none", "pad": 0.6} if size * len(name) > 33 else None
+        label = name.replace(" ", "\n")
+        ax.text(*place, label, ha="center", va="center", fontsize=size, linespacing=1.0, zorder=4, bbox=ground)
     ax.set(aspect="equal", xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 

@@ -63,10 +63,10 @@ def test_variables_stand_clockwise_on_a_circle_from_the_top():
 
 
 def test_arrows_and_lines_run_from_rim_to_rim():
-    edges = ["A -> B", "C -> A", "B - C", "Rain -> C"]
+    edges = ["A -> B", "C -> A", "B - C", "Rain -> C", "body weight - A", "Rain -> body weight"]
     ax = Figure().subplots()
-    drawing.draw_graph(ax, ["A", "B", "C", "Rain"], edges, highlight=["Rain", "C -> A"])
-    assert drawn_edges(ax) == set(edges)
+    drawing.draw_graph(ax, ["A", "B", "C", "Rain", "body weight"], edges, highlight=["Rain", "C -> A"])
+    assert drawn_edges(ax) == set(edges) and "body\nweight" in [text.get_text() for text in ax.texts]
     filled = {patch.get_gid() for patch in ax.patches if patch.get_facecolor()[:3] != (1, 1, 1)}
     widths = {text.get_gid(): text.arrow_patch.get_linewidth() for text in ax.texts if text.get_gid()}
     assert filled == {"Rain"} and widths["C -> A"] > widths["A -> B"] == widths["Rain -> C"]
