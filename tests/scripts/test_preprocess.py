@@ -271,6 +271,14 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"split": "size", "test_sizes": [4]}, r"test_sizes: \[4\]: name some but not all of the sizes \[3\]"),
         ({"perturbations": ["noise"]}, "perturbations: 'noise' is not one of paraphrase, recombined, refactorization"),
         ({"perturbations": ["paraphrase"], "test_fraction": 0.0}, "perturbations: they need a test split"),
+        (
+            {"perturbations": ["natural"]},
+            "perturbations: the tokenizer has .* for an English word; leave natural out, or",
+        ),
+        (
+            {"wordings": ["effect", "ledger", "names"]},
+            "wordings: the tokenizer has .*; leave ledger, names out, or use a",
+        ),
         ({"trace_style": "long"}, "trace_style: 'long' is not one of compact, full"),
         ({"split": "rows"}, "split: 'rows' is not one of"),
         ({"balance": ["label", "size"]}, "balance: 'size' is not one of label, relation, num_variables"),
