@@ -84,12 +84,18 @@ class DataConfig(Settings):
     audit: str | None = arg(None, "a file as of source: check its labels and write what is wrong; no dataset")
     num_variables: list[int] = arg(
         [3, 4],
-        "generate: sizes of the systems, 2 to 8 variables; 7 and 8 need structures",
+        f"generate: sizes of the systems, 2 to {MAX_VARIABLES} variables; 7 and more need structures",
         at_least=2,
         at_most=MAX_VARIABLES,
     )
     structures: int | None = arg(
         None, "generate: at most so many classes of each size, at random; null: all (2 to 6)", at_least=1
+    )
+    max_given: int | None = arg(
+        None,
+        "generate: premises list conditioning sets of at most so many variables, and only classes that these "
+        "determine; null: all sets",
+        at_least=1,
     )
     relabelings: list[int] = arg(
         [0],
@@ -204,14 +210,16 @@ def generated_rows(config: DataConfig) -> Iterator[dict]:
     counts = config.relabelings * (len(config.num_variables) if len(config.relabelings) == 1 else 1)
     for n, count in dict(zip(config.num_variables, counts, strict=True)).items():
         seed = config.seed if count else None
-        yield from generate_rows(n, config.labels, seed, max(1, count), config.structures, config.seed)
+        yield from generate_rows(
+            n, config.labels, seed, max(1, count), config.structures, config.seed, config.max_given
+        )
 
 
 def expected_rows(config: DataConfig) -> int | None:
-    """How many rows will be generated; None where that depends on the classes' symmetries."""
+    """How many rows will be generated; None where that depends on the classes."""
     counts = NUM_RELEASED_CLASSES if config.labels == "released" else NUM_CLASSES
     sizes = dict.fromkeys(config.num_variables)
-    if max(config.relabelings) > 1:
+    if max(config.relabelings) > 1 or config.max_given is not None:
         return None
     most = config.structures or max(counts.values())
     return sum(3 * n * (n - 1) * min(most, counts.get(n, most)) for n in sizes)

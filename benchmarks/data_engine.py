@@ -27,7 +27,7 @@ from causal import (
 )
 from causal import rows as task_rows  # noqa: E402
 
-STAGES = ("graphs", "classes", "separations", "members", "text", "columns", "rows")
+STAGES = ("graphs", "classes", "separations", "pdags", "text", "columns", "rows")
 
 
 def clear_caches() -> None:
@@ -52,7 +52,7 @@ def exact_stages(n: int) -> tuple[dict[str, float], list[dict]]:
     dags = timed(times, "classes", lambda: list(graphs.representatives(n)))
     times["classes"] -= times["graphs"]  # the classes are found while the graphs are listed
     premises = timed(times, "separations", lambda: [graphs.premise_of(dag) for dag in dags])
-    timed(times, "members", lambda: [graphs.markov_equivalence_class(premise) for premise in premises])
+    timed(times, "pdags", lambda: [graphs.pdag(premise) for premise in premises])
     texts = timed(times, "text", lambda: [wording.write_premise(premise) for premise in premises])
     timed(times, "columns", lambda: list(map(task_rows.premise_columns, premises, texts)))
     rows = timed(times, "rows", lambda: [row for p in premises for row in task_rows.rows_of_premise(p)])

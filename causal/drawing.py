@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from causal.graphs import Claim, Premise, holds, markov_equivalence_class
+from causal.graphs import Claim, Premise, class_size, holds, listed_members
 from causal.vocabulary import RELATION_OF
 from causal.wording import class_edges, member_edges, write_hypothesis
 
@@ -88,7 +88,7 @@ def class_figure(premise: Premise, claim: Claim | None = None) -> Figure:
     The claim's two variables are grey in every panel. A member in which the claim fails has 'claim fails' in its title,
     a grey ground and a dashed frame. Raises Corr2CauseError if no graph satisfies the premise.
     """
-    names, members = premise.variables, markov_equivalence_class(premise)
+    names, members = premise.variables, listed_members(premise, claim)
     failing = [claim is not None and not holds(dag, claim) for dag in members]
     shown = shown_members(failing)
     highlight = () if claim is None else (names[claim.i], names[claim.j])
@@ -97,7 +97,7 @@ def class_figure(premise: Premise, claim: Claim | None = None) -> Figure:
     size = (2.4 * columns, 2.55 * rows + 0.7)
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    title = _title(premise, claim, sum(failing), len(members), len(shown))
+    title = _title(premise, claim, failing, len(shown))
     lines = [textwrap.fill(line, int(size[0] * 11)) for line in title.split("\n")]
     figure.suptitle("\n".join(lines), fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False).flat
@@ -114,12 +114,14 @@ def class_figure(premise: Premise, claim: Claim | None = None) -> Figure:
     return figure
 
 
-def _title(premise: Premise, claim: Claim | None, failing: int, members: int, drawn: int) -> str:
+def _title(premise: Premise, claim: Claim | None, failing: Sequence[bool], drawn: int) -> str:
     """The claim, whether it follows, how many members there are, and how many more than are drawn."""
+    members = class_size(premise)
     count, rest = f"{members:,} member{'s' * (members > 1)}", members - drawn
     more = f" {rest:,} more {'is' if rest == 1 else 'are'} not drawn." * (rest > 0)
     if claim is None:
         return f"The class has {count}.{more}"
     template = next(template for template, relation in RELATION_OF.items() if relation == claim.relation)
-    answer = f"No: it fails in {failing:,}" if failing else f"Yes: it holds in {members:,}"
+    at_least = "at least " * (len(failing) < members)  # not all are listed
+    answer = f"No: it fails in {at_least}{sum(failing):,}" if any(failing) else f"Yes: it holds in {members:,}"
     return f"{write_hypothesis(claim, premise.variables, template)}\n{answer} of {count}.{more}"

@@ -17,21 +17,28 @@ pairs and third variables come in a fixed order; what is not there is said too; 
 decides what comes next. trace_text.py has the words, in two styles (STYLES), which are both read back.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import NamedTuple
 
 from causal.graphs import (
     DAG,
+    MAX_LISTED,
+    PDAG,
     Claim,
     Premise,
     bits,
+    class_size,
     exact_label,
     first_separators,
     markov_equivalence_class,
+    pdag,
+    proof_cases,
+    some_member,
     topological_order,
+    with_edges,
     witnesses,
 )
 from causal.trace_text import STYLES, Step, read_step, read_trace, sentence_spans, write_step, write_steps
@@ -262,45 +269,60 @@ def _way(n: int, marks: _Marks, start: int, i: int, j: int, steps: list[Step]) -
         left &= ~(1 << u)
 
 
-def _cover(members: Sequence[DAG], claim: Claim) -> tuple:
-    """Paths such that every member has one of the alternatives: what undirected edges that take turns leave."""
+def cover(premise: Premise, claim: Claim) -> tuple:
+    """Paths such that every member has one of the alternatives: what undirected edges that take turns leave.
+
+    Of a class with more than MAX_LISTED members one for each case of the search that proves the claim.
+    """
+    if class_size(premise) > MAX_LISTED:
+        cases = proof_cases(pdag(premise), claim)
+        return tuple(dict.fromkeys(min(_alternatives(dag, claim), key=_length) for dag in cases))
     found = {}  # alternative -> the members that have it
+    members = markov_equivalence_class(premise)
     for number, dag in enumerate(members):
-        rank = {v: r for r, v in enumerate(topological_order(dag))}
-        for masks in witnesses(dag, claim):
-            paths = tuple(tuple(sorted(bits(mask), key=rank.get)) for mask in masks)
+        for paths in _alternatives(dag, claim):
             found.setdefault(paths, set()).add(number)
     missing, chosen = set(range(len(members))), []
     while missing:  # greedy: most members first, then the shortest
-        best = min(found, key=lambda paths: (-len(found[paths] & missing), sum(map(len, paths)), paths))
+        best = min(found, key=lambda paths: (-len(found[paths] & missing), *_length(paths)))
         missing -= found[best]
         chosen.append(best)
     return tuple(chosen)
+
+
+def _length(paths: tuple) -> tuple:
+    return sum(map(len, paths)), paths
+
+
+def _alternatives(dag: DAG, claim: Claim) -> Iterator[tuple]:
+    """Each thing that makes the claim hold in the graph, as paths of variables in order."""
+    rank = {v: r for r, v in enumerate(topological_order(dag))}
+    for masks in witnesses(dag, claim):
+        yield tuple(tuple(sorted(bits(mask), key=rank.get)) for mask in masks)
 
 
 # ---------------------------------------------------------------- the whole
 
 
 def steps_of(
-    n: int, separators: Mapping[tuple[int, int], int], claim: Claim, label: int, members: Callable[[], Sequence[DAG]]
+    n: int, separators: Mapping[tuple[int, int], int], claim: Claim, label: int, cover_of_all: Callable[[], tuple]
 ) -> list[Step]:
     """The exact reasoning: from what separates the pairs of a premise that some graph satisfies, and the claim's label.
 
-    `members` gives the graphs of the class, and is asked only where the search does not find what the label says.
+    `cover_of_all` gives the class's `cover`, and is asked only where the search does not find what the label says.
     """
     steps, marks = class_steps(n, separators)
     found_steps, found = claim_steps(n, marks, claim)
     assert label or not found, f"{claim} is found to hold, and does not"
     if label and not found:
-        found_steps[-1] = Step(("turns", _cover(members(), claim)))
+        found_steps[-1] = Step(("turns", cover_of_all()))
     return [*steps, *found_steps, Step(("answer", bool(label)))]
 
 
 def reasoning_steps(premise: Premise, claim: Claim) -> list[Step]:
     """The exact reasoning, ending in the answer. Raises Corr2CauseError if no graph satisfies the premise."""
-    members = markov_equivalence_class(premise)
-    label = exact_label(members, claim)
-    return steps_of(len(premise.variables), first_separators(premise), claim, label, lambda: members)
+    label = exact_label(premise, claim)
+    return steps_of(len(premise.variables), first_separators(premise), claim, label, partial(cover, premise, claim))
 
 
 def trace(premise: Premise, claim: Claim, style: str = "compact") -> str:
@@ -371,7 +393,7 @@ def is_right(step: Step, premise: Premise, claim: Claim) -> bool:
         return exact is not None
     match step.head, step.phrases:
         case (("turns", alternatives), ()):
-            return _covers(alternatives, markov_equivalence_class(premise), claim)
+            return _covers(alternatives, premise, claim)
         case (("pair" | "ends"), a, b), (_, ("given", given), *_):
             separates = (a, b, given) in premise.independences
             return separates and _given(step, given) == _given(exact, given)
@@ -383,19 +405,32 @@ def _given(step: Step, given: int) -> list[tuple]:
     return [("given", given) if phrase[0] == "given" else phrase for phrase in step.phrases]
 
 
-def _covers(alternatives: tuple, members: Sequence[DAG], claim: Claim) -> bool:
+def _covers(alternatives: tuple, premise: Premise, claim: Claim) -> bool:
     """Has every member one of the alternatives, and is each one that makes the claim hold in some member?"""
-    having = []
+    out = pdag(premise)
     for paths in alternatives:
-        wanted = sorted(sum(1 << v for v in path) for path in paths)
-        edges = [edge for path in paths for edge in zip(path, path[1:], strict=False)]
-        inside = [all(dag[v] >> u & 1 for u, v in edges) for dag in members]
         # Its edges make it a witness in every member that has them or in none: one such member tells.
-        first = next((dag for dag, has in zip(members, inside, strict=True) if has), None)
-        if first is None or not any(sorted(masks) == wanted for masks in witnesses(first, claim)):
+        having = with_edges(out, edges_of(paths))
+        wanted = sorted(sum(1 << v for v in path) for path in paths)
+        if having is None or not any(sorted(masks) == wanted for masks in witnesses(some_member(having), claim)):
             return False
-        having.append(inside)
-    return all(map(any, zip(*having, strict=True)))
+    return not _uncovered(out, [edges_of(paths) for paths in alternatives])
+
+
+def edges_of(paths: tuple) -> list[tuple[int, int]]:
+    """The edges (cause, effect) of paths of variables."""
+    return [edge for path in paths for edge in zip(path, path[1:], strict=False)]
+
+
+def _uncovered(out: PDAG, alternatives: Sequence[list[tuple[int, int]]]) -> bool:
+    """Has some member of the PDAG none of the alternatives? Each undirected edge of one is taken both ways."""
+    possible = [edges for edges in alternatives if with_edges(out, edges) is not None]
+    if not possible:
+        return True
+    u, v = next(((u, v) for u, v in possible[0] if out[v] >> u & 1), (0, 0))
+    if u == v:
+        return False
+    return any(_uncovered(with_edges(out, [edge]), possible) for edge in ((v, u), (u, v)))
 
 
 def check_trace(text: str, premise: Premise, claim: Claim) -> TraceCheck:

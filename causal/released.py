@@ -12,7 +12,7 @@ unlabelled DAGs, each listed once in topological order, and finds a class's memb
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -21,6 +21,7 @@ from causal.graphs import (
     DAG,
     LETTERS,
     NUM_CLASSES,
+    PDAG,
     Claim,
     Independence,
     Premise,
@@ -32,7 +33,6 @@ from causal.graphs import (
     inverse,
     path_masks,
     pdag_of_dag,
-    permuted_codes,
     reachable,
     relabel,
     relabel_independences,
@@ -108,6 +108,24 @@ def _paths(dag: DAG, below: Sequence[int], path: tuple[int, ...], end: int) -> I
     for v in bits(dag[path[-1]] | below[path[-1]]):
         if v not in path:
             yield from _paths(dag, below, (*path, v), end)
+
+
+@lru_cache(maxsize=8)
+def _permuted_positions(n: int) -> np.ndarray:
+    """(n!, n(n-1)): for each permutation, where each off-diagonal cell of the adjacency matrix is read from."""
+    order = np.array(renamings(n))
+    rows, columns = np.nonzero(~np.eye(n, dtype=bool))
+    return order[:, rows] * n + order[:, columns]
+
+
+def permuted_codes(out: PDAG) -> np.ndarray:
+    """(n!,): the adjacency-matrix code of `relabel(out, inverse(q))` for every q of `renamings`; the first is its own.
+
+    Two PDAGs are equal up to renaming iff they have a code in common, and then all codes.
+    """
+    n = len(out)
+    cells = np.array([mask >> v & 1 for mask in out for v in range(n)], dtype=np.int64)
+    return cells[_permuted_positions(n)] @ (1 << np.arange(n * (n - 1)))
 
 
 def released_classes(num_variables: int) -> Iterator[ReleasedClass]:

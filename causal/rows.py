@@ -7,28 +7,30 @@ texts = perturb(premise, claim, "parent", "relabeling", key="0")
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 from itertools import combinations
+from math import factorial
 from typing import NamedTuple
 
 from causal.graphs import (
     LETTERS,
     Claim,
     Corr2CauseError,
+    NoClassError,
     Premise,
-    UnsatisfiableError,
     cpdag,
     exact_label,
     first_separators,
     labelled_premises,
-    markov_equivalence_class,
+    pdag,
     relabel_claim,
     relabel_premise,
-    renamings,
+    renaming,
     representatives,
     structure_id,
 )
-from causal.reasoning import steps_of
+from causal.reasoning import cover, steps_of
 from causal.released import released_classes
 from causal.trace_text import write_steps
 from causal.vocabulary import HELD_OUT, NAMES, WORDINGS
@@ -55,14 +57,14 @@ def premise_id(premise: Premise) -> str:
 def premise_columns(premise: Premise, text: str) -> dict:
     """The dataset's columns that all rows of a premise, written as `text`, share.
 
-    Where no graph satisfies the premise, `edges` is None and the premise is a structure of its own.
+    Where the premise does not have one class, `edges` is None and the premise is a structure of its own.
     """
     identity, n = premise_id(premise), len(premise.variables)
     try:
         structure, (directed, undirected) = structure_id(premise), cpdag(premise)
         edges = {"directed": sorted(map(list, directed)), "undirected": sorted(map(list, undirected))}
-    except UnsatisfiableError:
-        structure, edges = f"{n}-unsatisfiable-{identity}", None
+    except NoClassError as error:
+        structure, edges = f"{n}-{error.kind}-{identity}", None
     return {
         "premise": text,
         "premise_id": identity,
@@ -73,12 +75,12 @@ def premise_columns(premise: Premise, text: str) -> dict:
 
 
 def exact_labeller(premise: Premise) -> Callable[[Claim], int | None]:
-    """A function from claims to exact labels; to None where no graph satisfies the premise."""
+    """A function from claims to exact labels; to None where the premise does not have one class."""
     try:
-        members = markov_equivalence_class(premise)
-    except UnsatisfiableError:
+        pdag(premise)
+    except NoClassError:
         return lambda claim: None
-    return lambda claim: exact_label(members, claim)
+    return partial(exact_label, premise)
 
 
 @cache
@@ -119,21 +121,24 @@ def generate_rows(
     relabelings: int = 1,
     structures: int | None = None,
     seed: int = 0,
+    max_given: int | None = None,
 ) -> Iterator[dict]:
     """The rows for N variables, class by class: all of them (N <= 6), or those of `structures` random classes.
 
     `labels` is exact, or released: the row set and the labels of the public generator (released.py), which has no
-    relabelings. See `labelled_premises` for these and `representatives` for `structures`. Raises Corr2CauseError for
-    settings out of range.
+    relabelings. See `labelled_premises` for these and `representatives` for `structures` and `max_given`. Raises
+    Corr2CauseError for settings out of range.
     """
     if labels == "released":
-        if relabel_seed is not None or structures is not None:
-            raise Corr2CauseError("labels released are those of the released rows: no relabelings, all structures")
+        if relabel_seed is not None or structures is not None or max_given is not None:
+            raise Corr2CauseError(
+                "labels released are those of the released rows: no relabelings, all structures, no max_given"
+            )
         for released in released_classes(num_variables):
             yield from rows_of_premise(released.premise, released.label)
         return
-    for dag in representatives(num_variables, structures, seed):
-        for premise in labelled_premises(dag, relabel_seed, relabelings):
+    for dag in representatives(num_variables, structures, seed, max_given):
+        for premise in labelled_premises(dag, relabel_seed, relabelings, max_given):
             yield from rows_of_premise(premise)
 
 
@@ -175,12 +180,12 @@ def _perturbed_premise(
     rng, n = random.Random(f"{kind}-{key}"), len(premise.variables)
     order = tuple(range(n))
     if kind == "refactorization":
-        premise = Premise(LETTERINGS[kind][:n], premise.independences)
+        premise = replace(premise, variables=LETTERINGS[kind][:n])
     if kind == "relabeling":
-        order = rng.choice(renamings(n)[1:])  # the first is the identity
+        order = renaming(n, rng.choice(range(1, factorial(n))))  # the first is the identity
         premise = relabel_premise(premise, order)
     if kind in ("names", "natural"):
-        premise = Premise(draw_names(rng.choice(HELD_OUT["names"]), n, rng), premise.independences)
+        premise = replace(premise, variables=draw_names(rng.choice(HELD_OUT["names"]), n, rng))
     if kind in ("story", "natural"):
         telling = rng.choice(HELD_OUT["story"])
     shuffle = rng if kind == "reordering" else None
@@ -231,13 +236,14 @@ def render(
     """
     stated, asked, text = relabel_premise(premise, order), relabel_claim(claim, order), ""
     if style is not None:
-        members = partial(markov_equivalence_class, stated)
-        steps = steps_of(len(order), first_separators(stated), asked, _label(premise, claim), members)
+        taking_turns = partial(cover, stated, asked)
+        steps = steps_of(len(order), first_separators(stated), asked, _label(premise, claim), taking_turns)
         text = write_steps(steps, variables, style)
-    premise_text = write_statements(sorted(stated.independences, key=released_order), tuple(variables), telling)
+    in_order = sorted(stated.independences, key=released_order)
+    premise_text = write_statements(in_order, tuple(variables), telling, stated.max_given)
     return Rendered(premise_text, write_hypothesis(asked, variables, template, wording), text)
 
 
 @lru_cache(maxsize=1 << 17)
 def _label(premise: Premise, claim: Claim) -> int:
-    return exact_label(markov_equivalence_class(premise), claim)
+    return exact_label(premise, claim)

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from causal import reasoning
-from causal.graphs import LETTERS, MAX_VARIABLES
+from causal.graphs import LETTERS
 from causal.rows import LETTERINGS, SPREAD, generate_rows
 from causal.trace_text import FIXED_WORDS, MARKS, STYLES
 from causal.vocabulary import WORDINGS
@@ -31,6 +31,7 @@ PHI3_STOPS = ("<|end|>", "<|assistant|>", "<|endoftext|>")
 TOKEN_WORDINGS = ("released", "paraphrase", "recombined", "effect", "influence", "affect", "cause", "arrow")
 TOKEN_SET = 4  # variables; a premise of N = 6 has no larger set
 TOKEN_ROUNDS = 3  # few classes take more
+TOKEN_SIZES = range(2, 9)  # systems whose opening words are tokens
 
 
 def _phrases() -> Iterator[str]:
@@ -51,7 +52,7 @@ def _phrases() -> Iterator[str]:
             yield f" {listing(names)}."
         for a in letters:
             yield from (f"From {a}", f"Into {a}", f"Way {a}", f" without {a}", f" past {a}", f" at {a}")
-    for n in range(2, MAX_VARIABLES + 1):
+    for n in TOKEN_SIZES:
         yield f"Premise: Suppose there is a closed system of {n} variables,"
         yield f" All the statistical relations among these {n} variables are as follows:"
     for mark in MARKS:

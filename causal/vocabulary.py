@@ -126,7 +126,7 @@ class Telling(NamedTuple):
 TELLINGS = {
     "released": Telling(
         "Suppose there is a closed system of {n} variables, {names}. "
-        "All the statistical relations among these {m} variables are as follows:",
+        "All the statistical relations among these {m} variables{limit} are as follows:",
         ("{a} correlates with {b}.",),
         "However, ",
         ("{a} is independent of {b}.",),
@@ -134,7 +134,7 @@ TELLINGS = {
     ),
     "report": Telling(
         "Researchers have measured {n} things, {names}, and nothing that they left out acts on two of these. "
-        "This is all that they found.",
+        "This is all that they found{limit}.",
         ("{a} goes up and down with {others}.", "the figures for {a} also move with those for {others}."),
         "Yet ",
         ("{a} shows no link to {others}.",),
@@ -145,7 +145,7 @@ TELLINGS = {
     ),
     "survey": Telling(
         "Many people took part in a survey about {names}. There is no other matter that bears on more than one of the "
-        "{n}. Its findings, which are complete, read like this.",
+        "{n}. Its findings, which are complete{limit}, read like this.",
         (
             "people who differ in {a} tend to differ in {others} as well.",
             "answers about {a} help to guess those about {others}.",
@@ -159,7 +159,7 @@ TELLINGS = {
     ),
     "ledger": Telling(
         "For years a town has kept a ledger of {names}. These {n} share no source that is missing from it. A clerk has "
-        "written down every pattern.",
+        "written down every pattern{limit}.",
         ("whoever knows {a} knows something about {others}.",),
         "But ",
         ("whoever knows {a} knows nothing more about {others}.",),
@@ -167,7 +167,7 @@ TELLINGS = {
     ),
     "lecture": Telling(
         "Consider {names}, the {n} parts of one system without hidden common causes. Let us go through everything that "
-        "can be said of how they vary together.",
+        "can be said of how they vary together{limit}.",
         ("{a} is associated with {others}.", "there is also an association of {a} with {others}."),
         "By contrast, ",
         ("{a} is not associated with {others}.",),
@@ -178,7 +178,7 @@ TELLINGS = {
     ),
     "newspaper": Telling(
         "Our paper has looked into {n} facts of daily life: {names}. Experts assure us that they have no outside cause "
-        "in common and that our list of findings is full.",
+        "in common and that our list of findings is full{limit}.",
         ("a statistical tie binds {a} to {others}.", "the charts of {a} resemble those of {others}."),
         "Still, ",
         ("no statistical tie binds {a} to {others}.",),
@@ -189,7 +189,7 @@ TELLINGS = {
     ),
     "diary": Telling(
         "I have long been writing down {names}, {n} items in all, and I am sure that I overlooked no joint influence. "
-        "Here is every regularity that I noticed.",
+        "Here is every regularity that I noticed{limit}.",
         ("a look at {a} changes what I expect of {others}.", "surprises in {a} come along with surprises in {others}."),
         "Mind you, ",
         ("a look at {a} leaves what I expect of {others} as it was.",),

@@ -26,6 +26,7 @@ from causal.graphs import (
     claim_on,
     cpdag,
     dag_edges,
+    known_limit,
 )
 from causal.vocabulary import RELATION_OF, TELLINGS, TEMPLATES, WORDINGS
 
@@ -33,6 +34,7 @@ NAME = r"[^\W\d_]\w*(?:[ '-]\w+)*"  # of a variable: "A", "blood pressure"
 TAKEN = frozenset({"and", "nothing"})  # what a list of variables says between them, and of none
 _LISTS = ("others", "given")  # slots of a sentence that hold lists of variables
 _SLOT = re.compile(r"{(\w+)}")
+_LIMIT = " given at most {k} of the others"  # what an opening says of a premise with `max_given`
 
 
 class ContradictionError(Corr2CauseError):
@@ -152,11 +154,13 @@ def _opening(telling: str) -> re.Pattern:
     text = re.escape(TELLINGS[telling].opening)
     for slot, pattern in {"n": r"\d{1,3}", "m": r"\d{1,3}", "names": "[^.]+?"}.items():
         text = text.replace(rf"\{{{slot}\}}", f"(?P<{slot}>{pattern})")
+    limit = _LIMIT.format(k=r"(?P<limit>\d{1,3})")
+    text = text.replace(r"\{limit\}", f"(?:{limit})?")
     return re.compile(rf"{text} (?P<body>.+)")
 
 
-def _read_opening(text: str) -> tuple[str, tuple[str, ...], str]:
-    """The telling, the variables, and the text of the statistical relations."""
+def _read_opening(text: str) -> tuple[str, tuple[str, ...], int | None, str]:
+    """The telling, the variables, the size of the largest conditioning sets that are listed, and the relations."""
     said = " ".join(text.split())
     found = ((telling, match) for telling in TELLINGS if (match := _opening(telling).fullmatch(said)))
     telling, match = next(found, ("", None))
@@ -173,7 +177,8 @@ def _read_opening(text: str) -> tuple[str, tuple[str, ...], str]:
         raise Corr2CauseError(f"the premise says {' and '.join(counts)} variables but lists {len(variables)}")
     if not 2 <= len(variables) <= MAX_VARIABLES:
         raise Corr2CauseError(f"the premise has {len(variables)} variables; 2 to {MAX_VARIABLES} are supported")
-    return telling, variables, groups["body"]
+    limit = groups["limit"] and int(groups["limit"])
+    return telling, variables, known_limit(limit, len(variables)), groups["body"]
 
 
 def _check_variables(variables: Sequence[str], listed: str) -> None:
@@ -235,7 +240,7 @@ def parse_premise(text: str) -> Premise:
 
     Raises Corr2CauseError for anything malformed, duplicate or unknown and for a pair that neither correlates nor is
     marginally independent, ContradictionError for one that does both. Whether a graph exists is tested by
-    `markov_equivalence_class`. A premise has up to 168 claims: what was read is kept.
+    `pdag`. A premise has up to 270 claims: what was read is kept.
     """
     if not isinstance(text, str):
         raise Corr2CauseError(f"the premise is {type(text).__name__}, not text")
@@ -250,7 +255,7 @@ def telling_of(premise_text: str) -> str:
 
 @lru_cache(maxsize=8192)
 def _parse_premise(text: str) -> tuple[str, Premise]:
-    telling, variables, body = _read_opening(text)
+    telling, variables, max_given, body = _read_opening(text)
     turn = TELLINGS[telling].turn
     first, turned, second = body.partition(turn)
     if turned and not (first.strip() and second.strip()):
@@ -266,7 +271,11 @@ def _parse_premise(text: str) -> tuple[str, Premise]:
             state = "both correlated and independent" if correlated else "neither correlated nor independent"
             error = ContradictionError if correlated else Corr2CauseError
             raise error(f"the premise leaves {variables[i]} and {variables[j]} {state}; state exactly one")
-    return telling, Premise(variables, frozenset(independences))
+    for i, j, given in independences if max_given is not None else ():
+        if given.bit_count() > max_given:
+            sentence = _short(write_independence((i, j, given), variables))
+            raise Corr2CauseError(f"the premise is of sets of at most {max_given} variables, which {sentence} is not")
+    return telling, Premise(variables, frozenset(independences), max_given)
 
 
 def released_order(independence: Independence) -> tuple[int, int, tuple[int, ...]]:
@@ -308,13 +317,16 @@ def write_premise(premise: Premise, shuffle: random.Random | None = None, tellin
     stated = sorted(premise.independences, key=released_order)
     if shuffle is not None:
         shuffle.shuffle(stated)
-    return write_statements(stated, premise.variables, telling)
+    return write_statements(stated, premise.variables, telling, premise.max_given)
 
 
-def write_statements(stated: Sequence[Independence], names: tuple[str, ...], telling: str = "released") -> str:
+def write_statements(
+    stated: Sequence[Independence], names: tuple[str, ...], telling: str = "released", max_given: int | None = None
+) -> str:
     """The premise of these independences, in this order: which variables there are, which correlate, which do not.
 
-    Raises Corr2CauseError for a telling that is none.
+    With `max_given` it says that these are all those by sets of at most so many variables. Raises
+    Corr2CauseError for a telling that is none.
     """
     if telling not in TELLINGS:
         raise Corr2CauseError(f"telling {telling!r} is not one of {', '.join(TELLINGS)}")
@@ -325,7 +337,8 @@ def write_statements(stated: Sequence[Independence], names: tuple[str, ...], tel
     second = _told((told.independent, told.given), stated, names)
     if first and second:
         second[0] = told.turn + second[0]
-    opening = told.opening.format(n=len(names), m=len(names), names=listing(names))
+    limit = "" if max_given is None else _LIMIT.format(k=max_given)
+    opening = told.opening.format(n=len(names), m=len(names), names=listing(names), limit=limit)
     return " ".join(filter(None, (opening, first, *map(_capital, second))))
 
 

@@ -1,8 +1,10 @@
 """Audit of a file's labels: every row read by its text alone, and its label compared with the exact one.
 
 Three files are written: audit.jsonl, one line a row whose label is wrong, with the proof (every member of the premise's
-equivalence class and, where the label should be 0, a member in which the claim fails); problems.jsonl, one line a row
-that has no exact label (unparsable, contradictory, unsatisfiable) or no usable label of its own; summary.json.
+equivalence class, unless there are more than MAX_LISTED, and, where the label should be 0, a member in which the claim
+fails); problems.jsonl, one line a row
+that has no exact label (unparsable, contradictory, unsatisfiable, underdetermined) or no usable label of its own, and
+where a premise has no class, which pairs lack a separating set; summary.json.
 """
 
 import json
@@ -13,18 +15,23 @@ from pathlib import Path
 from causal import wording
 from causal.graphs import (
     DAG,
+    MAX_LISTED,
     RELATIONS,
+    NoClassError,
     Premise,
-    UnsatisfiableError,
+    class_size,
     counterexample,
     dag_edges,
     exact_label,
-    markov_equivalence_class,
+    listed_members,
+    undecided_pairs,
 )
+from causal.omissions import omission, unsaid_limit
 from dataset.sources import check_columns, read_label
 
 FILES = ("audit.jsonl", "problems.jsonl", "summary.json")
-PROBLEMS = ("unparsable", "contradictory", "unsatisfiable", "label")
+PROBLEMS = ("unparsable", "contradictory", "unsatisfiable", "underdetermined", "label")
+MAX_MISSING = 20  # independences that are named of those that a premise may have left out
 
 
 def named_edges(dag: DAG, premise: Premise) -> list[list[str]]:
@@ -40,17 +47,41 @@ def audit_record(number: int, record: dict) -> dict:
         return {"row": number, "problem": "label", "reason": str(error)}
     try:
         premise, claim = wording.parse_input(record["input"])
-        members = markov_equivalence_class(premise)
+        exact, n = exact_label(premise, claim), len(premise.variables)
+    except NoClassError as error:
+        return {"row": number, "problem": error.kind, "reason": str(error), **left_out(premise)}
     except wording.Corr2CauseError as error:
-        kinds = {UnsatisfiableError: "unsatisfiable", wording.ContradictionError: "contradictory"}
-        return {"row": number, "problem": kinds.get(type(error), "unparsable"), "reason": str(error)}
-    exact, n = exact_label(members, claim), len(premise.variables)
+        problem = "contradictory" if isinstance(error, wording.ContradictionError) else "unparsable"
+        return {"row": number, "problem": problem, "reason": str(error)}
     found = {"row": number, "given": given, "exact": exact, "num_variables": n, "relation": claim.relation}
     if given != exact:
         found["hypothesis"] = wording.split_input(record["input"])[1]
-        found["members"] = [named_edges(dag, premise) for dag in members]
-        found["counterexample"] = None if exact else named_edges(counterexample(members, claim), premise)
+        found["class_size"] = class_size(premise)
+        listed = listed_members(premise) if found["class_size"] <= MAX_LISTED else None
+        found["members"] = listed and [named_edges(dag, premise) for dag in listed]
+        found["counterexample"] = None if exact else named_edges(counterexample(premise, claim), premise)
     return found
+
+
+def left_out(premise: Premise) -> dict:
+    """What a premise without a class may lack. `lacking`: the pairs without a separating set, by which they would be
+    adjacent, and with one a graph could fit (None: no such few pairs are found); `missing`: independences to be added,
+    MAX_MISSING of `num_missing`; `unsaid_limit`: the size beyond which no set is listed, if saying so is enough."""
+
+    def named(pairs: Iterable[tuple[int, int]]) -> list[list[str]]:
+        return [[premise.variables[v] for v in pair] for pair in pairs]
+
+    undecided = undecided_pairs(premise)
+    if undecided:
+        return {"lacking": named(undecided)}
+    found = omission(premise)
+    missing = () if found is None else found.missing
+    return {
+        "lacking": found and named(found.pairs),
+        "missing": [wording.write_independence(stated, premise.variables) for stated in missing[:MAX_MISSING]],
+        "num_missing": len(missing),
+        "unsaid_limit": unsaid_limit(premise),
+    }
 
 
 def audit(records: Iterable[dict]) -> Iterator[dict]:
@@ -65,10 +96,12 @@ def write_audit(records: Iterable[dict], directory: Path) -> dict:
     """Writes FILES into `directory`; the summary: counts of rows, wrong labels and problems, by N and relation."""
     cells: dict[tuple[int, str], Counter] = {}
     problems: Counter = Counter()
+    lacking = 0
     with (directory / "audit.jsonl").open("w") as wrong_file, (directory / "problems.jsonl").open("w") as problem_file:
         for found in audit(records):
             if "problem" in found:
                 problems[found["problem"]] += 1
+                lacking += bool(found.get("lacking"))
                 problem_file.write(json.dumps(found) + "\n")
                 continue
             cell = cells.setdefault((found["num_variables"], found["relation"]), Counter())
@@ -87,6 +120,7 @@ def write_audit(records: Iterable[dict], directory: Path) -> dict:
         "audited": sum(cell["rows"] for cell in by_cell),
         "wrong": sum(cell["wrong_0_to_1"] + cell["wrong_1_to_0"] for cell in by_cell),
         "problems": {kind: problems[kind] for kind in PROBLEMS},
+        "lacking_separating_sets": lacking,
         "by_num_variables_and_relation": by_cell,
     }
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -100,6 +134,9 @@ def audit_table(summary: dict) -> str:
         f"{summary['rows']:,} rows, {summary['audited']:,} with an exact label, {summary['wrong']:,} of them wrong"
     ]
     lines += [f"{count:,} rows {kind}" for kind, count in summary["problems"].items() if count]
+    if summary["lacking_separating_sets"]:
+        lacking = f"{summary['lacking_separating_sets']:,} rows lack a separating set of some pairs"
+        lines.append(f"{lacking}: problems.jsonl names them")
     lines += ["", f"{'N':>2}  {'relation':<12}{'rows':>9}{'exact 1':>9}{'0, is 1':>9}{'1, is 0':>9}"]
     for cell in summary["by_num_variables_and_relation"]:
         numbers = "".join(f"{cell[column]:>9,}" for column in columns)

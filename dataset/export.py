@@ -218,7 +218,7 @@ def differences(splits: dict[str, Dataset], released: bool) -> list[str]:
             scores.append((f"`{name}`", f"{found['wrong']:,}", f"{found['f1']:.3f}", f"{found['accuracy']:.3f}"))
     wrong = sum(number for (_, _, own, exact), number in count.items() if exact not in (own, None))
     without = sum(number for (*_, exact), number in count.items() if exact is None)
-    lines = [f"No graph satisfies the premises of {without:,} rows: their `exact_label` is null."] if without else []
+    lines = [f"The premises of {without:,} rows have no class of graphs: `exact_label` is null."] if without else []
     if not wrong:
         return [*lines, f"None: all of the {count.total() - without:,} labels are exact."]
     kept = sorted({cell[:2] for cell in count}, key=lambda cell: (cell[0], RELATIONS.index(cell[1])))

@@ -113,7 +113,8 @@ def summary(report: dict) -> str:
             f"{report[LABEL_2]:,} rows of the hub have label 2, which is read as 0: the hypothesis does not follow"
         )
     if report["without_exact_label"]:
-        lines.append(f"{report['without_exact_label']:,} rows have no exact label: no graph satisfies their premise")
+        reason = "no graph satisfies their premise, or it leaves open which"
+        lines.append(f"{report['without_exact_label']:,} rows have no exact label: {reason}")
     if report["unparsable"]:
         lines.append(f"left out: {len(report['unparsable']):,} rows without a label (report.json says which and why)")
     if "teacher" in report:

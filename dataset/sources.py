@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from causal import wording
-from causal.graphs import Claim, markov_equivalence_class
+from causal.graphs import Claim, pdag
 from causal.rows import exact_labeller, premise_columns
 from runtime.settings import check
 
@@ -99,7 +99,7 @@ def _check_distinct(names: Sequence[str]) -> None:
 
 @lru_cache(maxsize=8192)
 def _of_premise(text: str) -> tuple[dict, Callable[[Claim], int | None]]:
-    """The columns that a premise's rows share, and their exact labels: once a premise, which has up to 168 rows."""
+    """The columns that a premise's rows share, and their exact labels: once a premise, which has up to 270 rows."""
     premise = wording.parse_premise(text)
     return premise_columns(premise, text), exact_labeller(premise)
 
@@ -147,7 +147,7 @@ def label_records(
         try:
             row = parse_row(record)
             if labels == "exact" and row["exact"] is None:
-                markov_equivalence_class(wording.parse_premise(row["premise"]))  # says why
+                pdag(wording.parse_premise(row["premise"]))  # says why
         except wording.Corr2CauseError as error:
             check(skip_unparsable, f"{record['row']}: {error} (--skip_unparsable true leaves such rows out)")
             unlabelled.append({"row": record["row"], "reason": str(error)})

@@ -5,6 +5,7 @@ Every choice is a function of the rows and the seed. A row is what sources.py an
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from causal import wording
@@ -170,7 +171,7 @@ def _retold(premise: Premise, text: str, wordings: tuple[str, ...], key: str) ->
     rng = random.Random(f"{key}-premise")
     subject, telling = draw("names", wordings, rng), draw("story", wordings, rng)
     if subject not in (None, "released"):
-        premise = Premise(draw_names(subject, len(premise.variables), rng), premise.independences)
+        premise = replace(premise, variables=draw_names(subject, len(premise.variables), rng))
     elif telling is None:
         return premise, text
     return premise, wording.write_premise(premise, telling=telling or wording.telling_of(text))

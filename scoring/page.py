@@ -23,14 +23,15 @@ from causal.graphs import (
     Corr2CauseError,
     Premise,
     claim_on,
+    class_size,
     d_separations,
     holds,
-    markov_equivalence_class,
+    listed_members,
 )
 from causal.reasoning import trace
 from causal.trace_text import write_step
+from causal.vocabulary import RELATION_OF
 from causal.wording import (
-    RELATION_OF,
     class_edges,
     member_edges,
     parse_input,
@@ -153,11 +154,12 @@ def svg(names: Sequence[str], edges: Sequence[str], highlight: Sequence[str], in
 
 def exact_part(premise: Premise, claim: Claim) -> str:
     """The claim, the true answer and why, the independences, and the class with its members."""
-    names, members = premise.variables, markov_equivalence_class(premise)
+    names, members, size = premise.variables, listed_members(premise, claim), class_size(premise)
     failing = [not holds(dag, claim) for dag in members]
     template = next(template for template, relation in RELATION_OF.items() if relation == claim.relation)
-    alone, fails = len(members) == 1, sum(failing)
-    graphs = f"{fails:,} of {len(members):,} graphs" if 0 < fails < len(members) else f"all {len(members):,} graphs"
+    alone, fails = size == 1, sum(failing)
+    at_least = "at least " * (len(members) < size)  # not all are listed
+    graphs = f"{at_least}{fails:,} of {size:,} graphs" if 0 < fails < size else f"all {size:,} graphs"
     graphs = "the only graph" if alone else graphs
     why = f"it {'fails' if fails else 'holds'} in {graphs} with these independences"
     stated = [write_independence(one, names) for one in sorted(premise.independences, key=released_order)]
@@ -166,12 +168,12 @@ def exact_part(premise: Premise, claim: Claim) -> str:
     for k in shown:
         edges = member_edges(members[k], names)
         panels.append(_panel(f"graph {k + 1}", names, edges, highlight, fails=failing[k]))
-    more = f"<p>{len(members) - len(shown):,} more are not drawn.</p>" * (len(shown) < len(members))
+    more = f"<p>{size - len(shown):,} more are not drawn.</p>" * (len(shown) < size)
     return (
         f"<h3>Claim</h3><p>{escape(write_hypothesis(claim, names, template))}</p>"
         f"<p>True answer: <b>{'No' if fails else 'Yes'}</b>; {why}.</p>"
         + _folded(f"Independences: {len(stated)}", "ul", stated, is_open=len(stated) <= 6)
-        + f"<h3>Class: {len(members):,} graph{'s' * (not alone)}</h3>"
+        + f"<h3>Class: {size:,} graph{'s' * (not alone)}</h3>"
         + "<p>Arrows are the same in all of them, plain lines are not.</p>" * (not alone)
         + f'<div class="graphs">{"".join(panels)}</div>{more}'
     )

@@ -11,7 +11,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from causal.drawing import draw_graph
-from causal.graphs import Claim, Corr2CauseError, Premise, markov_equivalence_class
+from causal.graphs import Claim, Corr2CauseError, Premise, class_size
 from causal.reasoning import check_trace, trace
 from causal.wording import RELATION_OF, class_edges, parse_input
 from dataset.sources import parse_row
@@ -135,9 +135,9 @@ def premise_card(claims: list[list[dict]], names: list[str]) -> str:
         premise, _ = parse_input(row["input"])
         figure = Figure(figsize=(2.2, 2.2), layout="constrained")
         draw_graph(figure.subplots(), premise.variables, class_edges(premise))
-        members = len(markov_equivalence_class(premise))
+        members = class_size(premise)
         drawn = image(figure, f"equivalence class: {', '.join(class_edges(premise)) or 'no edge'}")
-        note = f"{members} graph{'s' * (members > 1)} in the class drawn"
+        note = f"{members:,} graph{'s' * (members > 1)} in the class drawn"
     except Corr2CauseError as error:
         drawn, note = "", str(error)
     text = escape(row["input"].partition("\nHypothesis:")[0])

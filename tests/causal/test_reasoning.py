@@ -159,17 +159,29 @@ def test_local_steps_give_the_class_and_decide_every_claim_but_colliders_by_turn
     for dag in g.representatives(n, structures):
         premise = g.premise_of(g.relabel(dag, rng.sample(range(n), n)))
         steps, marks = r.class_steps(n, g.first_separators(premise))
-        out, members = g.pdag(premise), g.markov_equivalence_class(premise)
+        out = g.pdag(premise)
         for u, v in ((u, v) for u in range(n) for v in range(n) if u != v):
             ends = out[u] >> v & 1, out[v] >> u & 1
             assert marks.table[u][v] == {(0, 0): "none", (1, 1): "-", (1, 0): "->", (0, 1): "<-"}[ends]
         for claim in all_claims(n):
-            label, found = g.exact_label(members, claim), r.claim_steps(n, marks, claim)[1]
+            label, found = g.exact_label(premise, claim), r.claim_steps(n, marks, claim)[1]
             assert label or not found
             if label and not found:
                 missed[claim.relation] = missed.get(claim.relation, 0) + 1
     assert missed.keys() <= {"collider"}
     assert missed.get("collider", 0) == {2: 0, 3: 0, 4: 1, 5: 22}.get(n, missed.get("collider", 0))
+
+
+def test_turns_in_a_class_too_large_to_list():
+    """Ten variables, all adjacent but two: one of the two is an effect of all the others, in 685,440 graphs."""
+    complete = tuple((1 << v) - 1 for v in range(10))
+    premise, claim = g.premise_of((*complete[:9], complete[9] & ~(1 << 8))), g.Claim("collider", 0, 1)
+    text = r.trace(premise, claim)
+    assert text.splitlines()[-2:] == ["By turns A -> J and B -> J, or A -> I and B -> I", "Answer: Yes"]
+    assert r.check_trace(text, premise, claim).complete
+    for wrong in ("A -> J and B -> J", "A -> I and B -> I", "A -> C and B -> C, or A -> I and B -> I"):
+        step = r.read_step(f"By turns {wrong}", premise.variables)
+        assert not r.is_right(step, premise, claim)
 
 
 def test_an_indirect_cause_by_turns_is_found_in_a_fork():
@@ -417,13 +429,13 @@ def test_a_sentence_with_one_word_exchanged_is_not_right(n, rng):
     changed = swapped(lines[k], premise.variables, rng)
     found = r.check_trace("\n".join([*lines[:k], changed, *lines[k + 1 :]]), premise, claim)
     step, exact = r.read_step(changed, premise.variables), r.read_step(lines[k], premise.variables)
-    if not found.sentences[k].right or changed in lines:
+    if not found.sentences[k].right or step.head != exact.head:  # right, but of another pair: this one's is missing
         assert found.missing == (exact,) and not found.complete
     else:
         ((_, other),) = [phrase for phrase in step.phrases if phrase[0] == "given"]
         dag = nx.DiGraph((u, v) for v, mask in enumerate(graph) for u in g.bits(mask))
         dag.add_nodes_from(range(n))
-        assert step.head == exact.head and nx.is_d_separator(dag, {step.head[1]}, {step.head[2]}, set(g.bits(other)))
+        assert nx.is_d_separator(dag, {step.head[1]}, {step.head[2]}, set(g.bits(other)))
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ def test_every_exact_trace_earns_exactly_one(n, style):
         for claim in all_claims(n):
             text = r.trace(premise, claim, style)
             assert process_reward(text, premise, claim) == 1.0
-            assert outcome_reward(text, g.exact_label(g.markov_equivalence_class(premise), claim)) == 1.0
+            assert outcome_reward(text, g.exact_label(premise, claim)) == 1.0
 
 
 PREMISE = g.premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1
@@ -376,7 +376,7 @@ def test_every_single_corruption_costs(question, style, data):
         del corrupted["unreadable"]  # an answer is one however it is worded
     for name, changed in corrupted.items():
         text = "\n".join(changed)
-        answered = extract_answer(text) is bool(g.exact_label(g.markov_equivalence_class(premise), claim))
+        answered = extract_answer(text) is bool(g.exact_label(premise, claim))
         assert process_reward(text, premise, claim) <= 1, f"{name}:\n{text}"
         assert process_reward(text, premise, claim) < 1 or not answered, f"{name}:\n{text}"
 
@@ -415,7 +415,7 @@ def test_the_process_reward_is_bounded_and_any_text_has_one(question, text):
 
 def rewards_of(text, premise, claim):
     """(outcome, process)"""
-    label = g.exact_label(g.markov_equivalence_class(premise), claim)
+    label = g.exact_label(premise, claim)
     return outcome_reward(text, label), process_reward(text, premise, claim)
 
 

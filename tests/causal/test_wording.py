@@ -112,12 +112,12 @@ BAD_PREMISES = [
     (
         "Suppose there is a closed system of 1 variables, A. All the statistical relations among these 1 variables "
         "are as follows: A correlates with A.",
-        "has 1 variables; 2 to 8",
+        "has 1 variables; 2 to 10",
     ),
     (
-        "Suppose there is a closed system of 9 variables, A, B, C, D, E, F, G, H and I. All the statistical relations "
-        "among these 9 variables are as follows: A correlates with B.",
-        "has 9 variables; 2 to 8",
+        "Suppose there is a closed system of 11 variables, A, B, C, D, E, F, G, H, I, J and K. All the statistical "
+        "relations among these 11 variables are as follows: A correlates with B.",
+        "has 11 variables; 2 to 10",
     ),
     (None, "NoneType, not text"),
 ]
@@ -217,7 +217,7 @@ def test_mutated_text_is_refused_or_read_for_what_it_says():
         assert statements(c.write_premise(premise)) == statements(premise_text)
         written = c.write_hypothesis(claim, premise.variables, template)
         assert said_in_other_words(written) == said_in_other_words(hypothesis)
-        label = g.exact_label(g.markov_equivalence_class(premise), claim)
+        label = g.exact_label(premise, claim)
         assert answer == ("Answer: Yes" if label else "Answer: No")
     assert refused + labelled == 1000 and refused > 600 and labelled > 20
 

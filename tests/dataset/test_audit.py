@@ -14,7 +14,7 @@ import preprocess
 from causal import graphs as g
 from causal import wording as c
 from causal.rows import generate_rows
-from dataset.audit import FILES, write_audit
+from dataset.audit import FILES, audit_table, write_audit
 
 GOOD = rows(4)[100]["input"]
 NONE = GOOD.split(" All")[0] + " All the statistical relations among these 4 variables are as follows: "
@@ -108,6 +108,39 @@ def test_rows_without_an_exact_label_are_named_and_never_guessed(tmp_path, recor
     assert not wrong and [(entry["row"], entry["problem"]) for entry in problems] == [(1, problem)]
     assert reason in problems[0]["reason"]
     assert (summary["rows"], summary["audited"], summary["problems"][problem]) == (3, 2, 1)
+
+
+def test_pairs_that_lack_a_separating_set_are_named(tmp_path):
+    """A chain of five without the sets that part A and C; and small sets that leave a pair open."""
+    chain, ring = g.premise_of((0, 1, 2, 4, 8)), g.premise_of((0, 1, 10, 1), 1)
+    lost = {stated for stated in chain.independences if stated[:2] == (0, 2)}
+    small = {stated for stated in chain.independences if stated[2].bit_count() < 2}
+    records = [
+        {"input": c.write_input(c.write_premise(premise), "A directly causes B."), "label": 0}
+        for premise in (
+            g.Premise(chain.variables, chain.independences - lost),
+            g.Premise(chain.variables, frozenset(small)),
+            ring,
+            chain,
+        )
+    ]
+    _, problems, summary = audit(tmp_path, records)
+    assert [entry["problem"] for entry in problems] == ["unsatisfiable", "unsatisfiable", "underdetermined"]
+    first, second, third = problems
+    assert first["lacking"] == [["A", "C"]] and first["num_missing"] == len(lost) == len(first["missing"])
+    assert "A and C are independent given B." in first["missing"] and first["unsaid_limit"] is None
+    assert second["lacking"] == [] and second["unsaid_limit"] == 1
+    assert second["num_missing"] == len(chain.independences) - len(small)
+    assert ["A", "C"] in third["lacking"]
+    assert summary["problems"]["underdetermined"] == 1 and summary["lacking_separating_sets"] == 2
+    assert "2 rows lack a separating set of some pairs" in audit_table(summary)
+
+
+def test_a_class_too_large_to_list_is_counted(tmp_path):
+    text = c.write_input(c.write_premise(g.premise_of(tuple((1 << v) - 1 for v in range(8)))), "A directly causes B.")
+    (entry,), _, _ = audit(tmp_path, [{"input": text, "label": 1}])
+    assert (entry["class_size"], entry["members"]) == (40320, None)
+    assert ["B", "A"] in entry["counterexample"] and len(entry["counterexample"]) == 28
 
 
 def test_the_text_alone_counts(tmp_path):

@@ -125,7 +125,7 @@ def test_tasks_are_a_function_of_their_settings():
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("num-variables", "[4, 9]", "num_variables is 9"),
+        ("num-variables", "[4, 11]", "num_variables is 11"),
         ("relations", '["cause"]', "relations is cause"),
         ("example", "long", "style is 'long'"),
         ("num-variables", "[2]", "set balanced to false"),

@@ -26,6 +26,8 @@ PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [*ROOT.glob("
 RUN = {  # page: heading
     "README.md: The task in one example",
     "docs/data.md: Making a dataset",
+    "docs/data.md: Names, stories and other words",
+    "docs/data.md: More variables",
     "docs/data.md: Your own rows",
     "docs/data.md: Rows for others to take away",
     "docs/data.md: Which labels of a file are wrong",

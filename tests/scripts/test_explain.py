@@ -82,6 +82,25 @@ def test_explained_reasoning_and_counterexample_are_exact(style):
         assert edges == set(g.dag_edges(member))
 
 
+def test_a_class_too_large_to_list_is_counted_and_drawn_in_part(tmp_path, capsys):
+    text = c.write_premise(g.premise_of(tuple((1 << v) - 1 for v in range(10))))
+    asked = f"Premise: {text}\nHypothesis: There exists at least one confounder (i.e., common cause) of A and B."
+    assert main([asked, "--figure", str(tmp_path / "class.svg")]) == 0
+    out = capsys.readouterr().out
+    assert "\nClass: 3,628,800 members (" in out
+    share, edges = re.search(r"fails in at least ([\d,]+) of 3,628,800 members .+:\n((?: .+\n)+)", out).groups()
+    assert 1 <= int(share.replace(",", "")) <= g.MAX_LISTED + 1 and edges.count("->") == 45
+    figure = (tmp_path / "class.svg").read_text()
+    assert "<svg" in figure
+
+
+def test_what_small_sets_leave_open_is_one_line(capsys):
+    text = c.write_premise(g.premise_of((0, 1, 10, 1), 1))
+    assert main([f"Premise: {text}\nHypothesis: A directly causes B."]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "leaves open whether A and B (and 4 more pairs) are adjacent" in error
+
+
 def test_a_row_of_a_dataset_is_explained_by_its_number_and_a_wrong_given_label_is_said(small_dataset, capsys):
     for number in (0, 7):
         row = rows(3)[number]

@@ -264,6 +264,8 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"labels": "given"}, r"labels \(source generate\): 'given' is not one of exact, released"),
         ({"labels": "released", "source": "a.csv"}, r"labels \(source a.csv\): 'released' is not one of exact, given"),
         ({"labels": "released", "relabelings": [2]}, "no relabelings, all structures"),
+        ({"labels": "released", "max_given": 1}, "all structures, no max_given"),
+        ({"num_variables": [7], "structures": 9, "max_given": 0}, "max_given: must be at least 1, got 0"),
         ({"num_variables": [3, 7]}, "num_variables: 7 has too many classes to list; set structures"),
         ({"structures": 0}, "structures: must be at least 1, got 0"),
         ({"split": "size"}, "test_sizes: split size needs them, no other split does"),
@@ -298,7 +300,7 @@ def test_file_that_is_not_utf8(tmp_path):
             "train_mix: leave num_variables out of balance",
         ),
         ({"num_variables": []}, "num_variables: name at least one"),
-        ({"num_variables": [9]}, "num_variables: must be between 2 and 8, got 9"),
+        ({"num_variables": [11]}, "num_variables: must be between 2 and 10, got 11"),
         ({"target": "teacher"}, "needs teacher_file"),
         ({"teacher_file": "a.jsonl"}, "no other target has it"),
         ({"target": "trace", "labels": "released"}, "labels exact"),
@@ -610,6 +612,23 @@ def test_seven_variables_are_sampled():
     assert preprocess.expected_rows(config) == len(all_rows(splits)) == report["source_rows"]
     again = build(config)[2]["dataset_hash"]
     assert report["dataset_hash"] == again != build(DataConfig(**{**vars(config), "seed": 1}))[2]["dataset_hash"]
+
+
+def test_ten_variables_in_premises_of_small_sets():
+    config = DataConfig(
+        num_variables=[8, 10], structures=4, max_given=1, relabelings=[1], raw=True, split="structure",
+        validation_fraction=0.25, test_fraction=0.25, perturbations=["relabeling"],
+    )  # fmt: skip
+    splits, _, report = build(config)
+    assert {name: part["structures"] for name, part in report["splits"].items()} == {
+        "train": 4, "validation": 2, "test": 2, "test_relabeling": 2
+    }  # fmt: skip
+    assert all(counts["structures"] == 0 for pair, counts in report["overlap"].items() if pair.startswith("train/"))
+    assert report["source_rows"] == 4 * (168 + 270) and preprocess.expected_rows(config) is None
+    for row in all_rows(splits)[::97]:
+        premise, claim = wording.parse_claim(row["premise"], row["hypothesis"])
+        assert premise.max_given == 1 and len(row["premise"]) < 20_000
+        assert graphs.exact_label(premise, claim) == row["label"]
 
 
 def test_full_traces_are_right(rows):
