@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = ("prompt", "response", "premise", "hypothesis", "input", "kept")
+_PARSED = ("input", "premise", "hypothesis", "premise_id", "template")  # columns of a row that is written anew
 
 
 def trace_style(directory: str) -> str | None:
@@ -52,8 +53,8 @@ class FreshRows:
     `style` is that of their traces, which are written anew; with None responses stay. `wordings` and `letterings`, by
     name, are drawn from (`vocabulary.draw`, `rows.draw_letters`); without any, a hypothesis and a premise keep their
     words, and a premise its letters, in another order. An epoch is a function of (seed, epoch) and the row: rows of one
-    premise keep one, and an epoch repeats itself. Raises ValueError for an unknown name, and for a row whose prompt or
-    response has other text in it.
+    premise keep one, and an epoch repeats itself. Raises ValueError for an unknown name, for rows of another task, and
+    for a row whose prompt or response has other text in it.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class FreshRows:
         ):
             unknown = [name for name in names if name not in known]
             check(not unknown, f"{setting}: {', '.join(unknown)} is not one of {', '.join(known)}")
+        lacking = [name for name in (*_PARSED, "prompt", "response") if name not in rows.column_names]
+        check(not lacking, f"relabel_each_epoch: rows without {', '.join(lacking)} are not Corr2Cause's; set it false")
         self.style, self.seed = style, seed
         self.wordings, self.letterings = list(wordings), list(letterings)
         self.rows = [row if row.get("kept") else self._parse(row) for row in rows]

@@ -1,6 +1,7 @@
 """Rows in other letters: the same questions and labels, other texts in every epoch."""
 
 import pytest
+from datasets import Dataset
 
 from causal import graphs, reasoning, vocabulary, wording
 from dataset.chat import encode_rows
@@ -108,7 +109,7 @@ def test_without_wordings_a_hypothesis_keeps_its_own(traces):
         changed = reworded(rows, [name], 0)
         prompts = [row["prompt"].replace(old["input"], row["input"]) for old, row in zip(rows, changed, strict=True)]
         changed = [row | {"prompt": prompt} for row, prompt in zip(changed, prompts, strict=True)]
-        columns = FreshRows(changed, None, 0).columns(0)
+        columns = FreshRows(Dataset.from_list(changed), None, 0).columns(0)
         assert {wording.wording_of(hypothesis, tuple("ABCD")) for hypothesis in columns["hypothesis"]} == {name}
 
 
@@ -134,3 +135,9 @@ def test_what_cannot_be_relabelled_is_refused(traces, tmp_path):
         trace_style(str(tmp_path))
     (tmp_path / "report.json").write_text('{"config": {"target": "answer", "trace_style": "compact"}}')
     assert trace_style(str(tmp_path)) is None
+
+
+def test_rows_of_another_task_are_refused(traces):
+    rows = load_split(traces, "train").select_columns(["prompt", "response"])
+    with pytest.raises(ValueError, match="rows without input, .* are not Corr2Cause's; set it false"):
+        FreshRows(rows, None, 0)
