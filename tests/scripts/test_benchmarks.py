@@ -168,6 +168,7 @@ def test_medians_drop_the_first_run(common):
     assert common.medians(runs)["step"] == common.Measure(2, 5)
 
 
+@pytest.mark.slow
 def test_update_memory_measures_both_paths(tmp_path, run_small):
     figures, _ = run_small("update_memory", tmp_path / "memory.json", "--G", "4", "--T", "8")
     ours, plain = figures["points"]
@@ -263,9 +264,10 @@ def test_the_experiment_names_recipes_that_exist_and_models_that_it_has_made(res
             assert model.dataset in results.DATASETS
             assert model.start is None or model.start in made
             made.append(name)
-    for names in ([name for arm in results.ARMS.values() for name in arm.models], results.DATASETS):
-        slugs = [results.slug(name) for name in names]
-        assert len(slugs) == len(set(slugs))
+    models = [pair for arm in results.ARMS.values() for pair in arm.models.items()]
+    assert all(model == dict(models)[name] for name, model in models), "arms share what they train by its name"
+    for names in (dict(models), results.DATASETS):
+        assert len({results.slug(name) for name in names}) == len(names)
 
 
 def test_an_interrupted_stage_is_done_anew_and_a_done_one_is_not(results, tmp_path):
