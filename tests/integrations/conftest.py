@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from causal.graphs import exact_label, markov_equivalence_class
+from causal.graphs import exact_label
 from causal.wording import parse_input
 
 
@@ -21,8 +21,7 @@ def asked(prompt: str) -> str:
 
 def label_of(prompt: str) -> int:
     """The exact label of what a prompt asks, from its text alone."""
-    premise, claim = parse_input(asked(prompt))
-    return exact_label(markov_equivalence_class(premise), claim)
+    return exact_label(*parse_input(asked(prompt)))
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def test_right_steps_earn_partial_credit(gym):
     ("settings", "words"),
     [
         ({"min_variables": 5, "max_variables": 4}, "min_variables is 5; use at most max_variables, 4"),
-        ({"max_variables": 9}, "num_variables is 9"),
+        ({"max_variables": 11}, "num_variables is 11"),
         ({"size": 0}, "size is 0"),
         ({"relations": ["cause"]}, "relations is cause"),
         ({"min_variables": 2, "max_variables": 2}, "set balanced to false"),
