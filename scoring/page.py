@@ -331,7 +331,7 @@ def serve(respondent: Respondent | None, style: str, host: str, port: int) -> No
         fields = [size, edges, chosen, first, relation, second]
         outputs = [drawing, trouble, text]
         gr.on([field.change for field in fields], show, fields, outputs, trigger_mode="always_last", **quietly)
-        text.change(lambda: "", None, answer, trigger_mode="always_last", **quietly)
+        text.change(None, None, answer, js="() => ''")  # in the browser: it cannot come after an answer
         button.click(ask, text, answer, **quietly).then(None, js=SCROLL)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = gr.themes.Default(primary_hue="blue", **fonts)
