@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from causal.graphs import Claim, Premise, class_size, holds, listed_members
-from causal.vocabulary import RELATION_OF
+from causal.vocabulary import TEMPLATE_OF
 from causal.wording import class_edges, member_edges, write_hypothesis
 
 RADIUS = 0.18  # of a variable's circle; the circle on which they stand has radius 1
@@ -121,7 +121,7 @@ def _title(premise: Premise, claim: Claim | None, failing: Sequence[bool], drawn
     more = f" {rest:,} more {'is' if rest == 1 else 'are'} not drawn." * (rest > 0)
     if claim is None:
         return f"The class has {count}.{more}"
-    template = next(template for template, relation in RELATION_OF.items() if relation == claim.relation)
+    template = TEMPLATE_OF[claim.relation]
     at_least = "at least " * (len(failing) < members)  # not all are listed
     answer = f"No: it fails in {at_least}{sum(failing):,}" if any(failing) else f"Yes: it holds in {members:,}"
     return f"{write_hypothesis(claim, premise.variables, template)}\n{answer} of {count}.{more}"

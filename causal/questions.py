@@ -25,7 +25,8 @@ from causal.graphs import (
 )
 from causal.rows import DRAWN_LETTERINGS, claims_of, draw_letters, exact_labeller, render
 from causal.trace_text import STYLES
-from causal.wording import WORDINGS, write_input
+from causal.vocabulary import WORDINGS
+from causal.wording import write_input
 
 QUESTION = "Decide whether the hypothesis follows from the premise. "
 REASONING = QUESTION + "Reason step by step. End with a line 'Answer: Yes' or 'Answer: No'."

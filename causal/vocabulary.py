@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
 RELATION_OF = dict(zip(TEMPLATES, ("direct", "direct", "indirect", "indirect", "collider", "confounder"), strict=True))
+TEMPLATE_OF = {relation: template for template, relation in reversed(RELATION_OF.items())}  # the first of each
 
 # ---------------------------------------------------------------- hypotheses
 

@@ -20,7 +20,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from causal.graphs import RELATIONS
-from causal.wording import RELATION_OF
+from causal.vocabulary import RELATION_OF
 from dataset.report import perfect_reasoner
 from dataset.sources import HUB_NAME, LABEL_2
 

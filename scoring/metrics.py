@@ -33,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from causal.wording import RELATION_OF
+from causal.vocabulary import RELATION_OF
 from dataset.report import perfect_reasoner
 
 SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "precision", "recall")

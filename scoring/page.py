@@ -30,7 +30,7 @@ from causal.graphs import (
 )
 from causal.reasoning import trace
 from causal.trace_text import write_step
-from causal.vocabulary import RELATION_OF
+from causal.vocabulary import RELATION_OF, TEMPLATE_OF
 from causal.wording import (
     class_edges,
     member_edges,
@@ -156,7 +156,7 @@ def exact_part(premise: Premise, claim: Claim) -> str:
     """The claim, the true answer and why, the independences, and the class with its members."""
     names, members, size = premise.variables, listed_members(premise, claim), class_size(premise)
     failing = [not holds(dag, claim) for dag in members]
-    template = next(template for template, relation in RELATION_OF.items() if relation == claim.relation)
+    template = TEMPLATE_OF[claim.relation]
     alone, fails = size == 1, sum(failing)
     at_least = "at least " * (len(members) < size)  # not all are listed
     graphs = f"{at_least}{fails:,} of {size:,} graphs" if 0 < fails < size else f"all {size:,} graphs"

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from causal.drawing import draw_graph
 from causal.graphs import Claim, Corr2CauseError, Premise, class_size
 from causal.reasoning import check_trace, trace
-from causal.wording import RELATION_OF, class_edges, parse_input
+from causal.vocabulary import RELATION_OF
+from causal.wording import class_edges, parse_input
 from dataset.sources import parse_row
 from scoring.figures import PUBLISHED_NOTE, calibration_figure, confusion_figure
 
