@@ -11,6 +11,7 @@ Dimensions: B rows of a micro-batch, T completion length.
 """
 
 import math
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from dataset.batches import epoch_batches, premise_groups, share_of_rank
 from dataset.chat import check_reads_english, encode_rows
 from dataset.reading import premise_ids_of
 from dataset.relabelling import FreshRows, trace_style
+from policy.loading import check_context
 from policy.prefix_sharing import pack, plan_micro_batches, sequence_logps
 from runtime.ending import run_script
 from runtime.processes import gather, reduce
@@ -49,6 +51,12 @@ class Config(TrainingSettings):
         section="objective",
     )
 
+    position_stretch: float = arg(
+        1.0,
+        "above 1: positions with gaps, in rows up to so many times as long, so that longer rows than it sees are read",
+        at_least=1,
+    )
+
     num_train_epochs: float = arg(3.0, "passes over the training rows", at_least=0, section="optimisation")
     max_steps: int = arg(0, "optimizer steps, if above 0; overrides num_train_epochs", at_least=0)
     small_first: bool = arg(False, "the first epoch goes from few variables to many")
@@ -69,6 +77,23 @@ def learning_rate(step: int, total: int, config: Config) -> float:
     progress = (step - warmup) / max(1, total - warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+
+
+AS_THEY_ARE = 0.3  # share of the steps without gaps between positions, as rows are read later
+
+
+def positions_at(step: int, longest: int, config: Config) -> torch.Tensor | None:
+    """Where token k of the step's sequences stands: `longest` rising integers below `position_stretch` times as many.
+
+    A model that has seen distances only up to the length of its rows fails on longer ones. Gaps show it the distances
+    without the tokens: randomized positional encodings (Ruoss et al. 2023, https://arxiv.org/abs/2305.16843). All
+    sequences of a step have the same ones. None: 0, 1, 2…
+    """
+    drawn = random.Random(f"{config.seed} {step}")
+    if config.position_stretch == 1 or drawn.random() < AS_THEY_ARE:
+        return None
+    reach = int(longest * drawn.uniform(1, config.position_stretch))
+    return torch.tensor(sorted(drawn.sample(range(reach), longest)))
 
 
 def plan_steps(
@@ -106,6 +131,9 @@ class Rows:
     def packed_tokens(self, group: list[int]) -> int:
         return len(pack([[self.contexts[i] + self.targets[i] for i in group]]))
 
+    def longest(self, groups: list[list[int]]) -> int:
+        return max(len(self.contexts[i]) + len(self.targets[i]) for group in groups for i in group)
+
     def total_weight(self, groups: list[list[int]]) -> float:
         return sum(sum(self.weights[i]) for group in groups for i in group)
 
@@ -126,9 +154,11 @@ def labels_of(rows: "Dataset") -> list[int | None]:
     return rows["label"] if "label" in rows.column_names else [None] * len(rows)
 
 
-def loss_sum(model, rows: Rows, groups: list[list[int]], share: bool) -> torch.Tensor:
+def loss_sum(
+    model, rows: Rows, groups: list[list[int]], share: bool, positions: torch.Tensor | None = None
+) -> torch.Tensor:
     """Negative log-likelihood of the target tokens of the rows in `groups`: a weighted sum."""
-    logps, _, _ = sequence_logps(model, *rows.of(groups), share=share)  # (B, T)
+    logps, _, _ = sequence_logps(model, *rows.of(groups), share=share, positions=positions)  # (B, T)
     weights = [torch.tensor(rows.weights[i]) for g in groups for i in g]
     return -(logps * torch.nn.utils.rnn.pad_sequence(weights, batch_first=True).to(logps.device)).sum()
 
@@ -198,11 +228,13 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     sizes = train["num_variables"] if config.small_first else None
     steps = plan_steps(premise_ids_of(train), config, sizes)
     opened.run.check_length(len(steps))
-    longest = max(len(c) + len(t) for c, t in zip(rows.contexts, rows.targets, strict=True))
+    longest = rows.longest([range(len(train))])
     if fresh is not None:  # a later epoch's rows may be longer
         ahead = reduce(accelerator, {"tokens": fresh.longest(tokenizer, responses=True)}, "max")
         longest = max(longest, int(ahead["tokens"]))
     model = opened.load(longest, adaptation=config.adaptation, lora_dropout=config.lora_dropout)
+    if config.position_stretch > 1:
+        check_context(model, math.ceil(longest * config.position_stretch), "position_stretch: ", "lower it")
     first = share(accelerator, steps[0][1], rows)
 
     def probe(responses: list[list[int]]) -> torch.Tensor:
@@ -243,10 +275,10 @@ def main() -> None:
         mine = share(accelerator, groups, rows)
         batches = micro_batches(mine, rows, config)
         count = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
-        loss_of_step = 0.0
+        loss_of_step, positions = 0.0, positions_at(step, rows.longest(groups), config)
         for k in range(count):
             batch, scale = (batches[k], 1.0) if k < len(batches) else (groups[:1], 0.0)
-            loss = loss_sum(engine, rows, batch, config.prefix_sharing)
+            loss = loss_sum(engine, rows, batch, config.prefix_sharing, positions)
             check_graph(policy, loss)
             # DeepSpeed averages over ranks: times world_size, it is the weighted mean over the whole step's tokens.
             backward(accelerator, scale * loss * world_size / step_weight, last=k == count - 1)

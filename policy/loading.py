@@ -400,7 +400,9 @@ def load_base(
     return model
 
 
-def check_context(model: torch.nn.Module, tokens: int) -> None:
+def check_context(
+    model: torch.nn.Module, tokens: int, setting: str = "", remedy: str = "shorten the prompts or completions"
+) -> None:
     """Raise ValueError if sequences of `tokens` tokens leave the model's context, or its short LongRoPE factors."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -410,7 +412,7 @@ def check_context(model: torch.nn.Module, tokens: int) -> None:
         limit = getattr(config, "original_max_position_embeddings", None) or rope["original_max_position_embeddings"]
     check(
         tokens <= limit,
-        f"sequences of up to {tokens} tokens: the model takes {limit}; shorten the prompts or completions",
+        f"{setting}sequences of up to {tokens} tokens: the model takes {limit}; {remedy}",
     )
 
 

@@ -391,11 +391,14 @@ def sequence_logps(
     temperature: float = 1.0,
     share: bool = True,
     entropy: bool = False,
+    positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probability of every completion token given its prompt and the tokens before it.
 
     `prompts[g][k]` and `completions[g][k]` are the k-th sequence of group g; sequences of one group share prefixes,
-    unless `share` is false: then each is a padded row. The logits are divided by `temperature`, as in sampling.
+    unless `share` is false: then each is a padded row. The logits are divided by `temperature`, as in sampling. A
+    sequence's token k stands at `positions[k]`, rising integers at least as many as the longest sequence has tokens,
+    in place of k.
 
     Returns `logps` (B, T) and `entropies` (B, T) in fp32, zero beyond each completion's end, and the boolean `mask`
     (B, T), B running over the groups in order. `entropies`, zero throughout unless `entropy` asks for them, carry no
@@ -411,6 +414,10 @@ def sequence_logps(
         inputs, predicting, ids, order = _packed(groups, lengths.tolist(), device, multiple)
     else:
         inputs, predicting, ids, order = _padded(groups, lengths.tolist(), device)
+    if positions is not None:
+        in_order = torch.arange(inputs["input_ids"].shape[1])[None]
+        places = inputs.get("position_ids", in_order).clamp(max=len(positions) - 1)  # what fills a row may be longer
+        inputs["position_ids"] = positions.to(device)[places.to(device)]
     values = _token_logps(decode(model, inputs, predicting), ids, temperature, entropy)
     mask, order = mask.to(device), order.to(device)
     logps, entropies = (torch.zeros(mask.shape, device=device).masked_scatter(mask, x[order]) for x in values)

@@ -97,7 +97,7 @@ def random_groups(seed: int, num_groups: int = 4) -> tuple[list, list]:
     return prompts, completions
 
 
-def padded_logps(model, prompts: list, completions: list, temperature: float = 1.0) -> tuple:
+def padded_logps(model, prompts: list, completions: list, temperature: float = 1.0, positions=None) -> tuple:
     """Log-probabilities and mask (B, T) in the most ordinary way: a right-padded row a sequence and all of its logits.
 
     What prefix_sharing.py must equal, with none of its code.
@@ -105,7 +105,8 @@ def padded_logps(model, prompts: list, completions: list, temperature: float = 1
     rows = [torch.tensor(p + c) for p, c in zip(prompts, completions, strict=True)]
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     attention_mask = (torch.arange(input_ids.shape[1]) < torch.tensor([[len(row)] for row in rows])).long()
-    logits = model(input_ids, attention_mask=attention_mask).logits.float() / temperature
+    position_ids = None if positions is None else positions[: input_ids.shape[1]].expand(input_ids.shape)
+    logits = model(input_ids, attention_mask=attention_mask, position_ids=position_ids).logits.float() / temperature
     logps = torch.zeros(len(rows), max(map(len, completions)))
     mask = torch.zeros(logps.shape, dtype=torch.bool)
     for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):

@@ -236,6 +236,19 @@ def test_premise_claims_and_completions_share_in_one_tree(family, tile):
     assert_paths_agree(build_model(family), prompts, completions)
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_positions_with_gaps_are_what_the_model_gets(family, share):
+    prompts, completions = random_groups(1, 4)
+    longest = max(len(p) + len(c) for p, c in zip(flat(prompts), flat(completions), strict=True))
+    positions = torch.tensor(sorted(random.Random(0).sample(range(3 * longest), longest)))
+    model = build_model(family)
+    got, _, mask = sequence_logps(model, prompts, completions, share=share, positions=positions)
+    expected, _ = padded_logps(model, flat(prompts), flat(completions), positions=positions)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    plain, _, _ = sequence_logps(model, prompts, completions, share=share)
+    assert (got - plain)[mask].abs().max() > 1e-3, "positions make no difference here"
+
+
 def long_group(seed: int, prompt: int, new_tokens: list[int]) -> tuple[list, list]:
     """Completions of one prompt; the first two begin alike."""
     rng = random.Random(seed)

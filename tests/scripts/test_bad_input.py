@@ -80,6 +80,8 @@ SETTINGS = [
     ("train_sft", {"max_steps": -1}, "max_steps: must be 0 or more"),
     ("train_sft", {"warmup_ratio": 2}, "warmup_ratio: must be between 0 and 1"),
     ("train_sft", {"min_lr_ratio": -0.1}, "min_lr_ratio: must be between 0 and 1"),
+    ("train_sft", {"position_stretch": 0.5}, "position_stretch: must be at least 1"),
+    ("train_sft", {"position_stretch": 1000}, r"position_stretch: sequences of up to \d+ tokens: .* 4096; lower it"),
     ("train_sft", {"lora_dropout": 1}, "lora_dropout: must be 0 or more and less than 1"),
     ("train_sft", {"weight_decay": -1}, "weight_decay: must be 0 or more"),
     ("train_sft", {"max_grad_norm": 0}, "max_grad_norm: must be above 0"),

@@ -14,7 +14,16 @@ from datasets import Dataset
 import train_sft
 from dataset.batches import share_of_rank
 from policy.prefix_sharing import pack
-from train_sft import Config, evaluation_loss, learning_rate, loss_sum, make_rows, micro_batches, plan_steps
+from train_sft import (
+    Config,
+    evaluation_loss,
+    learning_rate,
+    loss_sum,
+    make_rows,
+    micro_batches,
+    plan_steps,
+    positions_at,
+)
 
 PREMISES = [f"p{i % 5}" for i in range(23)]
 
@@ -70,6 +79,35 @@ def test_micro_batches_stay_within_the_budget():
     for batch in micro_batches(groups, rows, Config(micro_batch_tokens=45)):
         sequences = [[prompts[i] + completions[i] for i in group] for group in batch]
         assert len(pack(sequences)) <= 45 or len(batch) == 1
+
+
+def test_micro_batches_do_not_change_a_step_with_gaps_between_positions():
+    model = build_model("phi3")
+    prompts, completions, _, rows = random_rows(3)
+    groups = plan_steps(PREMISES, Config(batch_size=20, claims_per_prefix=4, max_steps=1))[0][1]
+    used = [i for group in groups for i in group]
+    config = Config(position_stretch=3.0)
+    positions = next(
+        found for found in (positions_at(k, rows.longest(groups), config) for k in range(9)) if found is not None
+    )
+    logps, _ = padded_logps(model, [prompts[i] for i in used], [completions[i] for i in used], positions=positions)
+    for share, budget in ((True, 1), (True, 10_000), (False, 40)):
+        batches = micro_batches(groups, rows, Config(micro_batch_tokens=budget, prefix_sharing=share))
+        losses = [float(loss_sum(model, rows, batch, share, positions).detach()) for batch in batches]
+        assert sum(losses) == pytest.approx(-float(logps.sum().detach()), rel=1e-5)
+
+
+def test_positions_rise_with_gaps_within_the_stretch():
+    config, longest = Config(position_stretch=2.0, seed=3), 50
+    drawn = [positions_at(step, longest, config) for step in range(400)]
+    assert 0.2 < sum(found is None for found in drawn) / 400 < 0.4
+    drawn = [found for found in drawn if found is not None]
+    for found in drawn:
+        assert len(found) == longest and (found.diff() > 0).all() and 0 <= found[0] and found[-1] < 2 * longest
+    assert min(int(found[-1]) for found in drawn) < 60 and max(int(found[-1]) for found in drawn) > 90
+    assert all(positions_at(step, longest, Config()) is None for step in range(20))
+    other = [positions_at(step, longest, Config(position_stretch=2.0, seed=4)) for step in range(400)]
+    assert [str(found) for found in other] != [str(positions_at(k, longest, config)) for k in range(400)]
 
 
 def test_evaluation_loss_is_the_mean_over_tokens():
@@ -145,6 +183,7 @@ def test_ranks_partition_a_step(world_size):
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"num_train_epochs": 0.0}, "num_train_epochs"),
         ({"micro_batch_tokens": 0}, "micro_batch_tokens"),
+        ({"position_stretch": 0.5}, "position_stretch"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
