@@ -144,6 +144,7 @@ class DataConfig(Settings):
         section="splits",
     )
     test_sizes: list[int] = arg([], "split size: numbers of variables of test; train and validation have the others")
+    train_sizes: list[int] = arg([], "numbers of variables that are all train: too few structures to set some aside")
     validation_fraction: float = arg(0.1, "share of premises or structures in validation; 0: no such split")
     test_fraction: float = arg(0.1, "share of premises or structures in test; 0: no such split")
     max_train_samples: int | None = arg(None, "rows of train, a random choice; null: all", at_least=1)
@@ -183,6 +184,10 @@ def check_config(config: DataConfig) -> None:
         sampled = config.structures is not None and config.labels == "exact"
         check(n in NUM_CLASSES or sampled, f"num_variables: {n} has too many classes to list; set structures")
     check((config.split == "size") == bool(config.test_sizes), "test_sizes: split size needs them, no other split does")
+    shared_out = config.split not in ("given", "released") or not config.train_sizes
+    check(shared_out, f"train_sizes: split {config.split} has its own rule; set split premise, structure or size")
+    both = sorted(set(config.train_sizes) & set(config.test_sizes))
+    check(not both, f"train_sizes, test_sizes: {both} cannot be both")
     sizes = len(config.num_variables)
     for name, allowed in (("relabelings", (1, sizes)), ("train_mix", (0, sizes))):
         fits = len(getattr(config, name)) in allowed
@@ -344,7 +349,7 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
         templated(chat_writer(tokenizer, config.chat_template_args), QUESTION, ANSWER_LINES[0], special)
     source_rows, unparsable = labelled_rows(config)
     fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
-    splits = split_rows(source_rows, config.split, fractions, config.seed, config.test_sizes)
+    splits = split_rows(source_rows, config.split, fractions, config.seed, config.test_sizes, config.train_sizes)
     left_out = {"unparsable": unparsable}
     if config.target == "teacher":
         teacher_file = Path(config.teacher_file)

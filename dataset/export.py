@@ -243,6 +243,8 @@ def splits_text(report: dict, config: dict) -> str:
     fractions = f"of those of each number of variables {' and '.join(shares)}, drawn with seed {config['seed']}"
     sizes = ", ".join(map(str, config["test_sizes"]))
     text = OF_SPLIT[config["split"]].format(fractions=fractions, test_sizes=sizes)
+    if config["train_sizes"]:
+        text += f" All systems of {', '.join(map(str, config['train_sizes']))} variables are train."
     pairs = {pair: shared for pair, shared in report["overlap"].items() if "test_" not in pair}
     shared = "; ".join(f"{pair} {n['premises']:,} and {n['structures']:,}" for pair, n in pairs.items())
     return text + (f" Premises and structures that two splits share: {shared}." if shared else "")

@@ -28,13 +28,19 @@ def relation_of(row: dict) -> str:
 
 
 def split_rows(
-    rows: list[dict], strategy: str, fractions: dict[str, float], seed: int, test_sizes: Sequence[int] = ()
+    rows: list[dict],
+    strategy: str,
+    fractions: dict[str, float],
+    seed: int,
+    test_sizes: Sequence[int] = (),
+    train_sizes: Sequence[int] = (),
 ) -> dict[str, list[dict]]:
     """{split: rows}, in the source's order; `strategy` is one of STRATEGIES.
 
     given: by the rows' own `split`; auto: given if there is one, else premise. premise, structure: whole groups, each
-    number of variables by itself, `fractions` of them to validation and test. size: the rows of `test_sizes` variables
-    are test, the others are shared out by structure. released: `released_recipe`. Raises ValueError for an empty split.
+    number of variables by itself, `fractions` of them to validation and test, but for `train_sizes`, which are all
+    train. size: the rows of `test_sizes` variables are test, the others are shared out by structure. released:
+    `released_recipe`. Raises ValueError for an empty split.
     """
     if strategy == "given" or (strategy == "auto" and any(row.get("split") for row in rows)):
         bare = [row["row"] for row in rows if not row.get("split")]
@@ -51,9 +57,10 @@ def split_rows(
             check(mixed, f"test_sizes: {list(test_sizes)}: name some but not all of the sizes {found}, for split size")
             fractions = fractions | {"test": 0.0}
         key = "premise_id" if strategy in ("auto", "premise") else "structure_id"
-        small = {row[key]: row["num_variables"] for row in rows if row["num_variables"] not in test_sizes}
-        assigned = assign_groups(small, fractions, seed)
-        split_of = [assigned.get(row[key], "test") for row in rows]
+        whole = dict.fromkeys(test_sizes, "test") | dict.fromkeys(train_sizes, "train")
+        shared = {row[key]: row["num_variables"] for row in rows if row["num_variables"] not in whole}
+        assigned = assign_groups(shared, fractions, seed)
+        split_of = [whole.get(row["num_variables"]) or assigned[row[key]] for row in rows]
         train = round(1 - fractions["validation"] - fractions["test"], 9)
         wanted = [name for name, share in {**fractions, "train": train}.items() if share]
     splits = {name: [row for row, of in zip(rows, split_of, strict=True) if of == name] for name in SPLITS}

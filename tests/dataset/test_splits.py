@@ -40,6 +40,16 @@ def test_size_tests_on_what_training_never_has(seed):
     assert not structures["train"] & structures["validation"]
 
 
+@pytest.mark.parametrize(("strategy", "test_sizes"), [("structure", ()), ("premise", ()), ("size", (5,))])
+def test_train_sizes_are_all_train_and_the_others_are_where_they_were(strategy, test_sizes):
+    rows, fractions = named(2, 3, 4, 5), {"validation": 0.2, "test": 0.3}
+    before, after = (split_rows(rows, strategy, fractions, 0, test_sizes, sizes) for sizes in ((), (2, 3)))
+    assert {row["row"] for row in rows if row["num_variables"] < 4} <= {row["row"] for row in after["train"]}
+    for name in ("validation", "test"):
+        assert after[name] == [row for row in before[name] if row["num_variables"] > 3]
+        assert len(after[name]) < len(before[name]) or (name, strategy) == ("test", "size")
+
+
 def test_released_recipe_has_the_published_sizes():
     """Per N: half and half where a tenth is fewer than 10 rows, else a tenth, at most 1,000; 576 of 720 for train."""
     everything = named(2, 3, 4, 5)

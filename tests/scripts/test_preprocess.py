@@ -271,6 +271,9 @@ def test_file_that_is_not_utf8(tmp_path):
         ({"split": "size"}, "test_sizes: split size needs them, no other split does"),
         ({"test_sizes": [3]}, "test_sizes: split size needs them, no other split does"),
         ({"split": "size", "test_sizes": [4]}, r"test_sizes: \[4\]: name some but not all of the sizes \[3\]"),
+        ({"train_sizes": [3], "split": "given"}, "train_sizes: split given has its own rule; set split premise"),
+        ({"train_sizes": [3], "test_sizes": [3], "split": "size"}, r"train_sizes, test_sizes: \[3\] cannot be both"),
+        ({"train_sizes": [3], "split": "structure"}, "split: no rows for validation, test"),
         ({"perturbations": ["noise"]}, "perturbations: 'noise' is not one of paraphrase, recombined, refactorization"),
         ({"perturbations": ["paraphrase"], "test_fraction": 0.0}, "perturbations: they need a test split"),
         (
