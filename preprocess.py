@@ -325,11 +325,11 @@ def write_dataset(splits: dict[str, list[dict]], columns: dict, report: dict, pa
 
 
 def set_aside(train: list[dict], count: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """The rows of train, and `count` of them, a random choice, that it gives away as prompts for GRPO."""
+    """The rows of train without `count` of them, a random choice, and these: prompts for GRPO that it does not have."""
     check(count < len(train), f"max_grpo_samples: leaves nothing of the {len(train)} rows for train; lower it")
     given = subsample(train, count, [], f"{seed}-{GRPO}")
-    taken = {row["row"] for row in given}
-    return [row for row in train if row["row"] not in taken], given
+    taken = {(row["premise_id"], row["hypothesis"]) for row in given}  # which may stand in a file twice
+    return [row for row in train if (row["premise_id"], row["hypothesis"]) not in taken], given
 
 
 def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:

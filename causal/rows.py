@@ -50,7 +50,13 @@ SPREAD = 7  # so many letters of a lettering does `draw_letters` choose from
 
 
 def premise_id(premise: Premise) -> str:
-    """12 hexadecimal digits that identify what a premise says, however it is typed: those of its released text."""
+    """12 hexadecimal digits that identify what a premise says, however it is typed.
+
+    They are those of its released text, with its variables in alphabetical order.
+    """
+    names = tuple(sorted(premise.variables))
+    if names != premise.variables:
+        premise = replace(relabel_premise(premise, [names.index(name) for name in premise.variables]), variables=names)
     return hashlib.sha1(write_premise(premise).encode()).hexdigest()[:12]
 
 

@@ -50,13 +50,13 @@ def listing(names: Sequence[str]) -> str:
 
 
 def split_input(text: str) -> tuple[str, str]:
-    """'Premise: P\\nHypothesis: H' -> (P, H)."""
+    """'Premise: P\\nHypothesis: H' -> (P, H), with one space between words whatever was typed there."""
     if not isinstance(text, str):
         raise Corr2CauseError(f"the input is {type(text).__name__}, not text like 'Premise: ...\\nHypothesis: ...'")
     head, *tail = text.strip().split("Hypothesis:")
     if not head.startswith("Premise:") or len(tail) != 1:
         raise Corr2CauseError(f"expected 'Premise: ...\\nHypothesis: ...' (one line each), got {_short(text)}")
-    premise, hypothesis = head.removeprefix("Premise:").strip(), tail[0].strip()
+    premise, hypothesis = (" ".join(part.split()) for part in (head.removeprefix("Premise:"), tail[0]))
     if not premise or not hypothesis:
         raise Corr2CauseError(f"the {'hypothesis' if premise else 'premise'} is empty in {_short(text)}")
     return premise, hypothesis

@@ -179,6 +179,8 @@ def templated(write: Callable[..., str], user: str, completion: str, special: se
     )
     at, said = text.find(completion, same), completion[:40]
     check(at >= 0, f"tokenizer: its chat template rewrites the answer {said!r} as {answered!r}; use another one")
+    whole = user.strip() in prompt
+    check(whole, f"tokenizer: its chat template leaves out or rewrites the question {user[:40]!r}; use another one")
     said, rest = text[same : at + len(completion)], text[at + len(completion) :]
     if _end(rest, special) is None:
         rest = write([*turns, {"role": "user", "content": "Go on."}]).rpartition(completion)[2]
@@ -200,19 +202,24 @@ def add_teacher(rows: list[dict], path: Path, special: set[str]) -> tuple[list[d
 
     Of several good completions of one input the first is kept. Raises ValueError if there is none at all.
     """
-    labels = {row["input"].strip(): row["label"] for row in rows}
+    labels = {_words(row["input"]): row["label"] for row in rows}
     kept, fates = {}, Counter()
     for number, record in enumerate(read_file(path, "teacher_file")):
         missing = [key for key in ("input", "completion", "finish_reason") if not isinstance(record.get(key), str)]
         check(not missing, f"teacher_file: {path}: completion {number} has no text in {' and '.join(missing)}")
-        text, completion = record["input"].strip(), record["completion"].strip()
+        text, completion = _words(record["input"]), record["completion"].strip()
         fate = judge(completion, record["finish_reason"], labels.get(text), special)
         fate = "repeated" if fate == "kept" and text in kept else fate
         fates[fate] += 1
         if fate == "kept":
             kept[text] = completion
     check(len(kept) > 0, f"teacher_file: {path}: no finished, right completion of a row of train: {dict(fates)}")
-    return [row | {"completion": kept[text]} for row in rows if (text := row["input"].strip()) in kept], fates
+    return [row | {"completion": kept[text]} for row in rows if (text := _words(row["input"])) in kept], fates
+
+
+def _words(text: str) -> str:
+    """A text whatever spaces and line ends are typed in it."""
+    return " ".join(text.split())
 
 
 def judge(completion: str, finish_reason: str, label: int | None, special: set[str]) -> str:

@@ -5,9 +5,9 @@ has splits). A parsed row has the dataset's columns, and `exact`: the oracle's l
 premise.
 """
 
-import codecs
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +21,8 @@ from runtime.settings import check
 HUB_NAME = "causal-nlp/corr2cause"
 HUB_CONFIGS = ("default", "perturbation_by_paraphrasing", "perturbation_by_refactorization")
 LABEL_2 = "label_2_as_0"  # marks a record of the hub whose label was 2
-FOLLOWS = ("1", "1.0", "true", "yes", "entailment")  # what a file may call its labels, in any case
-FOLLOWS_NOT = ("0", "0.0", "false", "no", "not_entailment", "non-entailment", "neutral", "contradiction")
+FOLLOWS = ("1", "1.0", "true", "yes", "entailment")  # what a file may call its labels: any case, - or space for _
+FOLLOWS_NOT = ("0", "0.0", "false", "no", "not_entailment", "non_entailment", "neutral", "contradiction")
 
 
 def read_hub(hub_config: str) -> Iterator[dict]:
@@ -43,7 +43,7 @@ def read_hub(hub_config: str) -> Iterator[dict]:
 
 
 def read_file(path: Path, setting: str) -> Iterator[dict]:
-    """Records of a .csv, .json or .jsonl file, in UTF-8 or, with its mark, UTF-16. Raises ValueError naming the fault.
+    """Records of a .csv, .json or .jsonl file in UTF-8, UTF-16 or UTF-32. Raises ValueError naming the fault.
 
     A .csv may have its columns apart by commas, semicolons or tabs, a .json hold a list or an object a line.
     """
@@ -52,7 +52,8 @@ def read_file(path: Path, setting: str) -> Iterator[dict]:
     check(path.is_file(), f"{setting}: {path}: no such file")
     kind, line = suffix[1:].upper(), 0
     with path.open("rb") as file:
-        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        encoding = json.detect_encoding(file.read(4))  # by its mark, or by which bytes are 0
+    layout = "" if kind == "CSV" else ", a list of objects or an object a line"
     try:
         with path.open(newline="", encoding=encoding) as file:
             for number, record in enumerate(_csv_records(file) if kind == "CSV" else _json_records(file)):
@@ -62,7 +63,7 @@ def read_file(path: Path, setting: str) -> Iterator[dict]:
     except (csv.Error, json.JSONDecodeError, UnicodeError, _Malformed) as error:
         at = f", after {line} rows" if line else ""
         name = encoding.removesuffix("-sig").upper()
-        raise ValueError(f"{setting}: {path}{at}: not valid {kind} in {name}: {error}") from None
+        raise ValueError(f"{setting}: {path}{at}: not valid {kind} in {name}{layout}: {error}") from None
 
 
 class _Malformed(Exception):
@@ -70,11 +71,18 @@ class _Malformed(Exception):
 
 
 def _csv_records(file: TextIO) -> Iterator[dict]:
+    """The rows under their header, without the nameless columns and empty rows that spreadsheets leave behind."""
     header = file.readline()
     file.seek(0)
     records = csv.DictReader(file, strict=True, delimiter=max(",;\t", key=header.count))
-    _check_distinct(records.fieldnames or [])
-    return iter(records)
+    names = [name for name in records.fieldnames or [] if name.strip()]
+    _check_distinct(names)
+    for record in records:
+        more = record.pop(None, [])
+        if any(more):
+            raise _Malformed(f"a row has more cells than the header: {more}")
+        if any(record.values()):
+            yield {name: record[name] for name in names}
 
 
 def _json_records(file: TextIO) -> Iterable:
@@ -112,8 +120,9 @@ def parse_row(record: dict) -> dict:
     n = record.get("num_variables") or shared["num_variables"]
     if str(n).removesuffix(".0") != str(shared["num_variables"]):
         raise wording.Corr2CauseError(f"num_variables is {n}, but the premise has {shared['num_variables']}")
-    kept = {key: record.get(key) for key in ("input", "row", "split", LABEL_2)}
-    return {**kept, **shared, "hypothesis": hypothesis, "template": template, "exact": exact(claim)}
+    kept = {key: record.get(key) for key in ("row", "split", LABEL_2)}
+    texts = {"input": wording.write_input(premise_text, hypothesis), "hypothesis": hypothesis}
+    return {**kept, **shared, **texts, "template": template, "exact": exact(claim)}
 
 
 def check_columns(record: dict) -> None:
@@ -126,7 +135,7 @@ def check_columns(record: dict) -> None:
 def read_label(record: dict) -> int:
     """The record's label, in any of the forms FOLLOWS and FOLLOWS_NOT. Raises ValueError naming the row for another."""
     check_columns(record)
-    given = str(record["label"]).strip().lower()
+    given = re.sub("[ -]", "_", str(record["label"]).strip().lower())
     known = f"use 1 (the hypothesis follows) or 0 (it does not); {', '.join(FOLLOWS[2:])} and their opposites are read"
     check(given in FOLLOWS + FOLLOWS_NOT, f"{record['row']}: label is {record['label']!r}; {known}")
     return int(given in FOLLOWS)
@@ -160,9 +169,9 @@ def label_records(
 
 
 def check_agreement(rows: list[dict]) -> None:
-    """ValueError naming two rows that give one input two labels."""
-    first: dict[str, dict] = {}
+    """ValueError naming two rows that ask one hypothesis of one premise, however typed, and have two labels."""
+    first: dict[tuple, dict] = {}
     for row in rows:
-        other = first.setdefault(row["input"], row)
+        other = first.setdefault((row["premise_id"], row["hypothesis"]), row)
         agree = other["given_label"] == row["given_label"]
         check(agree, f"{other['row']} and {row['row']}: one input with two labels; use labels exact, or mend the file")

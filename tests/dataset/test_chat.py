@@ -97,6 +97,11 @@ def test_the_prompt_asks_and_the_response_is_what_follows(speak, kind, answer):
         (CHATML.replace("+ m.content", "+ m.content | upper"), "rewrites the answer 'Answer: No' as 'ANSWER: NO<"),
         (CHATML.replace("m.content", "m.content.split(': ')[-1]"), "rewrites the answer 'Answer: No' as 'No<"),
         (CHATML.replace("m.content", "m.content[1:-1]"), "rewrites the answer"),
+        (
+            CHATML.replace("m.content", "(m.content if m.role == 'assistant' else '')"),
+            "leaves out or rewrites the question",
+        ),
+        (CHATML.replace("m.content", "m.content[-20:]"), "leaves out or rewrites the question"),
         ("{% for m in messages %}{{ m.content + '\n' }}{% endfor %}", "ends no turn with a special token"),
         (
             THINKING + "{% if add_generation_prompt %}Sure{% endif %}",

@@ -5,6 +5,7 @@ import json
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,8 @@ def test_a_number_of_variables_that_contradicts_the_text(tmp_path, rows):
         ("a.jsonl", '{"input": ""}\nnonsense\n', "after 1 rows: not valid JSONL"),
         ("a.jsonl", "[1]\n", "row 0 is no object"),
         ("a.csv", 'input,label\n"open', "not valid CSV"),
+        ("a.csv", "input,label\nA, B and C,1\n", "a row has more cells than the header: .'1'"),
+        ("a.json", '{\n "data": []}', "not valid JSON in UTF-8, a list of objects or an object a line"),
     ],
 )
 def test_empty_or_broken_file(tmp_path, name, text, message):
@@ -175,6 +178,7 @@ FORMS = {
     "as text": str,
     "inference": lambda label: ("not_entailment", "entailment")[label],
     "three classes": lambda label: ("neutral", "entailment")[label],
+    "in words": lambda label: ("Not entailment", "Entailment ")[label],
 }
 
 
@@ -202,7 +206,12 @@ def test_files_are_read_in_the_layouts_that_they_have(tmp_path, rows, source):
         "mark.csv": comma.encode("utf-8-sig"),
         "wide.csv": comma.encode("utf-16"),
         "wide.jsonl": lines.encode("utf-16"),
-        "old_mac.csv": comma.replace("\r\n", "\n").encode(),
+        "unmarked.csv": comma.encode("utf-16-le"),
+        "wider.csv": comma.encode("utf-32"),
+        "unix.csv": comma.replace("\r\n", "\n").encode(),
+        "windows.csv": comma.replace("\r\n", "\n").replace("\n", "\r\n").encode(),  # also within a cell
+        "spreadsheet.csv": "".join(f"{line},,\r\n" for line in comma.split("\r\n")).encode(),
+        "spaces.csv": comma.replace(". ", ".\u00a0\t").replace("\nHyp", "  Hyp").encode(),
     }
     for sign, name in ((";", "semicolons"), ("\t", "tabs")):
         with (tmp_path / f"{name}.csv").open("w", newline="") as file:
@@ -224,14 +233,40 @@ def test_a_premise_is_what_it_says_however_it_is_typed(tmp_path, rows, split):
         new | {"input": wording.write_input(premise, row["hypothesis"])}
         for new, premise, row in zip(typed, premises, rows, strict=True)
     ]
-    path = write_jsonl(tmp_path / "thrice.jsonl", [*typed, *spaced, *shuffled])
+    letters, order = ("C", "A", "B"), (1, 2, 0)  # the premise lists its variables in another order
+    turned = [
+        {"input": wording.write_input(wording.write_premise(premise), row["hypothesis"]), "label": row["label"]}
+        for row in rows
+        for premise in [graphs.relabel_premise(wording.parse_premise(row["premise"]), order)]
+        for premise in [replace(premise, variables=letters)]
+    ]
+    path = write_jsonl(tmp_path / "often.jsonl", [*typed, *spaced, *shuffled, *turned])
     splits, _, report = build(DataConfig(source=path, split=split, validation_fraction=0.2, test_fraction=0.2))
-    meant = {
-        name: {wording.parse_premise(row["premise"]).independences for row in part} for name, part in splits.items()
-    }
+    meant = {name: {meaning(row["premise"]) for row in part} for name, part in splits.items()}
     assert not meant["train"] & meant["test"] and not meant["train"] & meant["validation"]
     assert report["overlap"]["train/test"]["premises"] == 0
     assert report["splits"]["train"]["premises"] == len(meant["train"])
+
+
+def meaning(premise: str) -> frozenset:
+    """What it says, by names alone."""
+    parsed = wording.parse_premise(premise)
+    names = parsed.variables
+    return frozenset(
+        (frozenset({names[i], names[j]}), frozenset(names[v] for v in graphs.bits(given)))
+        for i, j, given in parsed.independences
+    )
+
+
+def test_one_question_with_two_labels_is_named_however_it_is_typed(tmp_path, rows):
+    typed = [{"input": row["input"], "label": row["label"]} for row in rows]
+    k = max(range(len(rows)), key=lambda k: len(rows[k]["premise"]))
+    shuffled = wording.write_premise(wording.parse_premise(rows[k]["premise"]), random.Random(0))
+    assert shuffled != rows[k]["premise"]
+    for text in (typed[k]["input"].replace(" ", "  "), wording.write_input(shuffled, rows[k]["hypothesis"])):
+        path = write_jsonl(tmp_path / "rows.jsonl", [*typed, {"input": text, "label": 1 - typed[k]["label"]}])
+        with pytest.raises(ValueError, match=f"row {k} and row 198: one input with two labels"):
+            build(DataConfig(source=path, labels="given"))
 
 
 def test_the_template_is_that_of_the_hypothesis(tmp_path, rows):
@@ -512,6 +547,11 @@ def test_the_split_for_grpo_has_rows_that_train_has_not(source):
     assert rows["grpo"] < whole and report["splits"]["grpo"]["rows"] == 7
     labels = [row["label"] for row in splits["train"]]
     assert sum(labels) * 2 == len(labels)
+    lines = Path(source).read_text().partition("\r\n")
+    twice = source.replace("rows", "twice")
+    Path(twice).write_text(f"{lines[0]}\r\n{lines[2] * 2}", newline="")
+    repeated = build(DataConfig(source=twice, max_grpo_samples=40))[0]
+    assert not {row["input"] for row in repeated["grpo"]} & {row["input"] for row in repeated["train"]}
     plain = build(DataConfig(**settings))[0]
     assert "grpo" not in plain and plain["test"] == splits["test"]
     with pytest.raises(ValueError, match=f"max_grpo_samples: leaves nothing of the {len(whole)} rows for train"):
