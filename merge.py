@@ -36,7 +36,7 @@ from policy.loading import (
 from policy.sampling import Sampler
 from runtime.checkpoints import list_checkpoints
 from runtime.ending import run_script
-from runtime.files import check_vacant, check_writable, read_beside, replacing
+from runtime.files import check_not_read, check_vacant, check_writable, read_beside, replacing
 from runtime.processes import start
 from runtime.settings import Settings, arg, check, parse_config
 from scoring.predictions import complete
@@ -88,9 +88,7 @@ def check_output_dir(config: Config, base: str) -> Path:
     With `overwrite` it may be an earlier merged model.
     """
     path, place = Path(config.output_dir), f"output_dir {config.output_dir}"
-    for source in filter(os.path.isdir, (config.model, base)):
-        inside = path.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)
-        check(not inside, f"{place}: {source} is read from there; name another")
+    check_not_read(path, config.model, base)
     check_vacant(path, config.overwrite, "name another, or set overwrite true")
     occupied = path.is_dir() and any(path.iterdir())
     known = (path / RECORD).is_file() and not list_checkpoints(path)

@@ -1,5 +1,6 @@
 """Datasets of preprocess.py as the other scripts read them: a split's rows, and what report.json says of them."""
 
+import hashlib
 import json
 import random
 import re
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causal.answers import extract_answer
-from runtime.files import read_beside
+from runtime.files import read_beside, sha256
 from runtime.settings import check
 
 if TYPE_CHECKING:
@@ -92,8 +93,11 @@ def data_config(directory: str, setting: str, remedy: str) -> dict:
 
 
 def read_dataset_hash(directory: str) -> str:
-    """The SHA-256 of its rows that preprocess.py has written beside them; unknown without one."""
-    return read_report(directory).get("dataset_hash", "unknown")
+    """The SHA-256 of its rows that preprocess.py has written beside them; of another's dataset, that of its tables."""
+    if known := read_report(directory).get("dataset_hash"):
+        return known
+    tables = [f"{path.parent.name} {sha256(path)}" for path in sorted(Path(directory).glob("*/data-*.arrow"))]
+    return hashlib.sha256("\n".join(tables).encode()).hexdigest()
 
 
 def write_training_data(path: Path, directory: str, rows: "Dataset", model: str) -> None:

@@ -16,7 +16,12 @@ RUN_OF_CURVES = ".run"  # in a logging_dir: the id and the output_dir of the run
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Directories `checkpoint-<step>` of a run, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=step_of)
+    return sorted(filter(Path.is_dir, found), key=step_of)
+
+
+def _delete(checkpoint: Path) -> None:
+    """A checkpoint; of a link, which a user has made to another place, only the link."""
+    checkpoint.unlink() if checkpoint.is_symlink() else shutil.rmtree(checkpoint)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -47,7 +52,7 @@ def prune(output_dir: Path, step: int, save_total_limit: int) -> None:
     """Delete the oldest checkpoints up to `step`, the one just written, beyond `save_total_limit` (0 keeps all)."""
     upto = [path for path in list_checkpoints(output_dir) if step_of(path) <= step]
     for old in upto[:-save_total_limit] if save_total_limit > 0 else []:
-        shutil.rmtree(old)
+        _delete(old)
 
 
 def set_apart(output_dir: Path, step: int) -> None:
@@ -110,6 +115,6 @@ def make_vacant_output_dir(directory: str, overwrite: bool) -> Path:
 def drop_run(output_dir: Path) -> None:
     """Delete what is known of the run that was there: its steps would be taken for the new one's."""
     for checkpoint in list_checkpoints(output_dir):
-        shutil.rmtree(checkpoint)
+        _delete(checkpoint)
     for name in ("finished.json", "best.json", "branch.json"):
         (output_dir / name).unlink(missing_ok=True)

@@ -110,6 +110,13 @@ def check_vacant(path: Path, overwrite: bool, remedy: str, setting: str = "outpu
     check(vacant, f"{setting} {path}: is not empty; {remedy}")
 
 
+def check_not_read(path: Path, *sources: str, setting: str = "output_dir") -> None:
+    """ValueError, naming `setting`, if a model or dataset of the directories `sources` is `path` or lies in it."""
+    for source in filter(os.path.isdir, sources):
+        inside = path.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)
+        check(not inside, f"{setting} {path}: {source} is read from there; name another")
+
+
 def make_output_dir(directory: str, setting: str = "output_dir") -> Path:
     """Create the directory that `setting` names; ValueError where that cannot be or nothing can be written in it."""
     path = Path(directory)

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
+from policy.adapters import adapter_base
 from policy.loading import load_trainable, save_model, training_dtype, weights_hash
 from runtime.checkpoints import (
     damage,
@@ -45,11 +46,13 @@ from runtime.checkpoints import (
 from runtime.ending import end_without_peers
 from runtime.files import (
     aside_of,
+    check_not_read,
     is_occupied,
     lock,
     make_empty,
     make_output_dir,
     put_in_place,
+    sha256,
     write_into,
 )
 from runtime.processes import gather, on_main, reduce
@@ -81,7 +84,7 @@ class Run:
             "num_processes": accelerator.num_processes,
             "dtype": str(training_dtype(accelerator)),
             "deepspeed": accelerator.state.deepspeed_plugin is not None,
-        }
+        } | {f"what is in {path}": sha256(path)[:12] for path in files_of(config)}
         self.locks: list[Any] = []
         self.weights: str | None = None  # hash of the model that the run began with
         requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
@@ -110,6 +113,7 @@ class Run:
         self.locks.append(lock(self.output_dir))
         try:
             if not self.again:  # asked before logging_dir is made, which may be in it
+                check_not_read(self.output_dir, config.model, adapter_base(config.model) or "")
                 make_vacant_output_dir(config.output_dir, config.overwrite)
             held, logged = hold_logging_dir(config.logging_dir, self.output_dir, self.again or config.overwrite)
             self.locks += [held] if held else []
@@ -190,9 +194,9 @@ class Run:
         if not weights_only:
             self._check_settings(where, saved["settings"])
             for name, there in saved["launch"].items():
-                here = self.launch[name]
+                here = self.launch.get(name, "gone")
                 check(there == here, f"{where}: {name} was {there} and is {here}: launch it as before{NEW}")
-        same = saved["dataset_hash"] == self.dataset_hash
+        same = saved["dataset_hash"] in (self.dataset_hash, "unknown")  # as earlier versions wrote of some
         check(same, f"{where}: dataset {self.config.dataset} is not what it was trained on; set dataset to that")
         self._check_weights(where, saved)
 
@@ -391,6 +395,17 @@ class Run:
         """Note that the run is complete: to resume it is then to do nothing."""
         if self.accelerator.is_main_process:
             (self.output_dir / "finished.json").write_text(json.dumps(scores) + "\n")
+
+
+def files_of(config: TrainingSettings) -> list[Path]:
+    """The files besides weights and dataset that a run's numbers depend on, as far as they are on this machine."""
+    folders = {config.model, adapter_base(config.model) or config.model}
+    files = [Path(folder, name) for folder in sorted(folders) for name in ("config.json", "tokenizer.json")]
+    if reward := getattr(config, "reward_function", None):  # FILE.py:NAME
+        files.append(Path(reward.rpartition(":")[0]))
+    if rates := getattr(config, "pass_rates", None):
+        files.append(Path(rates, "predictions.jsonl"))
+    return [path for path in files if path.is_file()]
 
 
 class Stop:

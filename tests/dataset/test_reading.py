@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from dataset.chat import ANSWER_LINES, chat_writer, special_tokens, templated
-from dataset.reading import answer_candidates, choose_rows, load_split
+from dataset.reading import answer_candidates, choose_rows, load_split, read_dataset_hash
 from preprocess import DataConfig, build, write_dataset
 
 
@@ -31,6 +31,21 @@ def test_a_dataset_that_cannot_be_used_is_one_line(tmp_path):
     raw = save(tmp_path / "raw", train=[{"input": "a", "label": 1}])
     with pytest.raises(ValueError, match="raw"):
         load_split(raw, "train")
+
+
+def test_a_dataset_of_another_task_is_known_by_its_rows(tmp_path):
+    """No report.json is beside it: a run must not be resumed on other rows."""
+    parts = [{"prompt": str(k), "response": "a"} for k in range(4)]
+    hashes = [
+        read_dataset_hash(save(tmp_path / name, **splits))
+        for name, splits in {
+            "one": {"train": parts[:2], "validation": parts[2:]},
+            "same": {"train": parts[:2], "validation": parts[2:]},
+            "exchanged": {"train": parts[2:], "validation": parts[:2]},
+            "other": {"train": parts[:2], "validation": parts[1:3]},
+        }.items()
+    ]
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
 
 
 def test_rows_are_chosen_at_random_and_by_the_seed_alone():

@@ -111,6 +111,7 @@ def test_files_are_put_beside_others_only_when_all_are_written(tmp_path):
 def test_checkpoints_are_listed_by_step(tmp_path):
     for name in ("checkpoint-100", "checkpoint-20", "checkpoint-3", "checkpoint-best", ".checkpoint-7.tmp", "other"):
         (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-5").touch()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-20", "checkpoint-100"]
 
 
@@ -122,6 +123,17 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     write(tmp_path / "checkpoint-12", "")
     prune(tmp_path, 12, 0)
     assert len(list_checkpoints(tmp_path)) == 3, "0 keeps all"
+
+
+def test_of_a_checkpoint_that_lies_elsewhere_the_link_is_deleted(tmp_path):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    for delete in (lambda: prune(run, 2, 1), lambda: drop_run(run)):
+        write(disk, "precious")
+        run.mkdir(exist_ok=True)
+        (run / "checkpoint-1").symlink_to(disk)
+        write(run / "checkpoint-2", "")
+        delete()
+        assert not (run / "checkpoint-1").exists() and (disk / "weights").read_text() == "precious"
 
 
 def test_checkpoints_beyond_the_one_just_written_do_not_count(tmp_path):

@@ -28,6 +28,7 @@ from policy.prefix_sharing import ATTENTION
 from runtime.checkpoints import damage, list_checkpoints, write_manifest
 from runtime.files import lock
 from runtime.settings import GONE
+from train_grpo import Config as GrpoConfig
 from train_sft import Config
 from training import runs
 from training.health import Monitor
@@ -339,6 +340,34 @@ def test_a_run_knows_its_base(tmp_path):
     assert make_run(tmp_path, resume_from="latest", **options).checkpoint.name == "checkpoint-1"
 
 
+@pytest.mark.parametrize("name", ["base/config.json", "base/tokenizer.json", "mine.py", "rates/predictions.jsonl"])
+def test_a_run_knows_the_files_that_its_numbers_depend_on(tmp_path, name):
+    save_model(tiny_model(0, ATTENTION), tiny_tokenizer(), tmp_path / "base")
+    (tmp_path / "mine.py").write_text("def reward(completion, row): return 1.0\n")
+    (tmp_path / "rates").mkdir()
+    (tmp_path / "rates" / "predictions.jsonl").write_text("{}\n")
+    mine = {"model": str(tmp_path / "base"), "reward_function": f"{tmp_path}/mine.py:reward"}
+    places = {"output_dir": str(tmp_path / "model"), "logging_dir": str(tmp_path / "logs"), "dataset": "data"}
+
+    def run(**options) -> Run:
+        config = GrpoConfig(**mine, **places, pass_rates=str(tmp_path / "rates"), **options)
+        return Run(Accelerator(), config, "hash")
+
+    first = run()
+    model, optimizer = prepare(first.accelerator, tiny_model(0, ATTENTION), 1e-3, 0.0, 1.0)
+    first.restore(model, optimizer, runs.Motion(model))
+    save(first, 1, model, optimizer)
+    first.close()
+    run(resume_from="latest").close()
+    before = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(before + " \n")
+    with pytest.raises(
+        ValueError, match=f"what is in .*{name} was .*: launch it as before; or set resume_weights_only"
+    ):
+        run(resume_from="latest")
+    run(resume_from="latest", resume_weights_only=True).close()
+
+
 # --- another branch: back to a checkpoint, or on with a new optimizer
 
 
@@ -521,6 +550,19 @@ def test_a_path_must_be_a_whole_checkpoint_of_this_output_dir(tmp_path):
     assert "model.safetensors is not as it was written" in refusal(tmp_path, resume_from=str(first))
     (tmp_path / "model" / "checkpoint-2" / "manifest.json").unlink()
     assert "no checkpoint is whole" in refusal(tmp_path, resume_from="latest")
+
+
+@pytest.mark.parametrize("place", [".", "checkpoint-1"])
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_run_does_not_begin_over_what_it_reads(tmp_path, place, adapter):
+    """With overwrite the model, or its base, would go before it is read."""
+    saved_run(tmp_path, 1)
+    base = tmp_path / "model" / place
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    model = str(tmp_path / "adapter" if adapter else base)
+    assert "is read from there; name another" in refusal(tmp_path, model=model, overwrite=True)
+    assert damage(tmp_path / "model" / "checkpoint-1") is None
 
 
 def test_a_directory_of_another_run_is_left_alone(tmp_path):
