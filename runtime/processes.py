@@ -84,6 +84,8 @@ def check_processes(gpus: int) -> None:
     launched = [name for name, variable in others.items() if os.environ.get(variable) == "true"]
     if world_size() > 1 and not under_deepspeed():
         launched = launched or ["several processes without it"]
+    fp8 = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() == "fp8"
+    check(not fp8, "mixed_precision fp8 of the launch: set it to bf16, fp16 or no")
     remedy = "launch with --config_file accelerate_configs/zero2_*.yaml"
     check(not launched, f"the processes work together by DeepSpeed's ZeRO-2, not {', '.join(launched)}: {remedy}")
     check(

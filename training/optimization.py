@@ -10,12 +10,25 @@ from accelerate.utils import DistributedType
 from runtime.processes import precision, wait_long
 from runtime.settings import check
 
-# What a DeepSpeed configuration may hold besides its precision: with these the loops train as they say.
+# What a DeepSpeed configuration may hold: with these the loops train as they say.
 DEEPSPEED_KEYS = {
     "bf16", "fp16", "data_types", "communication_data_type", "zero_optimization", "zero_allow_untested_optimizer",
     "zero_force_ds_cpu_optimizer", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
     "gradient_clipping", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger",
     "use_cpu",
+}  # fmt: skip
+DEEPSPEED_PARTS = {  # and its sections, besides what is of stage 3 alone
+    "zero_optimization": {
+        "stage", "offload_optimizer", "offload_param", "contiguous_gradients", "overlap_comm", "reduce_scatter",
+        "reduce_bucket_size", "allgather_partitions", "allgather_bucket_size", "use_multi_rank_bucket_allreduce",
+        "round_robin_gradients", "sub_group_size", "ignore_unused_parameters", "load_from_fp32_weights",
+        "elastic_checkpoint",
+    },
+    "bf16": {"enabled", "check_grad_overflow", "immediate_grad_update"},
+    "fp16": {
+        "enabled", "auto_cast", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis",
+        "consecutive_hysteresis", "min_loss_scale",
+    },
 }  # fmt: skip
 # And where it does not say: sums in fp32, and buckets of the size of a LoRA instead of 2 GB.
 DEEPSPEED_DEFAULTS: dict[str, Any] = {
@@ -35,7 +48,6 @@ def check_launch(accelerator: Accelerator) -> None:
     plugin, asked = accelerator.state.deepspeed_plugin, precision(accelerator)
     dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     check(dynamo == "no", f"dynamo_backend {dynamo} of the launch: the loops do not run compiled; set it to no")
-    check(asked != "fp8", "mixed_precision fp8 of the launch: set it to bf16, fp16 or no")
     config = {} if plugin is None else plugin.deepspeed_config
     steps = [accelerator.gradient_accumulation_steps, config.get("gradient_accumulation_steps", 1)]
     check(
@@ -59,6 +71,9 @@ def check_launch(accelerator: Accelerator) -> None:
     check(stage == 2, f"DeepSpeed's ZeRO stage {stage} of the launch: set it (zero_stage, or stage) to 2, {remedy}")
     check(not moved, f"DeepSpeed's {', '.join(moved)} of the launch: set its device to none, {remedy}")
     unknown = sorted(key for key in config.keys() - DEEPSPEED_KEYS if config[key] != {} and _is_on(config[key]))
+    for name, known in DEEPSPEED_PARTS.items():
+        parts = {key: value for key, value in config.get(name, {}).items() if not key.startswith("stage3_")}
+        unknown += [f"{name}.{key}" for key in sorted(parts.keys() - known) if parts[key] is not None]
     check(
         not unknown,
         f"DeepSpeed's {', '.join(unknown)} of the launch: not known to train rightly here; leave it out, {remedy}",

@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from runtime.processes import TIME_OUT, check_half_precision, check_processes, wait_long
+from runtime.processes import TIME_OUT, check_half_precision, check_processes, start, wait_long
 from training.optimization import check_launch
 
 LAUNCHED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "DS_ACCELERATOR")
 LAUNCHED += ("ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_CPU")
-LAUNCHED += ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+LAUNCHED += ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
 
 
 @pytest.fixture
@@ -61,6 +61,24 @@ def test_other_ways_to_work_together(launched, variables, words):
     assert f"{words}: launch with --config_file accelerate_configs/zero2_*.yaml" in refusal(check_processes, 0)
 
 
+@pytest.mark.parametrize("own", [None, "max_split_size_mb:64"])
+def test_memory_is_held_in_segments_that_grow_unless_told_otherwise(launched, monkeypatch, own):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
+    if own:
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", own)
+    start(seed=0)
+    assert os.environ["PYTORCH_ALLOC_CONF"] == (own or "expandable_segments:True")
+
+
+@pytest.mark.parametrize("deepspeed", ["true", "false"])
+def test_eight_bits_are_refused(launched, deepspeed):
+    """Before accelerate looks for their libraries; under DeepSpeed its own configuration does not tell of them."""
+    launched(ACCELERATE_MIXED_PRECISION="fp8", ACCELERATE_USE_DEEPSPEED=deepspeed)
+    assert "mixed_precision fp8 of the launch: set it to bf16, fp16 or no" in refusal(check_processes, 0)
+
+
 HALF = {"bf16": {"enabled": True}}
 
 
@@ -91,6 +109,11 @@ ZERO = {"zero_optimization": {"stage": 2}}
         ({"accumulation": 4}, "gradient_accumulation_steps 4"),
         ({"deepspeed": ZERO | {"optimizer": {"type": "Adam"}}}, "DeepSpeed's optimizer of the launch"),
         ({"deepspeed": ZERO | {"torch_autocast": {"enabled": True}}}, "DeepSpeed's torch_autocast"),
+        ({"deepspeed": ZERO | {"scheduler": {"type": "WarmupLR"}}}, "DeepSpeed's scheduler of the launch"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2, "cpu_offload": True}}}, "zero_optimization.cpu_offload"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2, "compute_grad_norm": False}}}, "compute_grad_norm of the"),
+        ({"deepspeed": ZERO | {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}}, "bf16.bf16_master"),
+        ({"deepspeed": ZERO | {"fp16": {"enabled": True, "fp16_master_weights_and_grads": True}}}, "fp16.fp16_master"),
         ({"mixed_precision": "bf16"}, "zero2_2xcpu_bf16.yaml --num_processes 1"),
         ({"mixed_precision": "bf16", "device": "cuda"}, "single_gpu.yaml --num_processes 1"),
         ({"mixed_precision": "fp16", "device": "cuda"}, "zero2_2x2080ti.yaml --num_processes 1"),
@@ -108,6 +131,7 @@ def test_compiling_is_refused(launched):
 def test_a_deepspeed_configuration_of_ones_own_is_made_whole(launched):
     """As `accelerate config` writes one: batch sizes are left to a dataloader, sums are in half precision."""
     given = HALF | {"zero_optimization": {"stage": 2, "offload_param": {"device": "none"}, "reduce_bucket_size": 7}}
+    given["zero_optimization"] |= {"stage3_gather_16bit_weights_on_model_save": True, "sub_group_size": 10**9}
     given |= {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "amp": {"enabled": False}}
     check_launch(accelerator(given | {"gradient_accumulation_steps": "auto"}))
     one = accelerator(given)
