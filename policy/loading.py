@@ -182,6 +182,21 @@ def check_architecture(name: str, shape: PreTrainedConfig) -> None:
     check(ours, f"model {name}: {kind.__name__} has attention of its own; {remedy}")
 
 
+def check_stored(name: str, shape: PreTrainedConfig, quantization: str) -> None:
+    """Raise ValueError for weights that are stored in few bits, unless these are the nf4 that is asked for.
+
+    The libraries would take what is stored, whatever is asked for: full training would leave most weights out.
+    """
+    stored = getattr(shape, "quantization_config", None)
+    if stored is None:
+        return
+    fields = stored if isinstance(stored, dict) else stored.to_dict()
+    nf4 = bool(fields.get("load_in_4bit")) and fields.get("bnb_4bit_quant_type") == "nf4"
+    kind = "nf4" if nf4 else fields.get("quant_method", "an unknown way")
+    remedy = "set quantization nf4 (adaptation lora)" if nf4 else "name the model that it was made from"
+    check(nf4 and quantization == "nf4", f"model {name}: its weights are stored quantized ({kind}); {remedy}")
+
+
 def empty_model(shape: PreTrainedConfig, dtype: torch.dtype | None = None) -> torch.nn.Module:
     """A model on the meta device: its modules and shapes, and no data."""
     with torch.device("meta"):
@@ -373,7 +388,8 @@ def load_base(
     if name == TINY:
         check(quantization == "none", "model tiny has random weights: train it before quantizing it")
         return embedded_tiny().tiny_model(seed, ATTENTION).to(device=device, dtype=dtype)
-    model_shape(name, revision)  # what cannot be run is refused before its weights are read
+    # What cannot be run is refused before its weights are read.
+    check_stored(name, model_shape(name, revision), quantization)
     options = {"dtype": dtype, "attn_implementation": ATTENTION, "revision": revision, "use_safetensors": True}
     if quantization == "nf4":
         installed = importlib.util.find_spec("bitsandbytes") is not None
@@ -405,11 +421,13 @@ def check_context(
 ) -> None:
     """Raise ValueError if sequences of `tokens` tokens leave the model's context, or its short LongRoPE factors."""
     config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    whole = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     limit = getattr(config, "max_position_embeddings", None) or tokens  # some have none
-    if rope.get("rope_type") == "longrope":
-        # Past this length the whole batch is rotated by other factors than the tokens already cached.
-        limit = getattr(config, "original_max_position_embeddings", None) or rope["original_max_position_embeddings"]
+    for rope in (whole, *(part for part in whole.values() if isinstance(part, dict))):  # of each kind of layers
+        if rope.get("rope_type") == "longrope":
+            # Past this length the whole batch is rotated by other factors than the tokens already cached.
+            switch = getattr(config, "original_max_position_embeddings", None)
+            limit = min(limit, switch or rope["original_max_position_embeddings"])
     check(
         tokens <= limit,
         f"{setting}sequences of up to {tokens} tokens: the model takes {limit}; {remedy}",

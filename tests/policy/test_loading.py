@@ -383,6 +383,25 @@ def test_nf4_is_close_to_the_model(full_dir, family):
     assert 0.9 < correlation < 0.99999
 
 
+def test_a_model_that_is_stored_in_few_bits_is_loaded_as_such_or_refused(full_dir, tokenizer, tmp_path):
+    model = load_for_inference(full_dir, "nf4", **CPU)
+    save_model(model, tokenizer, tmp_path / "nf4")
+    again = load_policy(str(tmp_path / "nf4"), adaptation="lora", quantization="nf4", **CPU)
+    torch.testing.assert_close(scores(again), scores(model))
+    for load in (
+        lambda: load_policy(str(tmp_path / "nf4"), adaptation="full", quantization="none", **CPU),
+        lambda: load_for_inference(str(tmp_path / "nf4"), "none", **CPU),
+    ):
+        with pytest.raises(ValueError, match=r"stored quantized \(nf4\); set quantization nf4"):
+            load()
+    config = json.loads((tmp_path / "nf4" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "nf4" / "config.json").write_text(json.dumps(config))
+    for quantization in ("nf4", "none"):
+        with pytest.raises(ValueError, match=r"stored quantized \(gptq\); name the model that it was made from"):
+            load_for_inference(str(tmp_path / "nf4"), quantization, **CPU)
+
+
 # --- precision and context
 
 
@@ -439,8 +458,11 @@ def test_weights_are_known_by_their_files(tmp_path, tokenizer):
 
 def test_context_limit():
     check_context(build_model("phi3"), 128)
+    model = build_model("phi3")
     with pytest.raises(ValueError, match="129 tokens: the model takes 128"):
-        check_context(build_model("phi3"), 129)
+        check_context(model, 129)
+    model.config.max_position_embeddings = None  # as of models that bound no position
+    check_context(model, 129)
 
 
 def test_context_ends_where_longrope_changes_its_factors():
@@ -459,9 +481,12 @@ def test_context_ends_where_longrope_changes_its_factors():
         rope_scaling={"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
     )
     model = Phi3ForCausalLM(config)
-    check_context(model, 4096)
-    with pytest.raises(ValueError, match="4097 tokens: the model takes 4096"):
-        check_context(model, 4097)
+    for _ in range(2):
+        check_context(model, 4096)
+        with pytest.raises(ValueError, match="4097 tokens: the model takes 4096"):
+            check_context(model, 4097)
+        # As of models whose kinds of layers are rotated differently.
+        config.rope_parameters = {"sliding_attention": {"rope_type": "default"}, "full": config.rope_parameters}
 
 
 @pytest.mark.parametrize(
