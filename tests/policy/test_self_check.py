@@ -144,3 +144,13 @@ def test_few_sequences_of_the_first_step_are_compared(monkeypatch):
     monkeypatch.setattr(self_check, "SEQUENCES", 8)
     assert [len(group[0]) for group in self_check._some(prompts, completions)] == [6, 2]
     assert [len(group[0]) for group in self_check._some(prompts[:1], completions[:1])] == [6]
+
+
+def test_logits_are_compared_in_fp32():
+    """Rounded to bf16 they would differ by up to the tolerance by themselves."""
+    for model in (build_model("phi3"), build_model("qwen2")):
+        model.to(torch.bfloat16)
+        with torch.no_grad(), self_check._logits_in_fp32(model):
+            logits = model(torch.tensor([LONG[0]])).logits
+        assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+        assert model(torch.tensor([LONG[0]])).logits.dtype == torch.bfloat16

@@ -174,11 +174,11 @@ def test_datasets(refusal, tmp_path, dataset, how, message):
     assert re.search(message, line) and "preprocess.py" in line, line
 
 
-def change_rows(dataset: Path, to: Path, change) -> Path:
-    """The dataset with `change` applied to the columns (a dict of lists) of its training rows."""
+def change_rows(dataset: Path, to: Path, change, split: str = "train") -> Path:
+    """The dataset with `change` applied to the columns (a dict of lists) of a split's rows."""
     splits = load_from_disk(dataset)
-    columns = splits["train"].to_dict()
-    splits["train"] = Dataset.from_dict(change(columns))
+    columns = splits[split].to_dict()
+    splits[split] = Dataset.from_dict(change(columns))
     splits.save_to_disk(to)
     shutil.copy(dataset / "report.json", to)
     return to
@@ -204,6 +204,13 @@ def test_rows(refusal, tmp_path, dataset, name):
     change, message = ROWS[name]
     line = refusal("train_sft", dataset=change_rows(dataset, tmp_path / "data", change))
     assert re.search(message, line), line
+
+
+def test_what_is_sampled_in_validation_must_fit_the_model(refusal, tmp_path, dataset):
+    change, _ = ROWS["an enormous row"]
+    line = refusal("train_sft", dataset=change_rows(dataset, tmp_path / "data", change, "validation"), eval_rows=10**6)
+    assert re.search(r"sequences of up to \d+ tokens: the model takes \d+", line), line
+    assert "tokens: the model takes" in refusal("train_sft", max_new_tokens=20_000)
 
 
 HEADER = "input,label\n"

@@ -199,6 +199,14 @@ def test_measured_rates_give_back_the_steps_that_were_measured(common, tmp_path)
     assert gpu.bandwidth() > 1e8
 
 
+def test_a_benchmark_computes_in_what_the_card_can(common, monkeypatch):
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, dtype in (((7, 5), torch.float16), ((8, 9), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert gpu.precision()[0] == dtype
+
+
 # --- a new machine
 
 

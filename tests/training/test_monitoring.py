@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ from runtime.settings import parse_config
 from scoring import figures, results
 from scoring.metrics import classification_metrics
 from training.grpo_metrics import Rollout, as_cell, completion_table
-from training.monitoring import CONSOLE_LINES, LAYOUTS, Progress, report_scores
+from training.monitoring import CONSOLE_LINES, LAYOUTS, Laps, Progress, report_scores
 from training.rewards import Judgement
 from training.rollouts import Prompt
 
@@ -262,3 +263,13 @@ def test_the_last_lines_say_where_everything_is_and_what_to_type(runs, monkeypat
             assert given[2].compare == [f"evaluation_results/{name}" for name in names]
         assert {one.dataset for one in given[:2]} == {str(runs.places["dataset"])}
         assert [one.max_new_tokens for one in given[:2]] == ([16, 8] if stage == "SFT" else [6, 6])  # 8: the recipe's
+
+
+def test_a_lap_ends_when_the_gpu_has_done_what_it_was_given(monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(time.perf_counter()))
+    laps = Laps()
+    began = time.perf_counter()
+    laps.end("rollout")
+    assert len(waited) == 2 and waited[0] <= began <= waited[1] <= laps.mark
