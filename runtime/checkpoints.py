@@ -79,7 +79,7 @@ def hold_logging_dir(directory: str, output_dir: Path, adopt: bool) -> tuple[Any
     path = make_output_dir(directory, "logging_dir")
     held = None if path.resolve() == output_dir.resolve() else lock(path, "logging_dir")
     signature = path / RUN_OF_CURVES
-    of, place = signature.read_text().splitlines() if signature.is_file() else ("", "")
+    of, place, *_ = [*(signature.read_text().splitlines() if signature.is_file() else ()), "", ""]
     there = any(path.glob("events.out.tfevents.*"))
     own = of == _id_of(output_dir) or place == str(output_dir.resolve()) or (adopt and of == "")
     if there and not own:

@@ -104,7 +104,7 @@ def precision(accelerator: Accelerator) -> str:
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None:
         return accelerator.mixed_precision
-    named = [p for p in ("bf16", "fp16") if plugin.deepspeed_config.get(p, {}).get("enabled") in (True, "true")]
+    named = [p for p in ("bf16", "fp16") if (plugin.deepspeed_config.get(p) or {}).get("enabled") in (True, "true")]
     return named[0] if named else "no"
 
 

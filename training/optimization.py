@@ -72,7 +72,7 @@ def check_launch(accelerator: Accelerator) -> None:
     check(not moved, f"DeepSpeed's {', '.join(moved)} of the launch: set its device to none, {remedy}")
     unknown = sorted(key for key in config.keys() - DEEPSPEED_KEYS if config[key] != {} and _is_on(config[key]))
     for name, known in DEEPSPEED_PARTS.items():
-        parts = {key: value for key, value in config.get(name, {}).items() if not key.startswith("stage3_")}
+        parts = {key: value for key, value in (config.get(name) or {}).items() if not key.startswith("stage3_")}
         unknown += [f"{name}.{key}" for key in sorted(parts.keys() - known) if parts[key] is not None]
     check(
         not unknown,

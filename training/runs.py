@@ -171,7 +171,7 @@ class Run:
 
     def _note(self) -> None:
         sign_curves(self.config.logging_dir, self.output_dir)
-        write_config(self.config, self.output_dir / "training_config.json")
+        write_into(self.output_dir, lambda aside: write_config(self.config, aside / "training_config.json"))
 
     def _check_settings(self, where: str, theirs: dict) -> None:
         ours = asdict(self.config)

@@ -529,10 +529,12 @@ def test_curves_may_be_in_the_output_dir(tmp_path):
         assert make_run(tmp_path / str(n), logging_dir=str(tmp_path / str(n) / logs)).checkpoint is None
 
 
-def test_curves_of_an_earlier_version_are_gone_on_with(tmp_path):
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("")], ids=["not there", "empty"])
+def test_curves_that_nobody_has_signed_are_gone_on_with(tmp_path, spoil):
+    """As those of an earlier version, or of a run that was killed as it signed them."""
     saved_run(tmp_path, 1)
     log_something(tmp_path)
-    (tmp_path / "logs" / ".run").unlink()
+    spoil(tmp_path / "logs" / ".run")
     with pytest.raises(ValueError, match="has the curves of another run"):
         make_run(tmp_path / "other", logging_dir=str(tmp_path / "logs"))
     assert make_run(tmp_path, resume_from="latest").checkpoint is not None
