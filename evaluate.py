@@ -272,7 +272,9 @@ def evaluate(config: Config) -> None:
     check_context(model, longest + room)
     cache = config.cache_tokens
     if cache == AUTO and not scored:
-        cache = cache_of_evaluation(device, dtype, config.model, config.quantization, longest, config.max_new_tokens)
+        cache = cache_of_evaluation(
+            device, dtype, config.model, config.quantization, longest, config.max_new_tokens, config.revision
+        )
     budget = "" if scored else f", cache_tokens {cache:,}"
     where = f"{accelerator.num_processes} x {device.type}, {dtype}{budget}"
     accelerator.print(f"{name}: {len(data):,} rows on {where}", flush=True)

@@ -103,7 +103,7 @@ def answer(accelerator: Accelerator, model: torch.nn.Module, tokenizer, rows, qu
     longest = max(map(len, prompts))
     check_context(model, longest + config.max_new_tokens)
     cache = cache_of_evaluation(
-        accelerator.device, model.dtype, config.model, quantization, longest, config.max_new_tokens
+        accelerator.device, model.dtype, config.model, quantization, longest, config.max_new_tokens, config.revision
     )
     sampler = Sampler(model, tokenizer, stop_token_ids(tokenizer, model), config.max_new_tokens, cache)
     return [text for ((text, _),) in complete(accelerator, sampler, prompts, premise_ids_of(rows))]

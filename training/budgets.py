@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
-from policy.adapters import adapter_base
+from policy.adapters import adapter_base, base_revision
 from policy.loading import model_shape
 from policy.prefix_sharing import cached_elements, sequence_logps
 from runtime.ending import is_out_of_memory
@@ -62,10 +62,16 @@ def find_budgets(
 
 
 def cache_of_evaluation(
-    device: torch.device, dtype: torch.dtype, model: str, quantization: str, prompt: int, new_tokens: int
+    device: torch.device,
+    dtype: torch.dtype,
+    model: str,
+    quantization: str,
+    prompt: int,
+    new_tokens: int,
+    revision: str | None = None,
 ) -> int:
     """The cache of a process that only samples: `new_tokens` tokens to a prompt of `prompt`, at most."""
-    shape = model_shape(adapter_base(model) or model)
+    shape = model_shape(adapter_base(model) or model, base_revision(model, revision))
     if device.type == "cpu":
         return cpu_cache_tokens(shape, dtype)
     return cache_of_inference(shape, dtype, quantization, prompt, new_tokens, device_memory(device))

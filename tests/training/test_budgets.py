@@ -45,6 +45,10 @@ def test_on_a_cpu_the_cache_is_a_share_of_the_free_memory(free, monkeypatch):
     assert cpu_cache_tokens(shape, torch.float32) == 1
     free(1e12)
     assert cache_of_evaluation(torch.device("cpu"), torch.float32, "tiny", "none", 100, 10) == CPU_CACHE
+    asked = []
+    monkeypatch.setattr("training.budgets.model_shape", lambda *model: asked.append(model) or shape)
+    cache_of_evaluation(torch.device("cpu"), torch.float32, "some/model", "none", 100, 10, "v1")
+    assert asked == [("some/model", "v1")], "offline there may be no other revision in the cache"
 
 
 def test_what_is_given_is_not_looked_for(free):
