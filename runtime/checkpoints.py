@@ -21,7 +21,10 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 def _delete(checkpoint: Path) -> None:
     """A checkpoint; of a link, which a user has made to another place, only the link."""
-    checkpoint.unlink() if checkpoint.is_symlink() else shutil.rmtree(checkpoint)
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+    else:
+        shutil.rmtree(checkpoint)
 
 
 def step_of(checkpoint: Path) -> int:
