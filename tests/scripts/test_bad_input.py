@@ -190,7 +190,7 @@ ROWS = {
     "text labels": (lambda c: c | {"label": ["No" for _ in c["label"]]}, "labels? .*0 or 1"),
     "no prompts": (lambda c: {k: v for k, v in c.items() if k != "prompt"}, "dataset .* raw true: run preprocess.py"),
     "no rows": (lambda c: {k: [] for k in c}, "dataset .*(has no rows|cannot be read)"),
-    "an enormous row": (lambda c: c | {"prompt": [c["prompt"][0] * 200, *c["prompt"][1:]]}, "tokens"),
+    "an enormous row": (lambda c: c | {"prompt": [c["prompt"][0] * 400, *c["prompt"][1:]]}, "tokens"),
     "an empty response": (lambda c: c | {"response": ["", *c["response"][1:]]}, "response"),
     "another tokenizer": (
         lambda c: c | {"response": [r.replace("<|end|>", "<|im_end|>") for r in c["response"]]},
