@@ -210,7 +210,8 @@ def test_what_is_sampled_in_validation_must_fit_the_model(refusal, tmp_path, dat
     change, _ = ROWS["an enormous row"]
     line = refusal("train_sft", dataset=change_rows(dataset, tmp_path / "data", change, "validation"), eval_rows=10**6)
     assert re.search(r"sequences of up to \d+ tokens: the model takes \d+", line), line
-    assert "tokens: the model takes" in refusal("train_sft", max_new_tokens=20_000)
+    other = {"output_dir": tmp_path / "other", "logging_dir": tmp_path / "other_logs"}
+    assert "tokens: the model takes" in refusal("train_sft", max_new_tokens=20_000, **other)
 
 
 HEADER = "input,label\n"
