@@ -55,8 +55,18 @@ TESTED = ["--train_mix", "1", "--max_train_samples", "1000"]  # of which only th
 
 SAME = ["--seed", "0"]  # with which reasoner/ has not seen the structures of the test
 
+# A model that has seen no larger system than N = 5, and the larger ones.
+UP_TO_5 = ["--num_variables", "3", "4", "5", "--relabelings", "6", "24", "8", "--train_mix", "0.03", "0.27", "0.7"]
+BALANCED_ROWS = ["--relabelings", "1", "--balance", "label", "relation", "--train_mix", "1", "--test_fraction", "0.3"]
+BALANCED_ROWS += ["--max_train_samples", "2000", "--max_validation_samples", "200", "--max_test_samples", "600"]
+SIX = ["--num_variables", "6", "--structures", "400", *BALANCED_ROWS]
+SEVEN = ["--num_variables", "7", "--structures", "60", *BALANCED_ROWS, "--max_length", "2000"]
+FROM_RELEASED = ("--wordings", "released", "--letterings", "released-spread")
+GAPS = ("--position_stretch", "2.2", "--max_steps", "2000", "--learning_rate", "1e-3", "--small_first", "false")
+ON_SIX = ("--max_steps", "60", "--temperature", "1.0", "--max_new_tokens", "720", "--eval_rows", "200")
+
 # dataset: (recipe, options). A structure of N = 3 to 5 is in the same split of every dataset of a seed; N = 6, of which
-# each dataset has others at random, is not tested.
+# those of traces have others at random, is not tested there.
 DATASETS = {
     "answers": ("data_results", []),
     "old words": ("data_demo", SAME),
@@ -66,6 +76,9 @@ DATASETS = {
     "traces of N = 6": ("data_traces", OTHER_GRAPHS),
     "traces of N = 4": ("data_traces", ["--num_variables", "4", "--relabelings", "24", *TESTED]),
     "traces of N = 5": ("data_traces", ["--num_variables", "5", "--relabelings", "8", *TESTED]),
+    "up to N = 5": ("data_traces", [*SAME, *UP_TO_5]),
+    "N = 6": ("data_traces", [*SAME, *SIX]),
+    "N = 7": ("data_traces", [*SAME, *SEVEN]),
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 WORD_TESTS = [("new words", "test"), ("new words", "test_recombined")]
@@ -143,6 +156,16 @@ ARMS = {
             "GRPO, labels": FROM_LABELS,
             "GRPO, steps, by sequence": FROM_LABELS._replace(options=CHECKED),
             "GRPO, steps, by step": FROM_LABELS._replace(options=(*CHECKED, "--advantages", "step")),
+        },
+    ),
+    "sizes": Arm(
+        [("N = 6", "test"), ("N = 7", "test")],
+        ["--max_new_tokens", "1000"],
+        {
+            "SFT to N = 5": Model(SFT, "sft_traces", "up to N = 5", options=FROM_RELEASED),
+            "SFT, no gaps": Model(SFT, "sft_traces", "up to N = 5", "SFT to N = 5", (*FROM_RELEASED, *GAPS[2:])),
+            "SFT, gaps": Model(SFT, "sft_traces", "up to N = 5", "SFT to N = 5", (*FROM_RELEASED, *GAPS)),
+            "GRPO on N = 6": Model(GRPO, "grpo_demo_words", "N = 6", "SFT, gaps", ON_SIX),
         },
     ),
     "traces": Arm(
