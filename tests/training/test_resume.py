@@ -181,7 +181,7 @@ def test_a_dead_rank_ends_the_run_and_a_signal_saves_it(tmp_path, long_run):
     assert "stopped by SIGTERM at step" in (tmp_path / "log").read_text(errors="replace")
 
 
-@pytest.mark.parametrize("seconds", [0.0, 3.0])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_ranks_end_with_their_launcher(long_run, seconds):
     """However early it dies."""
     launcher = long_run()
