@@ -23,7 +23,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from causal.graphs import Claim, Corr2CauseError, Premise, class_size, holds, listed_members
+from causal.claims import Claim, examine
+from causal.classes import Premise
+from causal.graphs import Corr2CauseError
 from causal.reasoning import STYLES, trace
 from causal.wording import (
     class_edges,
@@ -52,24 +54,24 @@ def explain(text: str, style: str = "compact", given_label: int | None = None) -
     that cannot be read, a premise that no graph fits and an unknown style.
     """
     premise, claim = parse_input(text)
-    names, members, size = premise.variables, listed_members(premise, claim), class_size(premise)
+    names, found = premise.variables, examine(premise, claim)
     stated = sorted(premise.independences, key=released_order)
     steps = trace(premise, claim, style).splitlines()
-    failing = [number for number, dag in enumerate(members) if not holds(dag, claim)]
-    exact = int(not failing)
+    exact, size = int(not any(found.failing)), f"{found.size:,} member{'s' * (found.size != 1)}"
     if exact:
         why = ["The claim holds in every member of the class."]
     else:
-        share = f"{'at least ' * (size > len(members))}{len(failing):,} of {_count(size, 'member')}"
-        why = [f"The claim fails in {share} of the class, for example in member {failing[0] + 1}:"]
-        why += [f"  {line}" for line in _wrapped(member_edges(members[failing[0]], names))]
+        first = found.failing.index(True)
+        share = f"{found.extent} member{'s' * (found.size != 1)}"
+        why = [f"The claim fails in {share} of the class, for example in member {first + 1}:"]
+        why += [f"  {line}" for line in _wrapped(member_edges(found.members[first], names))]
     if given_label not in (None, exact):
         why += [f"The given label is {given_label} ({_answer(given_label)}), which is wrong."]
     legend = " ('->': as in every member, '-': members differ)"
     return "\n\n".join((
         _section("Claim", [split_input(text)[1]]),
         _section(f"Independences: {len(stated)}", [write_independence(statement, names) for statement in stated]),
-        _section(f"Class: {_count(size, 'member')}" + legend, _wrapped(class_edges(premise))),
+        _section(f"Class: {size}{legend}", _wrapped(class_edges(premise))),
         _section(f"Reasoning ({style})", steps[:-1]),  # the last step is the answer
         _section(f"Answer: {_answer(exact)}", why),
     ))  # fmt: skip
@@ -77,10 +79,6 @@ def explain(text: str, style: str = "compact", given_label: int | None = None) -
 
 def _section(title: str, lines: Sequence[str]) -> str:
     return "\n".join((title, *(f"  {line}" for line in lines)))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _answer(label: int) -> str:

@@ -33,7 +33,8 @@ from datasets import Dataset, DatasetDict, Features, List, Value, disable_progre
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
-from causal.graphs import MAX_VARIABLES, NUM_CLASSES
+from causal.classes import MAX_VARIABLES
+from causal.enumeration import NUM_CLASSES
 from causal.questions import QUESTION
 from causal.reasoning import STYLES
 from causal.released import NUM_RELEASED_CLASSES

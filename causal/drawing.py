@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from causal.graphs import Claim, Premise, class_size, holds, listed_members
+from causal.claims import Claim, Examined, examine
+from causal.classes import Premise
 from causal.vocabulary import TEMPLATE_OF
 from causal.wording import class_edges, member_edges, write_hypothesis
 
@@ -82,31 +83,29 @@ def shown_members(failing: Sequence[bool]) -> list[int]:
     return shown
 
 
-def class_figure(premise: Premise, claim: Claim | None = None) -> Figure:
+def class_figure(premise: Premise, claim: Claim) -> Figure:
     """The equivalence class of the premise, then its members (some, if there are many), and where `claim` fails.
 
     The claim's two variables are grey in every panel. A member in which the claim fails has 'claim fails' in its title,
     a grey ground and a dashed frame. Raises Corr2CauseError if no graph satisfies the premise.
     """
-    names, members = premise.variables, listed_members(premise, claim)
-    failing = [claim is not None and not holds(dag, claim) for dag in members]
-    shown = shown_members(failing)
-    highlight = () if claim is None else (names[claim.i], names[claim.j])
+    names, found = premise.variables, examine(premise, claim)
+    shown, highlight = shown_members(found.failing), (names[claim.i], names[claim.j])
     columns = min(COLUMNS, 1 + len(shown))
     rows = ceil((1 + len(shown)) / columns)
     size = (2.4 * columns, 2.55 * rows + 0.7)
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    title = _title(premise, claim, failing, len(shown))
+    title = _title(premise, claim, found, len(shown))
     lines = [textwrap.fill(line, int(size[0] * 11)) for line in title.split("\n")]
     figure.suptitle("\n".join(lines), fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     draw_graph(axes[0], names, class_edges(premise), highlight)
     axes[0].set_title("the class", fontsize=10, fontweight="bold")
     for ax, k in zip(axes[1:], shown, strict=False):
-        draw_graph(ax, names, member_edges(members[k], names), highlight)
-        ax.set_title(f"member {k + 1}" + ": claim fails" * failing[k], fontsize=10)
-        if failing[k]:
+        draw_graph(ax, names, member_edges(found.members[k], names), highlight)
+        ax.set_title(f"member {k + 1}" + ": claim fails" * found.failing[k], fontsize=10)
+        if found.failing[k]:
             ax.set_facecolor("0.93")
             ax.spines[:].set(visible=True, linestyle=(0, (5, 4)), linewidth=1.2)
     for ax in axes[1 + len(shown) :]:
@@ -114,14 +113,10 @@ def class_figure(premise: Premise, claim: Claim | None = None) -> Figure:
     return figure
 
 
-def _title(premise: Premise, claim: Claim | None, failing: Sequence[bool], drawn: int) -> str:
+def _title(premise: Premise, claim: Claim, found: Examined, drawn: int) -> str:
     """The claim, whether it follows, how many members there are, and how many more than are drawn."""
-    members = class_size(premise)
-    count, rest = f"{members:,} member{'s' * (members > 1)}", members - drawn
+    size, rest = found.size, found.size - drawn
     more = f" {rest:,} more {'is' if rest == 1 else 'are'} not drawn." * (rest > 0)
-    if claim is None:
-        return f"The class has {count}.{more}"
-    template = TEMPLATE_OF[claim.relation]
-    at_least = "at least " * (len(failing) < members)  # not all are listed
-    answer = f"No: it fails in {at_least}{sum(failing):,}" if any(failing) else f"Yes: it holds in {members:,}"
-    return f"{write_hypothesis(claim, premise.variables, template)}\n{answer} of {count}.{more}"
+    answer = f"No: it fails in {found.extent}" if any(found.failing) else f"Yes: it holds in {size:,} of {size:,}"
+    hypothesis = write_hypothesis(claim, premise.variables, TEMPLATE_OF[claim.relation])
+    return f"{hypothesis}\n{answer} member{'s' * (size > 1)}.{more}"

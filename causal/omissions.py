@@ -15,21 +15,17 @@ from functools import lru_cache
 from itertools import chain, combinations, islice
 from typing import NamedTuple
 
-from causal.graphs import (
-    DAG,
-    Independence,
+from causal.classes import (
     NoClassError,
     Premise,
-    bits,
-    d_separations,
     first_separators,
     fitting_dag,
-    is_separated,
     known_limit,
     pdag,
     skeleton,
     unshielded_triples,
 )
+from causal.graphs import DAG, Independence, bits, d_separations, is_separated
 
 MAX_PAIRS = 2
 MAX_TRIED = 300  # graphs for one premise: seconds for N = 10

@@ -14,15 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
-from causal.graphs import (
-    MAX_VARIABLES,
-    RELATIONS,
-    Claim,
-    Corr2CauseError,
-    Premise,
-    premise_of,
-    random_dags,
-)
+from causal.claims import RELATIONS, Claim
+from causal.classes import MAX_VARIABLES, Premise, premise_of
+from causal.enumeration import random_dags
+from causal.graphs import Corr2CauseError
 from causal.rows import DRAWN_LETTERINGS, claims_of, draw_letters, exact_labeller, render
 from causal.trace_text import STYLES
 from causal.vocabulary import WORDINGS

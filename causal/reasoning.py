@@ -23,24 +23,18 @@ from functools import lru_cache, partial
 from itertools import combinations
 from typing import NamedTuple
 
-from causal.graphs import (
-    DAG,
-    MAX_LISTED,
+from causal.claims import MAX_LISTED, Claim, exact_label, proof_cases, witnesses
+from causal.classes import (
     PDAG,
-    Claim,
     Premise,
-    bits,
     class_size,
-    exact_label,
     first_separators,
     markov_equivalence_class,
     pdag,
-    proof_cases,
     some_member,
-    topological_order,
     with_edges,
-    witnesses,
 )
+from causal.graphs import DAG, bits, topological_order
 from causal.trace_text import STYLES, Step, read_step, read_trace, sentence_spans, write_step, write_steps
 
 __all__ = [

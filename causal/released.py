@@ -1,6 +1,6 @@
 """The labels of the released rows: what the public generator computes, its three mistakes included.
 
-Only for comparison with published figures; graphs.py is right. The generator of Jin et al. (arXiv 2306.05836) works on
+Only for comparison with published figures; claims.py is right. The generator of Jin et al. (arXiv 2306.05836) works on
 unlabelled DAGs, each listed once in topological order, and finds a class's members as (unlabelled DAG, renaming):
 
 1. It counts a relation over the members with each renaming applied in the wrong direction. Nearly all wrong labels.
@@ -17,27 +17,21 @@ from itertools import combinations
 
 import numpy as np
 
+from causal.claims import Claim, claim_on, holds
+from causal.classes import LETTERS, PDAG, Premise, pdag_of_dag
+from causal.enumeration import NUM_CLASSES, unlabelled_dags
 from causal.graphs import (
     DAG,
-    LETTERS,
-    NUM_CLASSES,
-    PDAG,
-    Claim,
     Independence,
-    Premise,
     bits,
     children,
-    claim_on,
     d_separations,
-    holds,
     inverse,
     path_masks,
-    pdag_of_dag,
     reachable,
     relabel,
     relabel_independences,
     renamings,
-    unlabelled_dags,
 )
 
 NUM_RELEASED_CLASSES = NUM_CLASSES | {6: 2207}  # 20 too many by mistake 3, and 14 missing

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from causal.answers import extract_answer, gives_answer
-from causal.graphs import Claim, Premise, UnsatisfiableError
+from causal.claims import Claim
+from causal.classes import Premise, UnsatisfiableError
 from causal.reasoning import is_right, read_step, required_steps, sentence_spans, subject
 from causal.wording import parse_claim
 

@@ -13,23 +13,10 @@ from itertools import combinations
 from math import factorial
 from typing import NamedTuple
 
-from causal.graphs import (
-    LETTERS,
-    Claim,
-    Corr2CauseError,
-    NoClassError,
-    Premise,
-    cpdag,
-    exact_label,
-    first_separators,
-    labelled_premises,
-    pdag,
-    relabel_claim,
-    relabel_premise,
-    renaming,
-    representatives,
-    structure_id,
-)
+from causal.claims import Claim, exact_label, relabel_claim
+from causal.classes import LETTERS, NoClassError, Premise, cpdag, first_separators, pdag, relabel_premise, structure_id
+from causal.enumeration import labelled_premises, representatives
+from causal.graphs import Corr2CauseError, renaming
 from causal.reasoning import cover, steps_of
 from causal.released import released_classes
 from causal.trace_text import write_steps

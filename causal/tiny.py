@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from causal import reasoning
-from causal.graphs import LETTERS
+from causal.classes import LETTERS
 from causal.rows import LETTERINGS, SPREAD, generate_rows
 from causal.trace_text import FIXED_WORDS, MARKS, STYLES
 from causal.vocabulary import WORDINGS

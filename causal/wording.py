@@ -6,7 +6,7 @@
 A sentence of vocabulary.py with its slots filled is what is written; the same sentence reads it back.
 
 Task and wording: Jin et al., "Can Large Language Models Infer Causation from Correlation?", ICLR 2024
-(arXiv 2306.05836). The oracle itself is graphs.py, the reasoning in words reasoning.py, the rows of the task rows.py.
+(arXiv 2306.05836). The oracle itself is claims.py, the reasoning in words reasoning.py, the rows of the task rows.py.
 """
 
 import random
@@ -15,19 +15,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import combinations, cycle, permutations
 
-from causal.graphs import (
-    DAG,
-    MAX_VARIABLES,
-    Claim,
-    Corr2CauseError,
-    Independence,
-    Premise,
-    bits,
-    claim_on,
-    cpdag,
-    dag_edges,
-    known_limit,
-)
+from causal.claims import Claim, claim_on
+from causal.classes import MAX_VARIABLES, Premise, cpdag, known_limit
+from causal.graphs import DAG, Corr2CauseError, Independence, bits, dag_edges
 from causal.vocabulary import RELATION_OF, TELLINGS, TEMPLATES, WORDINGS
 
 NAME = r"[^\W\d_]\w*(?:[ '-]\w+)*"  # of a variable: "A", "blood pressure"

@@ -13,19 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from causal import wording
-from causal.graphs import (
-    DAG,
-    MAX_LISTED,
-    RELATIONS,
-    NoClassError,
-    Premise,
-    class_size,
-    counterexample,
-    dag_edges,
-    exact_label,
-    listed_members,
-    undecided_pairs,
-)
+from causal.claims import MAX_LISTED, RELATIONS, counterexample, exact_label
+from causal.classes import NoClassError, Premise, class_size, markov_equivalence_class, undecided_pairs
+from causal.graphs import DAG, dag_edges
 from causal.omissions import omission, unsaid_limit
 from dataset.sources import check_columns, read_label
 
@@ -57,7 +47,7 @@ def audit_record(number: int, record: dict) -> dict:
     if given != exact:
         found["hypothesis"] = wording.split_input(record["input"])[1]
         found["class_size"] = class_size(premise)
-        listed = listed_members(premise) if found["class_size"] <= MAX_LISTED else None
+        listed = markov_equivalence_class(premise) if found["class_size"] <= MAX_LISTED else None
         found["members"] = listed and [named_edges(dag, premise) for dag in listed]
         found["counterexample"] = None if exact else named_edges(counterexample(premise, claim), premise)
     return found

@@ -6,7 +6,8 @@ from heapq import nlargest
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
-from causal.graphs import Claim, Premise
+from causal.claims import Claim
+from causal.classes import Premise
 from causal.reasoning import trace
 from causal.rows import DRAWN_LETTERINGS, draw_letters, draw_names, render
 from causal.vocabulary import DRAWN_WORDINGS, NAMES, draw, drawn

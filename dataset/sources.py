@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TextIO
 
 from causal import wording
-from causal.graphs import Claim, pdag
+from causal.claims import Claim
+from causal.classes import pdag
 from causal.rows import exact_labeller, premise_columns
 from runtime.settings import check
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from causal import wording
-from causal.graphs import Premise
+from causal.classes import Premise
 from causal.rows import draw_names, perturb, premise_columns
 from causal.vocabulary import RELATION_OF, draw
 from dataset.sources import parse_row

@@ -14,7 +14,7 @@ from typing import Any
 from reasoning_gym.coaching import BaseCurriculum, RangeAttributeDefinition, ScalarAttributeDefinition
 from reasoning_gym.factory import ProceduralDataset, register_dataset
 
-from causal.graphs import RELATIONS
+from causal.claims import RELATIONS
 from causal.questions import REASONING, Questions, prompt_of
 from causal.rewards import credit
 

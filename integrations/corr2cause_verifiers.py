@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 from pydantic import model_validator
 
 from causal.answers import extract_answer
-from causal.graphs import RELATIONS
+from causal.claims import RELATIONS
 from causal.questions import REASONING, Questions, prompt_of
 from causal.rewards import credit, process_of_row
 

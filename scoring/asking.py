@@ -12,7 +12,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from causal.answers import extract_answer
-from causal.graphs import structure_id
+from causal.classes import structure_id
 from causal.reasoning import CheckedSentence, check_trace, required_steps, write_step
 from causal.wording import parse_input
 from dataset.chat import DAY, as_trained, encode

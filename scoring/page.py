@@ -15,19 +15,10 @@ from io import BytesIO
 
 from matplotlib.figure import Figure
 
+from causal.claims import Claim, claim_on, examine
+from causal.classes import LETTERS, Premise
 from causal.drawing import draw_graph, shown_members
-from causal.graphs import (
-    DAG,
-    LETTERS,
-    Claim,
-    Corr2CauseError,
-    Premise,
-    claim_on,
-    class_size,
-    d_separations,
-    holds,
-    listed_members,
-)
+from causal.graphs import DAG, Corr2CauseError, d_separations
 from causal.reasoning import trace
 from causal.trace_text import write_step
 from causal.vocabulary import RELATION_OF, TEMPLATE_OF
@@ -154,20 +145,18 @@ def svg(names: Sequence[str], edges: Sequence[str], highlight: Sequence[str], in
 
 def exact_part(premise: Premise, claim: Claim) -> str:
     """The claim, the true answer and why, the independences, and the class with its members."""
-    names, members, size = premise.variables, listed_members(premise, claim), class_size(premise)
-    failing = [not holds(dag, claim) for dag in members]
-    template = TEMPLATE_OF[claim.relation]
-    alone, fails = size == 1, sum(failing)
-    at_least = "at least " * (len(members) < size)  # not all are listed
-    graphs = f"{at_least}{fails:,} of {size:,} graphs" if 0 < fails < size else f"all {size:,} graphs"
+    names, found = premise.variables, examine(premise, claim)
+    template, size, fails = TEMPLATE_OF[claim.relation], found.size, any(found.failing)
+    alone = size == 1
+    graphs = f"{found.extent} graphs" if fails and sum(found.failing) < size else f"all {size:,} graphs"
     graphs = "the only graph" if alone else graphs
     why = f"it {'fails' if fails else 'holds'} in {graphs} with these independences"
     stated = [write_independence(one, names) for one in sorted(premise.independences, key=released_order)]
-    highlight, shown = (names[claim.i], names[claim.j]), shown_members(failing)
+    highlight, shown = (names[claim.i], names[claim.j]), shown_members(found.failing)
     panels = [] if alone else [_panel("the class", names, class_edges(premise), highlight)]
     for k in shown:
-        edges = member_edges(members[k], names)
-        panels.append(_panel(f"graph {k + 1}", names, edges, highlight, fails=failing[k]))
+        edges = member_edges(found.members[k], names)
+        panels.append(_panel(f"graph {k + 1}", names, edges, highlight, fails=found.failing[k]))
     more = f"<p>{size - len(shown):,} more are not drawn.</p>" * (len(shown) < size)
     return (
         f"<h3>Claim</h3><p>{escape(write_hypothesis(claim, names, template))}</p>"

@@ -10,8 +10,10 @@ from html import escape
 
 from matplotlib.figure import Figure
 
+from causal.claims import Claim
+from causal.classes import Premise, class_size
 from causal.drawing import draw_graph
-from causal.graphs import Claim, Corr2CauseError, Premise, class_size
+from causal.graphs import Corr2CauseError
 from causal.reasoning import check_trace, trace
 from causal.vocabulary import RELATION_OF
 from causal.wording import class_edges, parse_input

@@ -7,8 +7,10 @@ from itertools import combinations, permutations, product
 import networkx as nx
 from hypothesis import strategies as st
 
-from causal import graphs as g
 from causal import wording as c
+from causal.claims import Claim
+from causal.classes import premise_of
+from causal.graphs import relabel
 from causal.rows import generate_rows
 
 LETTERS = "ABCDEF"
@@ -77,8 +79,8 @@ def random_graph(rng, n):
 
 
 def all_claims(n):
-    ordered = [g.Claim(r, i, j) for r in ("direct", "indirect") for i, j in permutations(range(n), 2)]
-    return ordered + [g.Claim(r, i, j) for r in ("collider", "confounder") for i, j in combinations(range(n), 2)]
+    ordered = [Claim(r, i, j) for r in ("direct", "indirect") for i, j in permutations(range(n), 2)]
+    return ordered + [Claim(r, i, j) for r in ("collider", "confounder") for i, j in combinations(range(n), 2)]
 
 
 @cache
@@ -97,7 +99,7 @@ def premises_and_claims(draw):
     upper = tuple(sum((code >> (v * (v - 1) // 2 + u) & 1) << u for u in range(v)) for v in range(n))
     claim = draw(st.sampled_from(all_claims(n)))
     template = draw(st.sampled_from([t for t in c.TEMPLATES if c.RELATION_OF[t] == claim.relation]))
-    return g.premise_of(g.relabel(upper, order)), claim, template
+    return premise_of(relabel(upper, order)), claim, template
 
 
 def statements(premise_text):

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 from brute_force import brute_force_classes, nx_holds, parsed
 
-from causal import graphs as g
+from causal.claims import RELATIONS
+from causal.classes import Premise
 from causal.questions import REASONING, YES_FROM, Questions, prompt_of
 from causal.reasoning import STYLES, check_trace, trace
 from causal.rewards import PARTIAL_CREDIT, credit
@@ -39,7 +40,7 @@ def test_everything_that_is_asked_for_is_drawn_and_yes_is_as_likely_as_no():
     rows = [FREE[k] for k in range(400)]
     count = Counter(row["label"] for row in rows)
     assert abs(count[1] - count[0]) < 60  # 3 standard deviations
-    assert {row["relation"] for row in rows} == set(g.RELATIONS) == {row["relation"] for row in rows if row["label"]}
+    assert {row["relation"] for row in rows} == set(RELATIONS) == {row["relation"] for row in rows if row["label"]}
     assert {row["num_variables"] for row in rows} == {2, 3, 4}
     names = [parse_claim(row["premise"], row["hypothesis"])[0].variables for row in rows]
     said = {wording_of(row["hypothesis"], variables) for row, variables in zip(rows, names, strict=True)}
@@ -52,7 +53,7 @@ def test_everything_that_is_asked_for_is_drawn_and_yes_is_as_likely_as_no():
 
 def test_relations_can_be_yes_from_so_many_variables_on():
     yes = {(n, RELATION_OF[row["template"]]) for n in (2, 3, 4) for row in generate_rows(n) if row["label"]}
-    assert {relation: min(n for n, kind in yes if kind == relation) for relation in g.RELATIONS} == YES_FROM
+    assert {relation: min(n for n, kind in yes if kind == relation) for relation in RELATIONS} == YES_FROM
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,6 @@ def test_credit_is_whole_for_the_right_answer_and_less_for_the_steps_alone():
 
 
 def test_where_no_graph_satisfies_the_premise_the_answer_alone_earns():
-    premise = write_premise(g.Premise(("A", "B", "C"), frozenset({(0, 1, 0), (1, 2, 0)})))
+    premise = write_premise(Premise(("A", "B", "C"), frozenset({(0, 1, 0), (1, 2, 0)})))
     row = {"premise": premise, "hypothesis": "A directly causes C.", "label": 1}
     assert credit("Pair A C -\nAnswer: Yes", row) == 1 and credit("Pair A C -\nAnswer: No", row) == 0

@@ -10,9 +10,20 @@ from brute_force import LETTERS, all_claims, brute_force_classes, nx_holds, pars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal import graphs as g
 from causal import reasoning as r
 from causal import trace_text
+from causal.claims import Claim, exact_label, relabel_claim
+from causal.classes import (
+    Premise,
+    UnsatisfiableError,
+    first_separators,
+    markov_equivalence_class,
+    pdag,
+    premise_of,
+    relabel_premise,
+)
+from causal.enumeration import representatives
+from causal.graphs import bits, relabel
 from causal.trace_text import MARKS
 from causal.vocabulary import NAMES
 from causal.wording import TAKEN, parse_premise, write_premise
@@ -45,7 +56,7 @@ def mark_of(arrows, skeleton, a, b):
 
 def relabelled(premise, claim, rng):
     order = rng.sample(range(len(premise.variables)), len(premise.variables))
-    return g.relabel_premise(premise, order), g.relabel_claim(claim, order)
+    return relabel_premise(premise, order), relabel_claim(claim, order)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -99,8 +110,8 @@ def test_sections_go_through_every_pair_and_flags_say_what_has_changed(n):
 @pytest.mark.parametrize("n", [3, 4])
 def test_colliders_and_chains_are_those_of_brute_force(n):
     for separations, graphs in brute_force_classes(n).items():
-        premise = g.Premise(g.LETTERS[:n], separations)
-        skeleton, text = graphs[0].to_undirected(), r.trace(premise, g.Claim("direct", 0, 1))
+        premise = Premise(tuple(LETTERS[:n]), separations)
+        skeleton, text = graphs[0].to_undirected(), r.trace(premise, Claim("direct", 0, 1))
         for a, b in combinations(range(n), 2):
             line = re.search(rf"^Ends {LETTERS[a]} {LETTERS[b]} .*$", text, re.M)[0]
             found = re.findall(r" (in|out)\b", line)
@@ -156,15 +167,15 @@ def test_searches_find_what_networkx_reaches(n):
 def test_local_steps_give_the_class_and_decide_every_claim_but_colliders_by_turns(n, structures):
     """Meek's rules 1 to 3 as local look-ups (4 never applies), and a search that finds all but a few colliders."""
     rng, missed = random.Random(n), {}
-    for dag in g.representatives(n, structures):
-        premise = g.premise_of(g.relabel(dag, rng.sample(range(n), n)))
-        steps, marks = r.class_steps(n, g.first_separators(premise))
-        out = g.pdag(premise)
+    for dag in representatives(n, structures):
+        premise = premise_of(relabel(dag, rng.sample(range(n), n)))
+        steps, marks = r.class_steps(n, first_separators(premise))
+        out = pdag(premise)
         for u, v in ((u, v) for u in range(n) for v in range(n) if u != v):
             ends = out[u] >> v & 1, out[v] >> u & 1
             assert marks.table[u][v] == {(0, 0): "none", (1, 1): "-", (1, 0): "->", (0, 1): "<-"}[ends]
         for claim in all_claims(n):
-            label, found = g.exact_label(premise, claim), r.claim_steps(n, marks, claim)[1]
+            label, found = exact_label(premise, claim), r.claim_steps(n, marks, claim)[1]
             assert label or not found
             if label and not found:
                 missed[claim.relation] = missed.get(claim.relation, 0) + 1
@@ -175,7 +186,7 @@ def test_local_steps_give_the_class_and_decide_every_claim_but_colliders_by_turn
 def test_turns_in_a_class_too_large_to_list():
     """Ten variables, all adjacent but two: one of the two is an effect of all the others, in 685,440 graphs."""
     complete = tuple((1 << v) - 1 for v in range(10))
-    premise, claim = g.premise_of((*complete[:9], complete[9] & ~(1 << 8))), g.Claim("collider", 0, 1)
+    premise, claim = premise_of((*complete[:9], complete[9] & ~(1 << 8))), Claim("collider", 0, 1)
     text = r.trace(premise, claim)
     assert text.splitlines()[-2:] == ["By turns A -> J and B -> J, or A -> I and B -> I", "Answer: Yes"]
     assert r.check_trace(text, premise, claim).complete
@@ -186,9 +197,9 @@ def test_turns_in_a_class_too_large_to_list():
 
 def test_an_indirect_cause_by_turns_is_found_in_a_fork():
     """B - A - C is open, B and C cause D: A causes D through B or through C, depending on the member."""
-    premise = g.premise_of((0, 1, 1, 6))  # A -> B, A -> C, B -> D, C -> D
-    assert len(g.markov_equivalence_class(premise)) == 3
-    text = r.trace(premise, g.Claim("indirect", 0, 3))
+    premise = premise_of((0, 1, 1, 6))  # A -> B, A -> C, B -> D, C -> D
+    assert len(markov_equivalence_class(premise)) == 3
+    text = r.trace(premise, Claim("indirect", 0, 3))
     assert text.splitlines()[-7:] == [
         "From A without D at A, A B -, A C - reached nothing",
         "Link A to D, A D none open",
@@ -218,25 +229,25 @@ def checked(premises, claims=all_claims):
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 def test_every_generated_trace_checks_as_right(n):
     rng, orders = random.Random(n), 2 if n < 5 else 0
-    for dag in g.representatives(n):
-        others = (g.relabel(dag, rng.sample(range(n), n)) for _ in range(orders))
-        checked(map(g.premise_of, (dag, *others)))
+    for dag in representatives(n):
+        others = (relabel(dag, rng.sample(range(n), n)) for _ in range(orders))
+        checked(map(premise_of, (dag, *others)))
 
 
 @pytest.mark.parametrize("n, structures", [(6, 60), (7, 20)])
 def test_generated_traces_of_more_variables_check_as_right_in_any_letters(n, structures):
     rng = random.Random(n)
-    dags = [g.relabel(dag, rng.sample(range(n), n)) for dag in g.representatives(n, structures)]
-    checked(map(g.premise_of, dags), lambda n: rng.sample(all_claims(n), 10))
+    dags = [relabel(dag, rng.sample(range(n), n)) for dag in representatives(n, structures)]
+    checked(map(premise_of, dags), lambda n: rng.sample(all_claims(n), 10))
 
 
 @settings(deadline=None)
 @given(st.integers(2, 5), st.randoms(use_true_random=False))
 def test_a_trace_in_other_letters_reads_the_same(n, rng):
-    dag = rng.choice(list(g.representatives(n)))
-    premise, claim = g.premise_of(g.relabel(dag, rng.sample(range(n), n))), rng.choice(all_claims(n))
-    names = tuple(rng.sample([*g.LETTERS, "Rain", "In", "A1", "None"], n))
-    named = g.Premise(names, premise.independences)
+    dag = rng.choice(list(representatives(n)))
+    premise, claim = premise_of(relabel(dag, rng.sample(range(n), n))), rng.choice(all_claims(n))
+    names = tuple(rng.sample([*LETTERS, "Rain", "In", "A1", "None"], n))
+    named = Premise(names, premise.independences)
     for style in r.STYLES:
         text = r.trace(named, claim, style)
         assert [step for _, step in r.read_trace(text, names)] == r.reasoning_steps(premise, claim)
@@ -258,8 +269,8 @@ def test_a_trace_reads_back_with_names_of_several_words_and_of_its_own_words():
         lists += [[f"{word} x", "x1", f"y {word}", "z"], ["Q", f"{word} Q1", "y", "z"]]
     for k, names in enumerate(lists):
         n = 5 if k < len(NAMES) else rng.choice((3, 4))
-        premise = g.premise_of(g.relabel(rng.choice(list(g.representatives(n))), rng.sample(range(n), n)))
-        named = g.Premise(tuple(rng.sample(names, n) if n == 5 else names[:n]), premise.independences)
+        premise = premise_of(relabel(rng.choice(list(representatives(n))), rng.sample(range(n), n)))
+        named = Premise(tuple(rng.sample(names, n) if n == 5 else names[:n]), premise.independences)
         assert parse_premise(write_premise(named)) == named
         for claim in rng.sample(all_claims(n), 2):
             for style in r.STYLES:
@@ -268,8 +279,8 @@ def test_a_trace_reads_back_with_names_of_several_words_and_of_its_own_words():
                 assert r.check_trace(text, named, claim).complete
 
 
-COLLIDER = g.premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1
-CLAIM = g.Claim("indirect", 0, 3)
+COLLIDER = premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1
+CLAIM = Claim("indirect", 0, 3)
 GOOD = """Pair A B none given nothing
 Pair A C -
 Pair A D none given B C
@@ -420,8 +431,8 @@ def swapped(line, variables, rng):
 @given(st.integers(3, 5), st.randoms(use_true_random=False))
 def test_a_sentence_with_one_word_exchanged_is_not_right(n, rng):
     """But where the word makes it another set that separates the pair, by networkx."""
-    graph = g.relabel(rng.choice(list(g.representatives(n))), rng.sample(range(n), n))
-    premise, claim = g.premise_of(graph), rng.choice(all_claims(n))
+    graph = relabel(rng.choice(list(representatives(n))), rng.sample(range(n), n))
+    premise, claim = premise_of(graph), rng.choice(all_claims(n))
     lines = r.trace(premise, claim).splitlines()
     k = rng.randrange(len(lines))
     if lines[k] == "Missing" or lines[k].startswith("By turns"):
@@ -433,9 +444,9 @@ def test_a_sentence_with_one_word_exchanged_is_not_right(n, rng):
         assert found.missing == (exact,) and not found.complete
     else:
         ((_, other),) = [phrase for phrase in step.phrases if phrase[0] == "given"]
-        dag = nx.DiGraph((u, v) for v, mask in enumerate(graph) for u in g.bits(mask))
+        dag = nx.DiGraph((u, v) for v, mask in enumerate(graph) for u in bits(mask))
         dag.add_nodes_from(range(n))
-        assert nx.is_d_separator(dag, {step.head[1]}, {step.head[2]}, set(g.bits(other)))
+        assert nx.is_d_separator(dag, {step.head[1]}, {step.head[2]}, set(bits(other)))
 
 
 @pytest.mark.parametrize(
@@ -494,7 +505,7 @@ def test_another_separating_set_is_right_too():
 
 def test_a_collider_by_turns_names_paths_and_any_list_that_covers_the_class_is_right():
     """A - B with C and D beside both: A and B cause C or D together, depending on the member."""
-    premise, claim = g.premise_of((0, 1, 3, 3)), g.Claim("collider", 0, 1)
+    premise, claim = premise_of((0, 1, 3, 3)), Claim("collider", 0, 1)
     text, exact = r.trace(premise, claim), "By turns A -> C and B -> C, or A -> D and B -> D"
     assert text.splitlines()[-2:] == [exact, "Answer: Yes"] and "Missing" not in text
     longer = "A -> B -> C and B -> C"  # not disjoint
@@ -520,9 +531,9 @@ def test_subjects_are_the_places_of_the_trace():
 
 
 def test_no_reasoning_from_a_premise_that_no_graph_satisfies():
-    premise = g.Premise(g.LETTERS[:3], frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
+    premise = Premise(tuple(LETTERS[:3]), frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
     for call in (lambda: r.trace(premise, CLAIM), lambda: r.check_trace("", premise, CLAIM)):
-        with pytest.raises(g.UnsatisfiableError, match="no graph satisfies"):
+        with pytest.raises(UnsatisfiableError, match="no graph satisfies"):
             call()
 
 

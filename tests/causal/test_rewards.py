@@ -8,9 +8,12 @@ from brute_force import all_claims
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from causal import graphs as g
 from causal import reasoning as r
 from causal.answers import extract_answer
+from causal.claims import Claim, exact_label
+from causal.classes import LETTERS, Premise, UnsatisfiableError, premise_of
+from causal.enumeration import representatives
+from causal.graphs import relabel
 from causal.rewards import (
     NO_ANSWER_REWARD,
     RIGHT_REWARD,
@@ -227,15 +230,15 @@ def test_bad_class_weights(weights):
 
 # ---------------------------------------------------------------- process
 
-CLASSES = {n: list(g.representatives(n)) for n in (2, 3, 4)}
+CLASSES = {n: list(representatives(n)) for n in (2, 3, 4)}
 
 
 @st.composite
 def questions(draw):
     """(premise, claim): any class of 2 to 4 variables in any letters, any claim on it."""
     n = draw(st.integers(2, 4))
-    dag = g.relabel(draw(st.sampled_from(CLASSES[n])), draw(st.permutations(range(n))))
-    return g.premise_of(dag), draw(st.sampled_from(all_claims(n)))
+    dag = relabel(draw(st.sampled_from(CLASSES[n])), draw(st.permutations(range(n))))
+    return premise_of(dag), draw(st.sampled_from(all_claims(n)))
 
 
 def statements(variables):
@@ -266,15 +269,15 @@ def is_true(sentence, premise, claim):
 def test_every_exact_trace_earns_exactly_one(n, style):
     rng = random.Random(n)
     for dag, order in ((dag, order) for dag in CLASSES[n] for order in (range(n), rng.sample(range(n), n))):
-        premise = g.premise_of(g.relabel(dag, order))
+        premise = premise_of(relabel(dag, order))
         for claim in all_claims(n):
             text = r.trace(premise, claim, style)
             assert process_reward(text, premise, claim) == 1.0
-            assert outcome_reward(text, g.exact_label(premise, claim)) == 1.0
+            assert outcome_reward(text, exact_label(premise, claim)) == 1.0
 
 
-PREMISE = g.premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1
-CLAIM = g.Claim("indirect", 0, 3)
+PREMISE = premise_of((0, 0, 3, 4))  # A -> C <- B, C -> D by rule 1
+CLAIM = Claim("indirect", 0, 3)
 TRACE = r.trace(PREMISE, CLAIM)
 REQUIRED = 26  # six lines on pairs, six on triples, two rounds of six, two of the search
 ROUND, AGAIN = "Round 1 C D -, A C ->, A D none rule 1, C D -> changed", "Round 2 C D -> same"
@@ -337,9 +340,9 @@ def test_a_long_sentence_that_is_read_costs_no_more_than_a_short_one():
 
 
 def test_no_process_reward_from_a_premise_that_no_graph_satisfies():
-    premise = g.Premise(g.LETTERS[:3], frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
-    with pytest.raises(g.UnsatisfiableError, match="no graph satisfies"):
-        process_reward("", premise, g.Claim("direct", 0, 1))
+    premise = Premise(LETTERS[:3], frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
+    with pytest.raises(UnsatisfiableError, match="no graph satisfies"):
+        process_reward("", premise, Claim("direct", 0, 1))
 
 
 @settings(deadline=None)
@@ -376,7 +379,7 @@ def test_every_single_corruption_costs(question, style, data):
         del corrupted["unreadable"]  # an answer is one however it is worded
     for name, changed in corrupted.items():
         text = "\n".join(changed)
-        answered = extract_answer(text) is bool(g.exact_label(premise, claim))
+        answered = extract_answer(text) is bool(exact_label(premise, claim))
         assert process_reward(text, premise, claim) <= 1, f"{name}:\n{text}"
         assert process_reward(text, premise, claim) < 1 or not answered, f"{name}:\n{text}"
 
@@ -415,7 +418,7 @@ def test_the_process_reward_is_bounded_and_any_text_has_one(question, text):
 
 def rewards_of(text, premise, claim):
     """(outcome, process)"""
-    label = g.exact_label(premise, claim)
+    label = exact_label(premise, claim)
     return outcome_reward(text, label), process_reward(text, premise, claim)
 
 
@@ -424,7 +427,7 @@ def test_saying_everything_earns_next_to_nothing(n):
     """All statements, the best order for the policy first (true ones), with the right answer."""
     rng = random.Random(n)
     for dag in CLASSES[n]:
-        premise = g.premise_of(g.relabel(dag, rng.sample(range(n), n)))
+        premise = premise_of(relabel(dag, rng.sample(range(n), n)))
         claim = rng.choice(all_claims(n))
         trace, everything = r.trace(premise, claim), [s for about in statements(premise.variables) for s in about]
         true_first = sorted(everything, key=lambda s: not is_true(s, premise, claim))

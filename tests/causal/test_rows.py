@@ -8,8 +8,11 @@ from brute_force import premises_and_claims, rows, statements
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal import graphs as g
 from causal import wording as c
+from causal.claims import Claim, exact_label, relabel_claim
+from causal.classes import LETTERS, Premise, UnsatisfiableError, premise_of, relabel_premise, structure_id
+from causal.enumeration import labelled_premises, representatives
+from causal.graphs import Corr2CauseError, renaming, renamings
 from causal.reasoning import STYLES, trace
 from causal.rows import LETTERINGS, PERTURBATIONS, generate_rows, perturb, render
 from causal.vocabulary import HELD_OUT, KINDS, TELLINGS, TRAINED
@@ -49,7 +52,7 @@ def test_relabelling_is_deterministic_distinct_and_exhaustive():
     for row in first:
         per_structure.setdefault(row["structure_id"], set()).add(row["premise"])
     assert len(per_structure) == 20
-    versions = {g.structure_id(g.premise_of(dag)): len(g.labelled_premises(dag, 0, 99)) for dag in g.representatives(4)}
+    versions = {structure_id(premise_of(dag)): len(labelled_premises(dag, 0, 99)) for dag in representatives(4)}
     assert {key: len(texts) for key, texts in per_structure.items()} == {k: min(4, v) for k, v in versions.items()}
 
 
@@ -60,17 +63,17 @@ def test_relabelling_is_deterministic_distinct_and_exhaustive():
         (lambda: list(generate_rows(1)), "num_variables is 1"),
         (lambda: list(generate_rows(11)), "num_variables is 11"),
         (
-            lambda: perturb(c.parse_premise(GOOD), g.Claim("direct", 0, 1), "parent", "noise", ""),
+            lambda: perturb(c.parse_premise(GOOD), Claim("direct", 0, 1), "parent", "noise", ""),
             "perturbation 'noise'",
         ),
         (lambda: list(generate_rows(3, relabelings=2)), "relabel_seed"),
         (lambda: list(generate_rows(3, relabel_seed=1, relabelings=0)), "relabelings is 0"),
-        (lambda: c.write_hypothesis(g.Claim("direct", 0, 1), "AB", "has_collider"), "does not word a direct claim"),
-        (lambda: trace(c.parse_premise(GOOD), g.Claim("direct", 0, 1), style="verbose"), "trace style 'verbose'"),
+        (lambda: c.write_hypothesis(Claim("direct", 0, 1), "AB", "has_collider"), "does not word a direct claim"),
+        (lambda: trace(c.parse_premise(GOOD), Claim("direct", 0, 1), style="verbose"), "trace style 'verbose'"),
     ],
 )
 def test_settings_out_of_range_are_named(call, message):
-    with pytest.raises(g.Corr2CauseError, match=message):
+    with pytest.raises(Corr2CauseError, match=message):
         call()
 
 
@@ -80,13 +83,13 @@ def test_rows_of_ten_variables_in_random_letters():
     assert len({row["structure_id"] for row in generated}) == 4
     for row in generated[::199]:
         premise, claim = c.parse_input(row["input"])
-        assert g.exact_label(premise, claim) == row["label"] and g.structure_id(premise) == row["structure_id"]
-    nothing = g.labelled_premises((0,) * 10, relabel_seed=0, relabelings=3)
+        assert exact_label(premise, claim) == row["label"] and structure_id(premise) == row["structure_id"]
+    nothing = labelled_premises((0,) * 10, relabel_seed=0, relabelings=3)
     assert len(nothing) == 1
 
 
 def test_a_renaming_is_the_one_of_its_number_in_the_list():
-    assert [g.renaming(5, k) for k in range(120)] == g.renamings(5)
+    assert [renaming(5, k) for k in range(120)] == renamings(5)
 
 
 # ---------------------------------------------------------------- perturbations
@@ -101,16 +104,16 @@ def test_perturbations_keep_the_label(kind, case, key):
     assert (text, hypothesis) == perturb(premise, claim, template, kind, key)
     changed = c.parse_premise(text)
     read = c.parse_hypothesis(hypothesis, changed.variables)
-    assert g.exact_label(changed, read) == g.exact_label(premise, claim)
-    assert g.structure_id(changed) == g.structure_id(premise)
+    assert exact_label(changed, read) == exact_label(premise, claim)
+    assert structure_id(changed) == structure_id(premise)
     assert (changed.variables == premise.variables) != (kind in ("refactorization", "names", "natural"))
     if kind != "relabeling":
         assert (changed.independences, read) == (premise.independences, claim)
 
 
 def test_perturbations_change_what_they_are_named_for():
-    premise = g.premise_of((0, 1, 2, 4))  # A -> B -> C -> D
-    text, claim = c.write_premise(premise), g.Claim("direct", 0, 1)
+    premise = premise_of((0, 1, 2, 4))  # A -> B -> C -> D
+    text, claim = c.write_premise(premise), Claim("direct", 0, 1)
     changed = {kind: perturb(premise, claim, "parent", kind, "key") for kind in PERTURBATIONS}
     assert changed["paraphrase"] == (text, "A directly affects B.")
     assert changed["recombined"] == (text, "A directly influences B.")
@@ -126,7 +129,7 @@ def test_perturbations_change_what_they_are_named_for():
 
 def test_the_examples_of_the_page_are_what_is_written():
     """docs/data.md: each kind of natural text, on the collider A -> C <- B; "…" is what is left out."""
-    premise, claim = c.parse_premise(GOOD), g.Claim("direct", 0, 1)
+    premise, claim = c.parse_premise(GOOD), Claim("direct", 0, 1)
     page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
     found = re.findall(r"^\| `(names|story|hypotheses)`.* \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
     assert {kind for kind, *_ in found} == set(KINDS)
@@ -149,8 +152,8 @@ def test_a_rendered_row_is_what_the_slow_way_writes(case, rng):
     order, wording, style = rng.sample(range(n), n), rng.choice([*c.WORDINGS]), rng.choice(STYLES)
     variables, telling = rng.choice([*LETTERINGS.values(), *KINDS["names"].values()])[:n], rng.choice([*TELLINGS])
     text, hypothesis, reasons = render(premise, claim, template, order, variables, wording, style, telling)
-    written = g.Premise(variables, g.relabel_premise(premise, order).independences)
-    asked = g.relabel_claim(claim, order)
+    written = Premise(variables, relabel_premise(premise, order).independences)
+    asked = relabel_claim(claim, order)
     said = c.write_hypothesis(asked, variables, template, wording)
     assert (text, hypothesis) == (c.write_premise(written, telling=telling), said)
     assert reasons == trace(*c.parse_claim(text, hypothesis), style)
@@ -169,11 +172,11 @@ def test_letterings_are_those_of_the_rows_and_of_the_refactorization():
     ],
 )
 def test_a_row_is_not_rendered_in_an_unknown_way(options, message):
-    with pytest.raises(g.Corr2CauseError, match=message):
-        render(c.parse_premise(GOOD), g.Claim("direct", 0, 1), "parent", (0, 1, 2), "ABC", **options)
+    with pytest.raises(Corr2CauseError, match=message):
+        render(c.parse_premise(GOOD), Claim("direct", 0, 1), "parent", (0, 1, 2), "ABC", **options)
 
 
 def test_no_row_is_rendered_of_a_premise_that_no_graph_satisfies():
-    premise = g.Premise(g.LETTERS[:3], frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
-    with pytest.raises(g.UnsatisfiableError):
-        render(premise, g.Claim("direct", 0, 1), "parent", (0, 1, 2), "ABC")
+    premise = Premise(LETTERS[:3], frozenset({(0, 1, 4), (0, 2, 2), (1, 2, 1)}))
+    with pytest.raises(UnsatisfiableError):
+        render(premise, Claim("direct", 0, 1), "parent", (0, 1, 2), "ABC")

@@ -8,9 +8,11 @@ from brute_force import all_claims, premises_and_claims, rows, statements
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal import graphs as g
 from causal import vocabulary as v
 from causal import wording as c
+from causal.claims import Claim, exact_label
+from causal.classes import LETTERS, Premise, premise_of
+from causal.graphs import Corr2CauseError
 from causal.trace_text import FIXED_WORDS
 from explain import explain
 
@@ -35,15 +37,15 @@ def test_text_to_graph_to_text_is_the_identity():
 
 
 def test_wording_is_the_released_one():
-    assert c.write_premise(g.premise_of((0, 0, 3))) == GOOD
-    chain = c.write_premise(g.premise_of((0, 1, 2, 4)))
+    assert c.write_premise(premise_of((0, 0, 3))) == GOOD
+    chain = c.write_premise(premise_of((0, 1, 2, 4)))
     assert chain.endswith(
         "However, A and C are independent given B. A and C are independent given B and D. "
         "A and D are independent given B. A and D are independent given B and C. A and D are independent given C. "
         "B and D are independent given A and C. B and D are independent given C."
     )
-    assert "follows: A is independent of B." in c.write_premise(g.premise_of((0, 0)))
-    assert c.write_premise(g.premise_of((0, 1))).endswith("follows: A correlates with B.")
+    assert "follows: A is independent of B." in c.write_premise(premise_of((0, 0)))
+    assert c.write_premise(premise_of((0, 1))).endswith("follows: A correlates with B.")
 
 
 @pytest.mark.parametrize("wording", c.WORDINGS)
@@ -53,8 +55,8 @@ def test_every_wording_means_the_same_claim(wording):
             if c.RELATION_OF[template] == claim.relation:
                 text = c.write_hypothesis(claim, "ZYX", template, wording)
                 assert c.parse_hypothesis(text, tuple("ZYX")) == claim
-    assert c.parse_hypothesis("A influences B through some mediator(s).", "AB") == g.Claim("indirect", 0, 1)
-    assert c.parse_hypothesis("Some variable(s) cause(s) both B and A.", "AB") == g.Claim("confounder", 0, 1)
+    assert c.parse_hypothesis("A influences B through some mediator(s).", "AB") == Claim("indirect", 0, 1)
+    assert c.parse_hypothesis("Some variable(s) cause(s) both B and A.", "AB") == Claim("confounder", 0, 1)
 
 
 def test_held_out_wordings_are_new_sentences_of_words_that_the_others_have():
@@ -68,7 +70,7 @@ def test_held_out_wordings_are_new_sentences_of_words_that_the_others_have():
 
 def test_other_letters_and_another_order_of_statements_read_the_same():
     renamed = GOOD.translate(str.maketrans("ABC", "ZYX")).replace("Zll", "All")
-    assert c.parse_premise(renamed) == g.Premise(("Z", "Y", "X"), frozenset({(0, 1, 0)}))
+    assert c.parse_premise(renamed) == Premise(("Z", "Y", "X"), frozenset({(0, 1, 0)}))
     swapped = GOOD.replace("A correlates with C. B correlates with C.", "C correlates with B.  A correlates with C.")
     assert c.parse_premise(swapped) == c.parse_premise(GOOD)
 
@@ -125,7 +127,7 @@ BAD_PREMISES = [
 
 @pytest.mark.parametrize("text, message", BAD_PREMISES)
 def test_malformed_premises_are_named(text, message):
-    with pytest.raises(g.Corr2CauseError, match=message) as caught:
+    with pytest.raises(Corr2CauseError, match=message) as caught:
         c.parse_premise(text)
     assert "\n" not in str(caught.value)
 
@@ -144,7 +146,7 @@ def test_malformed_premises_are_named(text, message):
     ],
 )
 def test_malformed_hypotheses_are_named(text, message):
-    with pytest.raises(g.Corr2CauseError, match=message):
+    with pytest.raises(Corr2CauseError, match=message):
         c.parse_hypothesis(text, ("A", "B", "C"))
 
 
@@ -161,7 +163,7 @@ def test_malformed_hypotheses_are_named(text, message):
     ],
 )
 def test_malformed_inputs_are_named(text, message):
-    with pytest.raises(g.Corr2CauseError, match=message):
+    with pytest.raises(Corr2CauseError, match=message):
         c.split_input(text)
 
 
@@ -206,7 +208,7 @@ def test_mutated_text_is_refused_or_read_for_what_it_says():
         text = mutate(rng, rng.choice(sources)["input"])
         try:
             (answer,) = re.findall("^Answer: (?:Yes|No)$", explain(text), re.MULTILINE)
-        except g.Corr2CauseError as error:
+        except Corr2CauseError as error:
             refused += 1
             assert 20 < len(str(error)) < 400 and "\n" not in str(error)
             continue
@@ -217,7 +219,7 @@ def test_mutated_text_is_refused_or_read_for_what_it_says():
         assert statements(c.write_premise(premise)) == statements(premise_text)
         written = c.write_hypothesis(claim, premise.variables, template)
         assert said_in_other_words(written) == said_in_other_words(hypothesis)
-        label = g.exact_label(premise, claim)
+        label = exact_label(premise, claim)
         assert answer == ("Answer: Yes" if label else "Answer: No")
     assert refused + labelled == 1000 and refused > 600 and labelled > 20
 
@@ -225,16 +227,16 @@ def test_mutated_text_is_refused_or_read_for_what_it_says():
 def test_contradictions_are_told_from_other_faults():
     with pytest.raises(c.ContradictionError, match="both correlated and independent"):
         c.parse_premise(GOOD + " B is independent of C.")
-    with pytest.raises(g.Corr2CauseError) as caught:
+    with pytest.raises(Corr2CauseError) as caught:
         c.parse_premise(GOOD.replace("B correlates with C.", ""))
-    assert type(caught.value) is g.Corr2CauseError
+    assert type(caught.value) is Corr2CauseError
 
 
 # ---------------------------------------------------------------- properties
 
 
 def named(premise, names):
-    return g.Premise(tuple(names[: len(premise.variables)]), premise.independences)
+    return Premise(tuple(names[: len(premise.variables)]), premise.independences)
 
 
 @settings(max_examples=150, deadline=None)
@@ -242,7 +244,7 @@ def named(premise, names):
 def test_text_to_knowledge_to_text_is_the_identity(case, wording, telling, data):
     """In every wording, telling and list of names, and in any two of them together."""
     premise, claim, template = case
-    names = data.draw(st.sampled_from([g.LETTERS, g.LETTERS[::-1], *v.NAMES.values()]))
+    names = data.draw(st.sampled_from([LETTERS, LETTERS[::-1], *v.NAMES.values()]))
     premise = named(premise, data.draw(st.permutations(names)))
     text = c.write_premise(premise, telling=telling)
     hypothesis = c.write_hypothesis(claim, premise.variables, template, wording)
@@ -297,7 +299,7 @@ def _distinctive(kind, variant):
 
 
 def test_a_story_says_each_thing_once_and_takes_its_sentences_in_turn():
-    premise = named(g.premise_of((0, 0, 3, 4)), ["rainfall", "noise", "sales", "stress"])
+    premise = named(premise_of((0, 0, 3, 4)), ["rainfall", "noise", "sales", "stress"])
     text = c.write_premise(premise, telling="report")
     assert text.startswith("Researchers have measured 4 things, rainfall, noise, sales and stress, and nothing")
     assert "Rainfall goes up and down with sales and stress. The figures for noise also move with those for" in text
@@ -312,14 +314,14 @@ def test_a_story_says_each_thing_once_and_takes_its_sentences_in_turn():
         ("4 things", "5 things", "says 5 variables but lists 4"),
         ("goes up and down", "correlates", "cannot read the statement"),
     ):
-        with pytest.raises(g.Corr2CauseError, match=message):
+        with pytest.raises(Corr2CauseError, match=message):
             c.parse_premise(text.replace(old, new, 1))
 
 
 def test_a_name_may_hold_words_of_a_sentence():
     names = ("access to care", "hours of work", "contact with a cause of stress")
     for telling in v.TELLINGS:
-        premise = named(g.premise_of((0, 0, 3)), names)
+        premise = named(premise_of((0, 0, 3)), names)
         assert c.parse_premise(c.write_premise(premise, telling=telling)) == premise
     for wording in c.WORDINGS:
         for claim in all_claims(3):

@@ -11,8 +11,8 @@ import pytest
 from brute_force import nx_d_separations, nx_holds, parsed, rows
 
 import preprocess
-from causal import graphs as g
 from causal import wording as c
+from causal.classes import Premise, markov_equivalence_class, premise_of
 from causal.rows import generate_rows
 from dataset.audit import FILES, audit_table, write_audit
 
@@ -45,7 +45,7 @@ def test_the_released_mistakes_are_found_and_proved(tmp_path):
         assert (entry["given"], entry["exact"]) == (released[entry["row"]]["label"], exact[entry["row"]])
         members = [graph_of(edges, premise) for edges in entry["members"]]
         assert all(nx_d_separations(member) == premise.independences for member in members)
-        assert len(members) == len(g.markov_equivalence_class(premise))
+        assert len(members) == len(markov_equivalence_class(premise))
         assert all(nx_holds(member, claim) for member in members) == entry["exact"]
         if entry["exact"]:
             assert entry["counterexample"] is None
@@ -112,14 +112,14 @@ def test_rows_without_an_exact_label_are_named_and_never_guessed(tmp_path, recor
 
 def test_pairs_that_lack_a_separating_set_are_named(tmp_path):
     """A chain of five without the sets that part A and C; and small sets that leave a pair open."""
-    chain, ring = g.premise_of((0, 1, 2, 4, 8)), g.premise_of((0, 1, 10, 1), 1)
+    chain, ring = premise_of((0, 1, 2, 4, 8)), premise_of((0, 1, 10, 1), 1)
     lost = {stated for stated in chain.independences if stated[:2] == (0, 2)}
     small = {stated for stated in chain.independences if stated[2].bit_count() < 2}
     records = [
         {"input": c.write_input(c.write_premise(premise), "A directly causes B."), "label": 0}
         for premise in (
-            g.Premise(chain.variables, chain.independences - lost),
-            g.Premise(chain.variables, frozenset(small)),
+            Premise(chain.variables, chain.independences - lost),
+            Premise(chain.variables, frozenset(small)),
             ring,
             chain,
         )
@@ -137,7 +137,7 @@ def test_pairs_that_lack_a_separating_set_are_named(tmp_path):
 
 
 def test_a_class_too_large_to_list_is_counted(tmp_path):
-    text = c.write_input(c.write_premise(g.premise_of(tuple((1 << v) - 1 for v in range(8)))), "A directly causes B.")
+    text = c.write_input(c.write_premise(premise_of(tuple((1 << v) - 1 for v in range(8)))), "A directly causes B.")
     (entry,), _, _ = audit(tmp_path, [{"input": text, "label": 1}])
     assert (entry["class_size"], entry["members"]) == (40320, None)
     assert ["B", "A"] in entry["counterexample"] and len(entry["counterexample"]) == 28

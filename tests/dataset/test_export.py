@@ -13,7 +13,8 @@ from huggingface_hub import DatasetCard
 from sklearn.metrics import accuracy_score, f1_score
 
 import preprocess
-from causal import graphs, wording
+from causal import wording
+from causal.classes import LETTERS, Premise
 from causal.rows import PERTURBATIONS, generate_rows
 from dataset.sources import HUB_CONFIGS, HUB_NAME, LABEL_2
 from preprocess import DataConfig, build
@@ -41,7 +42,7 @@ def records() -> list[dict]:
     """Rows of N = 3 under several letters with three wrong labels, and one that no graph satisfies."""
     rows = list(generate_rows(3, relabel_seed=5, relabelings=6))
     records = [{"input": row["input"], "label": row["label"] ^ (k in FLIPPED)} for k, row in enumerate(rows)]
-    odd = graphs.Premise(graphs.LETTERS[:3], frozenset({(0, 1, 4), (1, 2, 1)}))
+    odd = Premise(LETTERS[:3], frozenset({(0, 1, 4), (1, 2, 1)}))
     return [*records, {"input": wording.write_input(wording.write_premise(odd), "A directly causes B."), "label": 1}]
 
 

@@ -3,7 +3,9 @@
 import pytest
 from datasets import Dataset
 
-from causal import graphs, reasoning, vocabulary, wording
+from causal import reasoning, vocabulary, wording
+from causal.claims import exact_label
+from causal.classes import structure_id
 from dataset.chat import encode_rows
 from dataset.reading import load_split
 from dataset.relabelling import FreshRows, trace_style
@@ -20,8 +22,8 @@ def test_relabelled_rows_ask_the_same_in_other_letters(traces):
         premise_text, stated = wording.split_input(text)
         premise, claim = wording.parse_claim(premise_text, hypothesis)
         assert (premise_text, stated) == (relabelled, hypothesis) and written == text
-        assert graphs.structure_id(premise) == row["structure_id"]
-        assert graphs.exact_label(premise, claim) == row["label"]
+        assert structure_id(premise) == row["structure_id"]
+        assert exact_label(premise, claim) == row["label"]
         assert response == reasoning.trace(premise, claim, "full") + "<|end|>"
         assert prompt.replace(text, row["input"]) == row["prompt"]
         changed += prompt != row["prompt"]
@@ -56,7 +58,7 @@ def test_words_and_letters_are_those_that_are_named(traces):
     ):
         premise, claim = wording.parse_claim(text, hypothesis)
         assert premise.variables == ("Z", "Y", "X", "W")
-        assert graphs.exact_label(premise, claim) == row["label"]
+        assert exact_label(premise, claim) == row["label"]
         assert response == reasoning.trace(premise, claim, "full") + "<|end|>"
         words = {name: wording.write_hypothesis(claim, premise.variables, row["template"], name) for name in names}
         assert hypothesis in words.values()
@@ -77,7 +79,7 @@ def test_stories_and_names_are_drawn_anew_for_every_premise(traces):
             rows, columns["premise"], columns["hypothesis"], columns["response"], strict=True
         ):
             premise, claim = wording.parse_claim(text, hypothesis)
-            assert graphs.structure_id(premise) == row["structure_id"] and response.startswith(
+            assert structure_id(premise) == row["structure_id"] and response.startswith(
                 reasoning.trace(premise, claim, "full")
             )
             told.setdefault(row["premise_id"], set()).add(text)

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 from brute_force import rows
 
-from causal import graphs as g
 from causal import vocabulary as v
 from causal import wording as c
+from causal.classes import structure_id
 from causal.rows import PERTURBATIONS, generate_rows, premise_id
 from dataset.splits import (
     BALANCE,
@@ -194,7 +194,7 @@ def test_no_structure_is_in_two_splits_in_other_words():
     assert [row["premise_id"] for row in story] == [row["premise_id"] for row in parts[0]]
     assert {row["premise_id"] for row in names}.isdisjoint(row["premise_id"] for row in parts[0])
     splits = split_rows(everything, "structure", {"validation": 0.2, "test": 0.2}, 0)
-    found = {name: {g.structure_id(c.parse_premise(row["premise"])) for row in part} for name, part in splits.items()}
+    found = {name: {structure_id(c.parse_premise(row["premise"])) for row in part} for name, part in splits.items()}
     assert sum(map(len, found.values())) == len(set().union(*found.values())) == 20
     splits = split_rows(everything[: 2 * len(story)], "premise", {"validation": 0.2, "test": 0.2}, 0)
     found = {name: {row["structure_id"] for row in part} for name, part in splits.items()}

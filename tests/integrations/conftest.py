@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from causal.graphs import exact_label
+from causal.claims import exact_label
 from causal.wording import parse_input
 
 

@@ -12,7 +12,8 @@ import pytest
 from brute_force import rows
 from conftest import ROOT
 
-from causal.graphs import LETTERS, Corr2CauseError, d_separations, markov_equivalence_class
+from causal.classes import LETTERS, markov_equivalence_class
+from causal.graphs import Corr2CauseError, d_separations
 from causal.wording import parse_input
 from scoring import page
 from scoring.asking import load

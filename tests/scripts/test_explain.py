@@ -15,8 +15,10 @@ import pytest
 from brute_force import rows
 from datasets import Dataset, DatasetDict
 
-from causal import graphs as g
 from causal import wording as c
+from causal.claims import MAX_LISTED, holds
+from causal.classes import LETTERS, Premise, markov_equivalence_class, premise_of
+from causal.graphs import d_separations, dag_edges
 from causal.reasoning import STYLES, is_right, read_step, trace
 from explain import explain, main, questions
 from scoring import asking
@@ -65,7 +67,7 @@ def test_explain_prints_what_is_known_in_sections(capsys):
 def test_explained_reasoning_and_counterexample_are_exact(style):
     for row in random.Random(5).sample(rows(4), 60):
         premise, hypothesis = c.parse_premise(row["premise"]), row["hypothesis"]
-        claim, members = c.parse_hypothesis(hypothesis, premise.variables), g.markov_equivalence_class(premise)
+        claim, members = c.parse_hypothesis(hypothesis, premise.variables), markov_equivalence_class(premise)
         found = sections(explain(row["input"], style))
         steps = [line.strip() for line in found[f"Reasoning ({style})"]]
         answer = "Yes" if row["exact"] else "No"
@@ -74,28 +76,28 @@ def test_explained_reasoning_and_counterexample_are_exact(style):
         if row["exact"]:
             assert why == ["  The claim holds in every member of the class."]
             continue
-        failing = sum(not g.holds(dag, claim) for dag in members)
+        failing = sum(not holds(dag, claim) for dag in members)
         named = re.fullmatch(rf"  The claim fails in {failing} of {len(members)} members? .+ member (\d+):", why[0])
         member = members[int(named[1]) - 1]
-        assert not g.holds(member, claim)
+        assert not holds(member, claim)
         edges = {tuple(map(premise.variables.index, edge)) for edge in re.findall(r"(\w) -> (\w)", why[1])}
-        assert edges == set(g.dag_edges(member))
+        assert edges == set(dag_edges(member))
 
 
 def test_a_class_too_large_to_list_is_counted_and_drawn_in_part(tmp_path, capsys):
-    text = c.write_premise(g.premise_of(tuple((1 << v) - 1 for v in range(10))))
+    text = c.write_premise(premise_of(tuple((1 << v) - 1 for v in range(10))))
     asked = f"Premise: {text}\nHypothesis: There exists at least one confounder (i.e., common cause) of A and B."
     assert main([asked, "--figure", str(tmp_path / "class.svg")]) == 0
     out = capsys.readouterr().out
     assert "\nClass: 3,628,800 members (" in out
     share, edges = re.search(r"fails in at least ([\d,]+) of 3,628,800 members .+:\n((?: .+\n)+)", out).groups()
-    assert 1 <= int(share.replace(",", "")) <= g.MAX_LISTED + 1 and edges.count("->") == 45
+    assert 1 <= int(share.replace(",", "")) <= MAX_LISTED + 1 and edges.count("->") == 45
     figure = (tmp_path / "class.svg").read_text()
     assert "<svg" in figure
 
 
 def test_what_small_sets_leave_open_is_one_line(capsys):
-    text = c.write_premise(g.premise_of((0, 1, 10, 1), 1))
+    text = c.write_premise(premise_of((0, 1, 10, 1), 1))
     assert main([f"Premise: {text}\nHypothesis: A directly causes B."]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "leaves open whether A and B (and 4 more pairs) are adjacent" in error
@@ -161,7 +163,7 @@ def test_the_reasoner_is_asked_by_default_and_every_sentence_of_its_is_marked(ca
 
 def test_a_question_that_does_not_fit_into_the_model_is_explained_without_it(capsys):
     """Eight variables that nothing connects: all of their independences are more than the reasoner can read."""
-    premise = g.Premise(g.LETTERS[:8], g.d_separations((0,) * 8))
+    premise = Premise(LETTERS[:8], d_separations((0,) * 8))
     assert main([c.write_input(c.write_premise(premise), "A directly causes B.")]) == 0
     captured = capsys.readouterr()
     assert "\nAnswer: No\n" in captured.out and captured.err == ""

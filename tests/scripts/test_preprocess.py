@@ -14,7 +14,10 @@ from datasets import load_from_disk
 from sklearn.metrics import f1_score
 
 import preprocess
-from causal import graphs, reasoning, wording
+from causal import reasoning, wording
+from causal.claims import exact_label
+from causal.classes import LETTERS, Premise, markov_equivalence_class, relabel_premise
+from causal.graphs import bits
 from causal.rows import PERTURBATIONS, generate_rows, premise_id
 from dataset.chat import encode
 from dataset.reading import check_whole, load_split
@@ -237,7 +240,7 @@ def test_a_premise_is_what_it_says_however_it_is_typed(tmp_path, rows, split):
     turned = [
         {"input": wording.write_input(wording.write_premise(premise), row["hypothesis"]), "label": row["label"]}
         for row in rows
-        for premise in [graphs.relabel_premise(wording.parse_premise(row["premise"]), order)]
+        for premise in [relabel_premise(wording.parse_premise(row["premise"]), order)]
         for premise in [replace(premise, variables=letters)]
     ]
     path = write_jsonl(tmp_path / "often.jsonl", [*typed, *spaced, *shuffled, *turned])
@@ -253,7 +256,7 @@ def meaning(premise: str) -> frozenset:
     parsed = wording.parse_premise(premise)
     names = parsed.variables
     return frozenset(
-        (frozenset({names[i], names[j]}), frozenset(names[v] for v in graphs.bits(given)))
+        (frozenset({names[i], names[j]}), frozenset(names[v] for v in bits(given)))
         for i, j, given in parsed.independences
     )
 
@@ -620,7 +623,7 @@ def test_released_labels_of_the_generator():
 
 
 def test_rows_whose_premise_no_graph_satisfies_keep_a_given_label(tmp_path, rows):
-    every = graphs.Premise(graphs.LETTERS[:3], frozenset({(0, 1, 4), (1, 2, 1)}))
+    every = Premise(LETTERS[:3], frozenset({(0, 1, 4), (1, 2, 1)}))
     text = wording.write_input(wording.write_premise(every), "A directly causes B.")
     records = [{"input": row["input"], "label": row["label"]} for row in rows] + [{"input": text, "label": 1}]
     path = write_jsonl(tmp_path / "rows.jsonl", records)
@@ -671,7 +674,7 @@ def test_ten_variables_in_premises_of_small_sets():
     for row in all_rows(splits)[::97]:
         premise, claim = wording.parse_claim(row["premise"], row["hypothesis"])
         assert premise.max_given == 1 and len(row["premise"]) < 20_000
-        assert graphs.exact_label(premise, claim) == row["label"]
+        assert exact_label(premise, claim) == row["label"]
 
 
 def test_full_traces_are_right(rows):
@@ -874,8 +877,8 @@ def test_edges_are_those_of_the_class(monkeypatch, tmp_path):
     dataset = load_from_disk(out)
     assert dataset["train"].column_names == list(preprocess.COLUMNS)
     for row in (row for part in dataset.values() for row in part):
-        members = graphs.markov_equivalence_class(wording.parse_premise(row["premise"]))
-        arrows = [{(u, v) for v, mask in enumerate(dag) for u in graphs.bits(mask)} for dag in members]
+        members = markov_equivalence_class(wording.parse_premise(row["premise"]))
+        arrows = [{(u, v) for v, mask in enumerate(dag) for u in bits(mask)} for dag in members]
         always, ever = set.intersection(*arrows), set.union(*arrows)
         assert {tuple(edge) for edge in row["edges"]["directed"]} == always
         assert {tuple(edge) for edge in row["edges"]["undirected"]} == {tuple(sorted(edge)) for edge in ever - always}
