@@ -20,7 +20,7 @@ from causal.enumeration import random_dags
 from causal.graphs import Corr2CauseError
 from causal.rows import DRAWN_LETTERINGS, claims_of, draw_letters, exact_labeller, render
 from causal.trace_text import STYLES
-from causal.vocabulary import WORDINGS
+from causal.vocabulary import DRAWN_WORDINGS, draw, variants
 from causal.wording import write_input
 
 QUESTION = "Decide whether the hypothesis follows from the premise. "
@@ -67,7 +67,7 @@ class Questions:
         for setting, values, known in (
             ("num_variables", self.num_variables, sizes),
             ("relations", self.relations, RELATIONS),
-            ("wordings", self.wordings, WORDINGS),
+            ("wordings", self.wordings, [name for name in DRAWN_WORDINGS if variants("hypotheses", name)]),
             ("letterings", self.letterings, DRAWN_LETTERINGS),
         ):
             listed = isinstance(values, Sequence) and not isinstance(values, str)
@@ -98,7 +98,7 @@ class Questions:
         drawn = _claims(n, relation, key, rng)
         premise, claim, template, label = next(found for found in drawn if wanted in (None, found[-1]))
         letters = draw_letters(rng.choice(self.letterings), n, rng)
-        order, wording = rng.sample(range(n), n), rng.choice(self.wordings)
+        order, wording = rng.sample(range(n), n), draw("hypotheses", self.wordings, rng)
         written = render(premise, claim, template, order, letters, wording, self.style)
         return {
             "input": write_input(written.premise, written.hypothesis),

@@ -30,7 +30,7 @@ from causal.wording import (
 )
 
 NATURAL = ("names", "story", "hypotheses")  # each in variants that are held out
-PERTURBATIONS = ("paraphrase", "recombined", "refactorization", "relabeling", "reordering", *NATURAL, "natural")
+PERTURBATIONS = (*HELD_OUT["hypotheses"], "refactorization", "relabeling", "reordering", *NATURAL, "natural")
 LETTERINGS = {"released": LETTERS, "refactorization": LETTERS[::-1]}  # A, B, C... and Z, Y, X...
 DRAWN_LETTERINGS = (*LETTERINGS, *(f"{name}-spread" for name in LETTERINGS))  # what `draw_letters` takes
 SPREAD = 7  # so many letters of a lettering does `draw_letters` choose from

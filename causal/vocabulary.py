@@ -6,6 +6,7 @@ wording.py writes texts of these and reads them back.
 
 import random
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
@@ -98,12 +99,56 @@ _OTHER_WORDINGS = {
         "There is a variable which influences both {a} and {b}.",
     ),
 }
+HELD_OUT_WORDINGS = ("paraphrase", "recombined", "recast", "restated")
+# Parts of some of these, in every combination that is not among them. Who has been taught them has seen each part of
+# `paraphrase` and `recombined` in many company, and still none of their sentences.
+_VERBS = ("cause", "influence", "affect")
+_THINGS = ("some variable(s)", "some other variable(s)", "something else")
+_MEANS = ("some mediator(s)", "some other variable(s)", "something else")
+_FRAMES = (  # {v} is a verb
+    (
+        "{a} directly {v}s {b}.",
+        "{a} {v}s {b} directly.",
+        "{a} {v}s {b} without any mediator(s).",
+        "{a} {v}s {b} without any mediator(s) between them.",
+        "{a} {v}s {b} directly, without any mediator(s).",
+    ),
+    (
+        *(f"{{a}} {{v}}s {{b}} through {means}." for means in _MEANS),
+        *(f"{{a}} is a cause of {{b}} through {means}." for means in _MEANS),
+        "{a} {v}s something else which {v}s {b}.",
+    ),
+    (
+        *(f"{{a}} and {{b}} both {{v}} {thing}." for thing in _THINGS),
+        *(f"{{a}} and {{b}} together {{v}} {thing}." for thing in _THINGS),
+        *(f"{{a}} and {{b}} {{v}} {thing} together." for thing in _THINGS),
+        *(f"Together, {{a}} and {{b}} {{v}} {thing}." for thing in _THINGS),
+    ),
+    (
+        *(f"{thing.capitalize()} {{v}} both {{a}} and {{b}}." for thing in _THINGS[:2]),
+        *(f"{thing.capitalize()} {{v}}(s) both {{a}} and {{b}}." for thing in _THINGS[:2]),
+        *(f"{thing.capitalize()} {{v}}(s) {{a}} and also {{b}}." for thing in _THINGS[:2]),
+    ),
+)
+
+
+def _composed() -> dict[str, tuple[str, str, str, str]]:
+    """Wordings of all combinations: as many as the relation with the most has, where others begin again."""
+    taken = {*_RELEASED.values(), *chain.from_iterable(_OTHER_WORDINGS.values())}
+    filled = ([frame.replace("{v}", verb) for frame in frames for verb in _VERBS] for frames in _FRAMES)
+    lists = [[sentence for sentence in dict.fromkeys(sentences) if sentence not in taken] for sentences in filled]
+    return {
+        f"composed-{k + 1}": tuple(sentences[k % len(sentences)] for sentences in lists)
+        for k in range(max(map(len, lists)))
+    }
+
+
+_COMPOSED = _composed()
 # name: {template: wording}
 WORDINGS = {"released": _RELEASED} | {
     name: dict(zip(TEMPLATES, (direct, direct, indirect, indirect, collider, confounder), strict=True))
-    for name, (direct, indirect, collider, confounder) in _OTHER_WORDINGS.items()
+    for name, (direct, indirect, collider, confounder) in (_OTHER_WORDINGS | _COMPOSED).items()
 }
-HELD_OUT_WORDINGS = ("paraphrase", "recombined", "recast", "restated")
 
 # ---------------------------------------------------------------- premises
 
@@ -250,25 +295,29 @@ HELD_OUT_NAMES = ("ocean", "office", "factory")
 KINDS = {"hypotheses": WORDINGS, "story": TELLINGS, "names": NAMES}  # the name of a kind stands for its variants
 HELD_OUT = {"hypotheses": HELD_OUT_WORDINGS, "story": HELD_OUT_TELLINGS, "names": HELD_OUT_NAMES}
 TRAINED = {
-    kind: tuple(name for name in table if name != "released" and name not in HELD_OUT[kind])
+    kind: tuple(name for name in table if name not in ("released", *HELD_OUT[kind], *_COMPOSED))
     for kind, table in KINDS.items()
 }
-DRAWN_WORDINGS = tuple(dict.fromkeys((*WORDINGS, *KINDS, *TELLINGS, *NAMES)))
+GROUPS = TRAINED | {"composed": tuple(_COMPOSED)}  # names that stand for one of several
+DRAWN_WORDINGS = tuple(name for name in dict.fromkeys((*WORDINGS, *GROUPS, *TELLINGS, *NAMES)) if name not in _COMPOSED)
 
 
 def draw(kind: str, wordings: Sequence[str], rng: random.Random) -> str | None:
     """One of those `wordings` that are of the kind, one of KINDS; None if there is none.
 
     `released` is of every kind (of names it means: as they are). The name of a kind stands for one of its variants that
-    are neither released nor held out.
+    are neither released nor held out, `composed` for one of these hypotheses.
     """
-    fitting = [name for name in wordings if name in ("released", kind) or name in KINDS[kind]]
+    fitting = [name for name in wordings if name == "released" or variants(kind, name)]
     name = rng.choice(fitting) if fitting else None
-    return rng.choice(TRAINED[kind]) if name == kind else name
+    return rng.choice(GROUPS[name]) if name in GROUPS else name
 
 
 def drawn(kind: str, wordings: Sequence[str]) -> set[str]:
     """All that `draw` may give besides `released`."""
-    return {name for name in KINDS[kind] if name in wordings or (kind in wordings and name in TRAINED[kind])} - {
-        "released"
-    }
+    return {variant for name in wordings for variant in variants(kind, name)} - {"released"}
+
+
+def variants(kind: str, name: str) -> list[str]:
+    """The variants of the kind that the name stands for: those of a group, or itself; none if it is of another kind."""
+    return [variant for variant in GROUPS.get(name, (name,)) if variant in KINDS[kind]]

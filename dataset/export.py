@@ -19,7 +19,7 @@ from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
-from causal.graphs import RELATIONS
+from causal.claims import RELATIONS
 from causal.vocabulary import RELATION_OF
 from dataset.report import perfect_reasoner
 from dataset.sources import HUB_NAME, LABEL_2
@@ -65,6 +65,8 @@ OF_SPLIT = {
 OF_PERTURBATION = {
     "paraphrase": "the hypothesis in the words of the public paraphrased set",
     "recombined": "the hypothesis in other words again",
+    "recast": "the hypothesis in a third kind of words",
+    "restated": "the hypothesis in a fourth kind of words",
     "refactorization": "Z, Y, X… for A, B, C…",
     "relabeling": "the letters trade places, at random",
     "reordering": "the independences in another order, at random",

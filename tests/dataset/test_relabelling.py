@@ -42,7 +42,7 @@ def test_every_epoch_has_letters_of_its_own_and_repeats_itself(traces):
 
 def test_a_share_of_the_rows_is_written_as_all_of_them_are(traces):
     rows = load_split(traces, "train").select(range(40))
-    options = ("full", 3, list(wording.WORDINGS), ["released", "refactorization"])
+    options = ("full", 3, ["hypotheses", "composed"], ["released", "refactorization"])
     whole = FreshRows(rows, *options).columns(1)
     parts = [FreshRows(rows.shard(2, rank, contiguous=True), *options).columns(1) for rank in (0, 1)]
     assert whole == {name: parts[0][name] + parts[1][name] for name in whole}
@@ -107,7 +107,7 @@ def test_no_epoch_has_a_longer_row_than_is_foreseen(traces, tokenizer):
 def test_without_wordings_a_hypothesis_keeps_its_own(traces):
     rows = list(load_split(traces, "train").select(range(40)))
     rows = [row | {"row": k} for k, row in enumerate(rows)]
-    for name in wording.WORDINGS:
+    for name in wording.WORDINGS.keys() & vocabulary.DRAWN_WORDINGS:
         changed = reworded(rows, [name], 0)
         prompts = [row["prompt"].replace(old["input"], row["input"]) for old, row in zip(rows, changed, strict=True)]
         changed = [row | {"prompt": prompt} for row, prompt in zip(changed, prompts, strict=True)]
