@@ -295,7 +295,9 @@ def test_classes_of_millions_are_counted_and_labelled_without_listing_them(monke
     premise = premise_of(complete)
     assert class_size(premise) == factorial(10)
     assert not any(exact_label(premise, claim) for claim in all_claims(10))
-    assert len(examine(premise, Claim("direct", 0, 1)).members) == MAX_LISTED
+    assert len(examine(premise, Claim("direct", 1, 0)).members) == MAX_LISTED
+    members, failing, _ = examine(premise, Claim("direct", 0, 1))  # it holds in the first so many
+    assert len(members) == MAX_LISTED + 1 and failing == [False] * MAX_LISTED + [True]
     almost = premise_of((*complete[:9], complete[9] & ~(1 << 8)))
     # An order of the other nine with one of the pair last, or the other; both are last in 8! graphs counted twice.
     assert class_size(almost) == 2 * factorial(9) - factorial(8)

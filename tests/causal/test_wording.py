@@ -261,7 +261,9 @@ def test_text_to_knowledge_to_text_is_the_identity(case, wording, telling, data)
     assert c.parse_premise(text) == premise and c.telling_of(text) == telling
     assert c.split_input(c.write_input(text, hypothesis)) == (text, hypothesis)
     read, read_template = c.read_hypothesis(hypothesis, premise.variables)
-    assert read == claim and c.wording_of(hypothesis, premise.variables) == wording
+    found = c.wording_of(hypothesis, premise.variables)  # composed ones share sentences
+    assert read == claim and (found == wording or {found, wording} <= {*v.GROUPS["composed"]})
+    assert c.write_hypothesis(claim, premise.variables, template, found) == hypothesis
     assert c.write_hypothesis(read, premise.variables, read_template, wording) == hypothesis
     assert c.parse_premise(c.write_premise(premise, data.draw(st.randoms()), telling)) == premise
 
