@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments.results import LAUNCH, stage  # noqa: E402
+from experiments.results import LAUNCH, RESUME, stage  # noqa: E402
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
         output = folder / name
         settings = ["--config", options.recipe, "--model", model, "--dataset", dataset, "--max_steps", options.steps]
         settings += ["--seed", seed, "--output_dir", output, "--logging_dir", folder / "curves" / name]
-        stage(name, output, [*launch, "train_sft.py", *settings], logs)
+        stage(name, output, [*launch, "train_sft.py", *settings], logs, RESUME)
         return str(output)
 
     def answer(name: str, model: str, split: list[str], rows: int, seed: int) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments.results import LAUNCH, row, stage, with_interval  # noqa: E402
+from experiments.results import LAUNCH, RESUME, row, stage, with_interval  # noqa: E402
 
 ALL_ROWS = ["--relabelings", "0", "--validation_fraction", "0", "--test_fraction", "1", "--train_mix", "1", "1", "1"]
 LARGER = ["--num_variables", "7", "--structures", "60", "--relabelings", "1", "--max_length", "2000"]
@@ -78,13 +78,13 @@ def main() -> None:
     model = folder / "traces"
     command = [*launch, "train_sft.py", "--config", "configs/sft_reasoner.yaml", "--seed", options.seed]
     command += ["--dataset", data / "taught", "--output_dir", model, "--logging_dir", folder / "curves" / "traces"]
-    stage("traces", model, [*command, *more_options], logs)
+    stage("traces", model, [*command, *more_options], logs, RESUME)
     if options.rounds:
         rounds = folder / "rounds"
         command = [sys.executable, "experiments/corrections.py", "--alone", "--model", model]
         command += ["--dataset", data / "taught", "--rounds", options.rounds, "--steps", options.steps]
         command += ["--rows", options.rows, "--processes", options.processes, "--seed", options.seed]
-        stage("rounds", rounds, [*command, "--output_dir", rounds], logs)
+        stage("rounds", rounds, [*command, "--output_dir", rounds], logs, resume=[])
         model = rounds / f"corrected_{options.rounds}"
     print(f"{(time.monotonic() - seconds) / 60:.0f} minutes for what of data and trainings was left to do", flush=True)
 

@@ -42,6 +42,7 @@ LAUNCH = {
     1: [sys.executable],
     2: [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2_2xcpu.yaml"],
 }
+RESUME = ["--resume_from", "latest"]  # of a training
 SPLITS = ("test", "test_paraphrase", "test_relabeling")
 BALANCED = ("--class_weights", "0.6", "3.05")  # inverse to the shares of No and Yes
 # Passes over a prompt's tokens: GRPO samples, scores the reference and updates (a forward and a backward pass, which
@@ -183,20 +184,24 @@ def run(command: list, log: Path) -> None:
     """Run a stage in the project's root, its output in `log`; its last lines are shown where it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"} | os.environ
-    with log.open("w") as file:
+    with log.open("a") as file:
         done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         sys.exit(f"error: {' '.join(map(str, command))} failed; the end of {log}:\n{tail}")
 
 
-def stage(name: str, target: Path, command: list, logs: Path) -> None:
-    """Run `command`, which fills `target`, unless it has been done; a half-done one is started anew."""
+def stage(name: str, target: Path, command: list, logs: Path, resume: list | None = None) -> None:
+    """Run `command`, which fills `target`, unless it has been done.
+
+    A half-done one is started anew, or with the options `resume` goes on with what there is.
+    """
     if (target / ".done").exists():
         return
-    shutil.rmtree(target, ignore_errors=True)
+    if resume is None:
+        shutil.rmtree(target, ignore_errors=True)
     print(f"{logs.parent.name}: {name}", flush=True)
-    run(command, logs / f"{slug(name)}.log")
+    run([*command, *(resume or [])], logs / f"{slug(name)}.log")
     (target / ".done").touch()
 
 
@@ -224,7 +229,7 @@ def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
             options = ["--config", f"configs/{model.recipe}.yaml", "--seed", seed, "--output_dir", output]
             options += ["--dataset", data / slug(model.dataset), "--logging_dir", folder / "curves" / name]
             options += [*model.options, *(["--model", folder / "models" / slug(model.start)] if model.start else [])]
-            stage(name, output, [*launch, model.script, *options], logs)
+            stage(name, output, [*launch, model.script, *options], logs, RESUME)
         for dataset, split in tests:
             results = test_folder(folder, dataset, split) / slug(name)
             options = ["--name", name, "--model", output, "--dataset", data / slug(dataset), "--split", split]

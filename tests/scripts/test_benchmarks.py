@@ -287,6 +287,11 @@ def test_an_interrupted_stage_is_done_anew_and_a_done_one_is_not(results, tmp_pa
     assert (target / "x").read_text() == "a" and not (target / "half").exists()
     results.stage("one", target, [sys.executable, "-c", code, target, "b"], logs)
     assert (target / "x").read_text() == "a"
+    going = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); (p / 'x').write_text((p / 'half').read_text())"
+    (target / ".done").unlink()
+    (target / "half").write_text("half done")
+    results.stage("one", target, [sys.executable, "-c", going], logs, [target])
+    assert (target / "x").read_text() == "half done", "it goes on with what there is"
     with pytest.raises(SystemExit, match="failed; the end of .*two.log:(?s:.*)ZeroDivisionError"):
         results.stage("two", tmp_path / "other", [sys.executable, "-c", "1 / 0"], logs)
 
