@@ -20,11 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from causal import (
-    graphs,  # noqa: E402
-    released,  # noqa: E402
-    wording,  # noqa: E402
-)
+from causal import claims, classes, enumeration, graphs, released, wording  # noqa: E402
 from causal import rows as task_rows  # noqa: E402
 
 STAGES = ("graphs", "classes", "separations", "pdags", "text", "columns", "rows")
@@ -32,7 +28,7 @@ STAGES = ("graphs", "classes", "separations", "pdags", "text", "columns", "rows"
 
 def clear_caches() -> None:
     """Empties the caches of the oracle, so that a repeat repeats the work."""
-    for module in (graphs, wording, task_rows):
+    for module in (graphs, classes, claims, enumeration, wording, task_rows):
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
@@ -48,11 +44,11 @@ def timed(times: dict[str, float], stage: str, work: Callable):
 def exact_stages(n: int) -> tuple[dict[str, float], list[dict]]:
     """Seconds by stage, and the rows, with exact labels."""
     times: dict[str, float] = {}
-    timed(times, "graphs", lambda: list(graphs.unlabelled_dags(n)))
-    dags = timed(times, "classes", lambda: list(graphs.representatives(n)))
+    timed(times, "graphs", lambda: list(enumeration.unlabelled_dags(n)))
+    dags = timed(times, "classes", lambda: list(enumeration.representatives(n)))
     times["classes"] -= times["graphs"]  # the classes are found while the graphs are listed
-    premises = timed(times, "separations", lambda: [graphs.premise_of(dag) for dag in dags])
-    timed(times, "pdags", lambda: [graphs.pdag(premise) for premise in premises])
+    premises = timed(times, "separations", lambda: [classes.premise_of(dag) for dag in dags])
+    timed(times, "pdags", lambda: [classes.pdag(premise) for premise in premises])
     texts = timed(times, "text", lambda: [wording.write_premise(premise) for premise in premises])
     timed(times, "columns", lambda: list(map(task_rows.premise_columns, premises, texts)))
     rows = timed(times, "rows", lambda: [row for p in premises for row in task_rows.rows_of_premise(p)])
@@ -63,8 +59,8 @@ def exact_stages(n: int) -> tuple[dict[str, float], list[dict]]:
 def released_stages(n: int) -> tuple[dict[str, float], list[dict]]:
     """Seconds for the classes as the public generator has them, and for their rows with both labels."""
     times: dict[str, float] = {}
-    classes = timed(times, "classes", lambda: list(released.released_classes(n)))
-    rows = timed(times, "rows", lambda: [row for c in classes for row in task_rows.rows_of_premise(c.premise, c.label)])
+    found = timed(times, "classes", lambda: list(released.released_classes(n)))
+    rows = timed(times, "rows", lambda: [row for c in found for row in task_rows.rows_of_premise(c.premise, c.label)])
     return times, rows
 
 
