@@ -65,7 +65,7 @@ def check_adapter(path: str) -> None:
     from_base = f"start from its base, {base}"
     fold = f"fold it into its base with merge.py, or {from_base}"
     if kind != "LORA":
-        remedy = from_base if known[kind](task_type="CAUSAL_LM").is_prompt_learning else fold
+        remedy = from_base if issubclass(known[kind], peft.PromptLearningConfig) else fold
         raise ValueError(f"{name}: its adapter is {kind}, not LoRA; {remedy}")
     fields = {field.name: field for field in dataclasses.fields(peft.LoraConfig)}
     # A feature of a later version that is off is written as None, False or empty; numbers and words qualify another.

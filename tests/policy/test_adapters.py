@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import SMALL, VOCABULARY, build_model, randomize_lora_b
 from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from policy.adapters import (
     add_reference,
+    check_adapter,
     disable_dropout,
     experts_note,
     folded,
@@ -207,6 +209,15 @@ def test_other_kinds_are_refused_by_name(config, remedy, base_dir, tmp_path):
     get_peft_model(load_base(base_dir, "none", **CPU), config).save_pretrained(tmp_path)
     for line in (refusal(tmp_path), pytest.raises(ValueError, check_model, str(tmp_path)).value.args[0]):
         assert remedy.split(" .*")[0] in line and remedy.split(".*")[1] in line
+
+
+@pytest.mark.parametrize("kind", sorted(kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind != "LORA"))
+def test_every_other_kind_that_peft_knows_is_refused_by_name(kind, base_dir, tmp_path):
+    """Its file alone is enough: whatever peft wants a configuration of the kind to have is not asked for."""
+    written = {"peft_type": kind, "task_type": "CAUSAL_LM", "base_model_name_or_path": base_dir}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=f"its adapter is {kind}, not LoRA; (fold it into|start from) its base"):
+        check_adapter(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -175,10 +175,12 @@ def test_what_cannot_be_right_is_refused_in_one_line(case, tmp_path, tokenizer, 
 def test_a_model_is_trained_and_evaluated(case, tmp_path, tokenizer, dataset):
     base = saved(case, tmp_path / "model", tokenizer)
     common = {"dataset": dataset, "quantization": "none", "max_steps": 2, "eval_rows": 4, "max_new_tokens": 12}
-    common |= {"logging_dir": tmp_path / "logs", "learning_rate": 1e-3}
-    run_here("train_sft", model=base, output_dir=tmp_path / "sft", adaptation="full", batch_size=8, **common)
-    more = {"prompts_per_step": 4, "num_generations": 4}
-    run_here("train_grpo", model=tmp_path / "sft", output_dir=tmp_path / "grpo", **more, **common)
+    common |= {"learning_rate": 1e-3}
+    sft, grpo = (
+        {"output_dir": tmp_path / stage, "logging_dir": tmp_path / "logs" / stage} for stage in ("sft", "grpo")
+    )
+    run_here("train_sft", model=base, adaptation="full", batch_size=8, **sft, **common)
+    run_here("train_grpo", model=tmp_path / "sft", prompts_per_step=4, num_generations=4, **grpo, **common)
     for mode in ("generate", "score"):
         printed = run_here("evaluate", model=tmp_path / "grpo", mode=mode, split="test", output_dir=tmp_path / mode)
         assert "F1" in printed
