@@ -10,8 +10,8 @@ from brute_force import LETTERS, all_claims, brute_force_classes, nx_holds, pars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from causal import classes, trace_text
 from causal import reasoning as r
-from causal import trace_text
 from causal.claims import Claim, exact_label, relabel_claim
 from causal.classes import (
     Premise,
@@ -246,7 +246,7 @@ def test_generated_traces_of_more_variables_check_as_right_in_any_letters(n, str
 def test_a_trace_in_other_letters_reads_the_same(n, rng):
     dag = rng.choice(list(representatives(n)))
     premise, claim = premise_of(relabel(dag, rng.sample(range(n), n))), rng.choice(all_claims(n))
-    names = tuple(rng.sample([*LETTERS, "Rain", "In", "A1", "None"], n))
+    names = tuple(rng.sample([*classes.LETTERS, "Rain", "In", "A1", "None"], n))
     named = Premise(names, premise.independences)
     for style in r.STYLES:
         text = r.trace(named, claim, style)
