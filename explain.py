@@ -57,13 +57,12 @@ def explain(text: str, style: str = "compact", given_label: int | None = None) -
     names, found = premise.variables, examine(premise, claim)
     stated = sorted(premise.independences, key=released_order)
     steps = trace(premise, claim, style).splitlines()
-    exact, size = int(not any(found.failing)), f"{found.size:,} member{'s' * (found.size != 1)}"
+    exact, members = int(not any(found.failing)), f"member{'s' * (found.size != 1)}"
     if exact:
         why = ["The claim holds in every member of the class."]
     else:
         first = found.failing.index(True)
-        share = f"{found.extent} member{'s' * (found.size != 1)}"
-        why = [f"The claim fails in {share} of the class, for example in member {first + 1}:"]
+        why = [f"The claim fails in {found.extent} {members} of the class, for example in member {first + 1}:"]
         why += [f"  {line}" for line in _wrapped(member_edges(found.members[first], names))]
     if given_label not in (None, exact):
         why += [f"The given label is {given_label} ({_answer(given_label)}), which is wrong."]
@@ -71,7 +70,7 @@ def explain(text: str, style: str = "compact", given_label: int | None = None) -
     return "\n\n".join((
         _section("Claim", [split_input(text)[1]]),
         _section(f"Independences: {len(stated)}", [write_independence(statement, names) for statement in stated]),
-        _section(f"Class: {size}{legend}", _wrapped(class_edges(premise))),
+        _section(f"Class: {found.size:,} {members}{legend}", _wrapped(class_edges(premise))),
         _section(f"Reasoning ({style})", steps[:-1]),  # the last step is the answer
         _section(f"Answer: {_answer(exact)}", why),
     ))  # fmt: skip

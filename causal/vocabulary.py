@@ -6,6 +6,7 @@ wording.py writes texts of these and reads them back.
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ _OTHER_WORDINGS = {
 }
 HELD_OUT_WORDINGS = ("paraphrase", "recombined", "recast", "restated")
 # Parts of some of these, in every combination that is not among them. Who has been taught them has seen each part of
-# `paraphrase` and `recombined` in many company, and still none of their sentences.
+# `paraphrase` and `recombined` beside many others, and still none of their sentences.
 _VERBS = ("cause", "influence", "affect")
 _THINGS = ("some variable(s)", "some other variable(s)", "something else")
 _MEANS = ("some mediator(s)", "some other variable(s)", "something else")
@@ -318,6 +319,7 @@ def drawn(kind: str, wordings: Sequence[str]) -> set[str]:
     return {variant for name in wordings for variant in variants(kind, name)} - {"released"}
 
 
-def variants(kind: str, name: str) -> list[str]:
+@cache
+def variants(kind: str, name: str) -> tuple[str, ...]:
     """The variants of the kind that the name stands for: those of a group, or itself; none if it is of another kind."""
-    return [variant for variant in GROUPS.get(name, (name,)) if variant in KINDS[kind]]
+    return tuple(variant for variant in GROUPS.get(name, (name,)) if variant in KINDS[kind])

@@ -181,7 +181,7 @@ ARMS = {
 
 
 def run(command: list, log: Path) -> None:
-    """Run a stage in the project's root, its output in `log`; its last lines are shown where it fails."""
+    """Run a stage in the project's root, its output at the end of `log`; its last lines are shown where it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"} | os.environ
     with log.open("a") as file:
@@ -198,10 +198,12 @@ def stage(name: str, target: Path, command: list, logs: Path, resume: list | Non
     """
     if (target / ".done").exists():
         return
+    log = logs / f"{slug(name)}.log"
     if resume is None:
         shutil.rmtree(target, ignore_errors=True)
+        log.unlink(missing_ok=True)
     print(f"{logs.parent.name}: {name}", flush=True)
-    run([*command, *(resume or [])], logs / f"{slug(name)}.log")
+    run([*command, *(resume or [])], log)
     (target / ".done").touch()
 
 
