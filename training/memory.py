@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
 from dataset.reading import read_report
-from policy.adapters import adapter_config, check_adapter, lora_targets
+from policy.adapters import adapter_config, base_revision, check_adapter, lora_targets
 from policy.loading import empty_model, model_shape, recompute_activations, with_layers
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import generate
@@ -57,6 +57,7 @@ class Recipe(Protocol):
     """The settings that decide what takes memory, of train_sft.py and train_grpo.py alike."""
 
     model: str
+    revision: str | None
     dataset: str
     quantization: str
     lora_r: int
@@ -108,14 +109,14 @@ def demand_of(recipe: SftRecipe | GrpoRecipe, dtype: torch.dtype = torch.bfloat1
         dropout, reference = 0.0, recipe.beta > 0
     else:
         dropout, reference = recipe.lora_dropout, False
-    base, rank, targets = model_and_adapter(recipe)
+    base, shape, rank, targets = model_and_adapter(recipe)
     cache, update = (1 if n == AUTO else n for n in (recipe.cache_tokens, recipe.micro_batch_tokens))
     row = longest_row(recipe.dataset)
     cache_tokens = max(cache, row + recipe.max_new_tokens)  # one sequence at least
     in_group = recipe.claims_per_prefix * samples_of(recipe)
     sequences = max(1, cache * in_group // group_tokens(recipe, USUAL_PREMISE))
     return base, Demand(
-        shape=model_shape(base),
+        shape=shape,
         dtype=dtype,
         quantization=recipe.quantization,
         lora_r=rank,
@@ -140,8 +141,8 @@ def group_tokens(recipe: SftRecipe | GrpoRecipe, row: int) -> int:
     return row + recipe.claims_per_prefix * (CLAIM_TOKENS + samples_of(recipe) * recipe.max_new_tokens)
 
 
-def model_and_adapter(recipe: SftRecipe | GrpoRecipe) -> tuple[str, int, list[str]]:
-    """The full model under `recipe.model`; rank and target modules of the adapter on it, 0 and none without one.
+def model_and_adapter(recipe: SftRecipe | GrpoRecipe) -> tuple[str, PreTrainedConfig, int, list[str]]:
+    """The full model under `recipe.model` and its shape; rank and targets of its adapter, 0 and none without one.
 
     The adapter is a new one, or the one that is in `recipe.model`. If that directory is not there yet, the adapter is
     the one that a recipe of configs/ will write into it.
@@ -149,20 +150,22 @@ def model_and_adapter(recipe: SftRecipe | GrpoRecipe) -> tuple[str, int, list[st
     if found := adapter_config(recipe.model):
         check_adapter(recipe.model)
         base, targets = found["base_model_name_or_path"], found.get("target_modules") or []
+        shape = model_shape(base, base_revision(recipe.model, recipe.revision))
         if isinstance(targets, str):  # a pattern of whole names
-            names = [name for name, _ in empty_model(model_shape(base)).named_modules()]
+            names = [name for name, _ in empty_model(shape).named_modules()]
             targets = sorted({name.split(".")[-1] for name in names if re.fullmatch(targets, name)})
-        return base, found.get("r", 8), targets
+        return base, shape, found.get("r", 8), targets
     adaptation = "lora" if isinstance(recipe, GrpoRecipe) else recipe.adaptation
     rank, targets = recipe.lora_r, recipe.lora_target_modules
     writer = {} if Path(recipe.model).exists() else recipe_that_writes(recipe.model)
     base = writer.get("model", recipe.model)
+    shape = model_shape(base, recipe.revision or writer.get("revision"))
     if writer.get("adaptation") == "lora":
         adaptation = "lora"
         rank, targets = writer.get("lora_r", rank), writer.get("lora_target_modules", targets)
     if adaptation == "full":
-        return base, 0, []
-    return base, rank, lora_targets(empty_model(model_shape(base)), targets)
+        return base, shape, 0, []
+    return base, shape, rank, lora_targets(empty_model(shape), targets)
 
 
 def longest_row(dataset: str) -> int:

@@ -281,6 +281,21 @@ def test_an_adapter_that_is_not_trained_yet_is_known_by_its_recipe(tmp_path):
         demand_of(config)
 
 
+def test_the_revision_whose_shape_is_planned(monkeypatch, tmp_path):
+    """That of the settings, of the adapter that is there, or of the recipe that will write it."""
+    asked = []
+    shape = model_shape("tiny")
+    monkeypatch.setattr(memory, "model_shape", lambda name, revision=None: asked.append((name, revision)) or shape)
+    demand_of(train_sft.Config(model="tiny", revision="one", adaptation="lora"))
+    written = {"base_model_name_or_path": "tiny", "r": 8, "target_modules": ["q_proj"], "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written | {"revision": "two"}))
+    demand_of(train_grpo.Config(model=str(tmp_path)))
+    recipe = {"model": "tiny", "revision": "three", "output_dir": "to_come", "adaptation": "lora"}
+    monkeypatch.setattr(memory, "recipe_that_writes", lambda directory: recipe if directory == "to_come" else {})
+    demand_of(train_grpo.Config(model="to_come"))
+    assert asked == [("tiny", "one"), ("tiny", "two"), ("tiny", "three")]
+
+
 def test_an_adapter_without_a_base_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "target_modules": ["q_proj"]}))
     with pytest.raises(ValueError, match="adapter_config.json names no base_model_name_or_path"):
