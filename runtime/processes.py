@@ -5,6 +5,7 @@ matter of when to step: `backward(..., last=True)` steps, every other backward a
 """
 
 import ctypes
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -23,6 +25,8 @@ from torch.distributed import distributed_c10d
 
 from runtime.settings import check
 
+DEEPSPEED_SECTIONS = ("zero_optimization", "bf16", "fp16", "data_types")
+ZERO_SECTIONS = ("offload_optimizer", "offload_param")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal to get when the parent dies
 T = TypeVar("T")
 
@@ -37,7 +41,7 @@ def start(seed: int) -> Accelerator:
     """The Accelerator of this process, with gloo where there is no GPU, and the seed set alike on every rank.
 
     Raises ValueError if the launcher has ended, and for a launch that cannot work here: several processes without
-    DeepSpeed, more processes than GPUs, half precision where no GPU is usable.
+    DeepSpeed, more processes than GPUs, half precision where no GPU is usable, a DeepSpeed file that is none.
     """
     _follow_launcher()
     os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
@@ -46,6 +50,7 @@ def start(seed: int) -> Accelerator:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses kernels that nothing here needs
     on_purpose = os.environ.get(ON_CPU) == "cpu"
     check_processes(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    check_deepspeed_file()
     group = InitProcessGroupKwargs(timeout=TIME_OUT)
     if not torch.cuda.is_available():
         # The launcher leaves the backend unset without a GPU, and every rank would take itself for rank 0 of 1.
@@ -97,6 +102,28 @@ def check_processes(gpus: int) -> None:
         f"{local} processes on this machine and {gpus} usable GPUs: launch with --num_processes {gpus * machines}, or "
         "make more of them visible (CUDA_VISIBLE_DEVICES, Slurm's --gres)",
     )
+
+
+def check_deepspeed_file() -> None:
+    """Raise ValueError unless the launch's deepspeed_config_file, if it has one, is a file of DeepSpeed's form.
+
+    accelerate takes that for granted. Whether the loops train as they say with it is asked later (check_launch).
+    """
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if not under_deepspeed() or not file:
+        return
+    check(Path(file).is_file(), f"deepspeed_config_file {file} of the launch: no such file; see ds_configs/")
+    try:
+        config = json.loads(Path(file).read_text())
+    except ValueError as error:
+        raise ValueError(f"deepspeed_config_file {file} of the launch: not JSON: {error}") from None
+    check(isinstance(config, dict), f"deepspeed_config_file {file} of the launch: not a JSON object; see ds_configs/")
+    for holder, names in ((config, DEEPSPEED_SECTIONS), (config.get("zero_optimization", {}), ZERO_SECTIONS)):
+        for name in names:
+            check(
+                isinstance(holder.get(name, {}), dict),
+                f"{name} {json.dumps(holder.get(name))} in {file}: it is a section, in braces, as in ds_configs/",
+            )
 
 
 def precision(accelerator: Accelerator) -> str:

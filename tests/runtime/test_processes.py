@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from runtime.processes import TIME_OUT, check_half_precision, check_processes, start, wait_long
+from runtime.processes import TIME_OUT, check_deepspeed_file, check_half_precision, check_processes, start, wait_long
 from training.optimization import check_launch
 
 LAUNCHED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "DS_ACCELERATOR")
 LAUNCHED += ("ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_CPU")
 LAUNCHED += ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
+LAUNCHED += ("ACCELERATE_DEEPSPEED_CONFIG_FILE",)
 
 
 @pytest.fixture
@@ -77,6 +78,34 @@ def test_eight_bits_are_refused(launched, deepspeed):
     """Before accelerate looks for their libraries; under DeepSpeed its own configuration does not tell of them."""
     launched(ACCELERATE_MIXED_PRECISION="fp8", ACCELERATE_USE_DEEPSPEED=deepspeed)
     assert "mixed_precision fp8 of the launch: set it to bf16, fp16 or no" in refusal(check_processes, 0)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, "no such file; see ds_configs/"),
+        ("{bf16: true}", "not JSON: Expecting property name"),
+        ("[]", "not a JSON object"),
+        ('{"bf16": true}', "bf16 true in "),
+        ('{"fp16": null}', "fp16 null in "),
+        ('{"zero_optimization": 2}', "zero_optimization 2 in "),
+        ('{"zero_optimization": {"offload_param": "cpu"}}', 'offload_param "cpu" in '),
+    ],
+)
+def test_a_deepspeed_file_that_is_none(launched, tmp_path, text, words):
+    """Before accelerate reads it."""
+    file = tmp_path / "mine.json"
+    if text is not None:
+        file.write_text(text)
+    launched(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_CONFIG_FILE=str(file))
+    message = refusal(start, 0)
+    assert words in message and str(file) in message
+
+
+def test_deepspeed_files_are_taken(launched):
+    for file in (ROOT / "ds_configs").iterdir():
+        launched(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_CONFIG_FILE=str(file))
+        check_deepspeed_file()
 
 
 HALF = {"bf16": {"enabled": True}}
