@@ -1,8 +1,35 @@
-"""Predictions that no model has made, and the directories that evaluate.py would have written of them."""
+"""Rows and their files, predictions that no model has made, and the directories that evaluate.py would have written."""
 
+import csv
 import json
 import random
+from functools import cache
 from pathlib import Path
+
+from causal.rows import generate_rows
+
+
+@cache
+def rows_of_three() -> list[dict]:
+    """The 198 rows of all 11 premises over A, B and C, labels exact."""
+    return list(generate_rows(3, relabel_seed=5, relabelings=6))
+
+
+def write_csv(path: Path, rows: list[dict], columns=("input", "label", "num_variables", "template")) -> str:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def write_jsonl(path: Path, records: list[dict]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def all_rows(splits: dict) -> list[dict]:
+    return [row for part in splits.values() for row in part]
 
 
 def make_predictions(name: str, accuracy: float, labels_seed: int = 0) -> list[dict]:
