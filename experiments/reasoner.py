@@ -33,12 +33,15 @@ DATASETS = {
 }
 TESTS = [("taught", split) for split in ("test", "test_refactorization", "test_recombined", "test_paraphrase")]
 TESTS += [("small", "test"), ("large", "test")]
+OF_ITS_TRAINING = shutil.ignore_patterns("checkpoint-*", ".*", "best.json", "finished.json", "README.md")
 
 
 def ship(model: Path, target: Path) -> None:
-    """The model's files, its weights in bf16."""
+    """The model's files, its weights in bf16; what was beside `target` is named from there on."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(model, target, ignore=shutil.ignore_patterns("checkpoint-*", ".*", "best.json", "README.md"))
+    shutil.copytree(model, target, ignore=OF_ITS_TRAINING)
+    settings = target / "training_config.json"
+    settings.write_text(settings.read_text().replace(f"{target.parent}/", ""))
     weights = {name: tensor.bfloat16() for name, tensor in load_file(model / "model.safetensors").items()}
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((model / "config.json").read_text()) | {"dtype": "bfloat16"}

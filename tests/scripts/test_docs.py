@@ -53,6 +53,7 @@ ELSEWHERE = {
     "docs/installing.md: In a container": "Docker",
     "docs/asking.md: Question after question": "a question is awaited; test_explain.py",
     "docs/asking.md: A page to draw on": "a server; test_page.py",
+    "docs/traces.md: A reasoner from random weights": "hours; test_benchmarks.py",
     "docs/record.md: A record to beat": "half an hour; test_benchmarks.py",
     "docs/record.md: Adding a line": "the same",
     "docs/integrations.md: Elsewhere: reasoning-gym, lm-evaluation-harness, verifiers": "make test-integrations",
