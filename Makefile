@@ -14,7 +14,7 @@ SEED ?= 0
 WORKERS ?= 2
 LOGDIR ?= logs
 DEMO := demo/seed-$(SEED)
-TEST = --dataset $(DEMO)/data_words --split test test_recombined --cluster structure_id
+TEST = --dataset $(DEMO)/data_words --split test test_recast --cluster structure_id
 BIN := .venv/bin
 OTHERS := .venv-integrations
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml

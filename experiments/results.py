@@ -15,11 +15,14 @@ configs/*_results.yaml, configs/*_demo.yaml and configs/*_traces.yaml:
     words      reasoner/, and from it, in words that it has never seen, GRPO from labels alone, beside the controls: the
                majority of 8 samples, SFT in the words that it knows, and SFT on GRPO's labels as bare answers
     credit     reasoner/, and from it, in words that it has never seen, GRPO from labels alone, and from labels and
-               checked steps, whose rewards count for the whole completion, or each from its step on
+               checked steps, whose rewards count for the whole completion, or each from its step on, summed with the
+               label's before they are scaled, or after
+    edge       reasoner/, and from it, in words that it has never seen, GRPO from labels alone: on all prompts, and on
+               those that it solves sometimes, at as many samples, with those that tell which these are
     traces     SFT on reasoning traces, and from it, on other graphs of N = 6, GRPO with outcome and process rewards
 
-Answers are scored on the test set, its paraphrase and its relabelling; words and credit on the test set in the new
-words, and in others that nothing was trained in; traces on those of N = 4 and on the test set of N = 5. Intervals
+Answers are scored on the test set, its paraphrase and its relabelling; words, credit and edge on the test set in the
+new words, and in others that nothing was trained in; traces on those of N = 4 and on the test set of N = 5. Intervals
 resample structures. What is done is not done again: an interrupted run continues with the stage that it was in.
 """
 
@@ -82,9 +85,10 @@ DATASETS = {
     "N = 7": ("data_traces", [*SAME, *SEVEN]),
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
-WORD_TESTS = [("new words", "test"), ("new words", "test_recombined")]
-# 30 steps of GRPO sample 7,680 traces of 180 tokens and update on a quarter: as SFT on 230 x 16 rows of 240 tokens.
-BARE = ("--max_steps", "230", "--wordings", "paraphrase")
+WORD_TESTS = [("new words", "test"), ("new words", "test_recast")]
+# 60 steps of GRPO sample 15,360 traces of 180 tokens and update on a quarter: as SFT on 460 x 16 rows of 240 tokens.
+AS_MANY_TOKENS = ("--max_steps", "460")
+BARE = (*AS_MANY_TOKENS, "--wordings", "result", "drive")
 TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
 SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
 REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]
@@ -93,7 +97,8 @@ REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]
 class Model(NamedTuple):
     """How a model is trained: on which dataset, from which other model (None: as the recipe says); how it is asked.
 
-    Without a script it is a directory of the project, as it is.
+    Without a script it is a directory of the project, as it is. With `passes`, options of evaluate.py, the model that
+    it starts from first answers rows of train, for the pass rates of its prompts.
     """
 
     script: str | None
@@ -102,6 +107,7 @@ class Model(NamedTuple):
     start: str | None = None
     options: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
 
 
 class Arm(NamedTuple):
@@ -118,8 +124,13 @@ class Arm(NamedTuple):
 
 
 SFT, GRPO = "train_sft.py", "train_grpo.py"
-FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", options=("--model", "reasoner"))
-CHECKED = (*FROM_LABELS.options, "--process_weight", "1")
+REASONER = Model(None, "reasoner")
+FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", "reasoner")
+CHECKED = ("--process_weight", "1")
+BY_STEP = (*CHECKED, "--advantages", "step")
+# 600 x 8 samples for the pass rates are 19 steps of 256, which its GRPO does without.
+EDGE = Model(GRPO, "grpo_demo_words", "new words", "reasoner", ("--max_steps", "41"))
+EDGE = EDGE._replace(passes=("--max_rows", "600", "--num_samples", "8", "--temperature", "1.4"))
 ARMS = {
     "answers": Arm(
         ANSWER_TESTS,
@@ -142,9 +153,9 @@ ARMS = {
         WORD_TESTS,
         [],
         {
-            "reasoner": Model(None, "reasoner"),
+            "reasoner": REASONER,
             "majority of 8": Model(None, "reasoner", evaluation=("--num_samples", "8")),
-            "SFT, old words": Model(SFT, "sft_demo", "old words", options=("--max_steps", "230")),
+            "SFT, old words": Model(SFT, "sft_demo", "old words", options=AS_MANY_TOKENS),
             "SFT, bare answers": Model(SFT, "sft_demo", "new words, answers", options=BARE),
             "GRPO, labels": FROM_LABELS,
         },
@@ -153,12 +164,14 @@ ARMS = {
         WORD_TESTS,
         [],
         {
-            "reasoner": Model(None, "reasoner"),
+            "reasoner": REASONER,
             "GRPO, labels": FROM_LABELS,
             "GRPO, steps, by sequence": FROM_LABELS._replace(options=CHECKED),
-            "GRPO, steps, by step": FROM_LABELS._replace(options=(*CHECKED, "--advantages", "step")),
+            "GRPO, steps, by step": FROM_LABELS._replace(options=BY_STEP),
+            "GRPO, steps, scaled apart": FROM_LABELS._replace(options=(*BY_STEP, "--scale_components", "true")),
         },
     ),
+    "edge": Arm(WORD_TESTS, [], {"reasoner": REASONER, "GRPO, labels": FROM_LABELS, "GRPO, edge prompts": EDGE}),
     "sizes": Arm(
         [("N = 6", "test"), ("N = 7", "test")],
         ["--max_new_tokens", "1000"],
@@ -225,12 +238,20 @@ def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
         output = data / slug(dataset)
         options = ["--config", f"configs/{recipe}.yaml", "--output_dir", output, "--seed", seed, *more]
         stage(f"data, {dataset}", output, [sys.executable, "preprocess.py", *options], logs)
+    places = {name: folder / "models" / slug(name) if m.script else ROOT / m.recipe for name, m in models.items()}
     for name, model in models.items():
-        output = folder / "models" / slug(name) if model.script else ROOT / model.recipe
+        output = places[name]
         if model.script:
-            options = ["--config", f"configs/{model.recipe}.yaml", "--seed", seed, "--output_dir", output]
+            start = ["--model", places[model.start]] if model.start else []
+            options = ["--config", f"configs/{model.recipe}.yaml", "--seed", seed, "--output_dir", output, *start]
             options += ["--dataset", data / slug(model.dataset), "--logging_dir", folder / "curves" / name]
-            options += [*model.options, *(["--model", folder / "models" / slug(model.start)] if model.start else [])]
+            options += model.options
+            if model.passes:
+                passed = folder / "passes" / slug(name)
+                command = [*launch, "evaluate.py", *start, "--dataset", data / slug(model.dataset), "--split", "train"]
+                command += [*model.passes, "--seed", seed, "--output_dir", passed]
+                stage(f"{name}: pass rates", passed, command, logs)
+                options += ["--pass_rates", passed]
             stage(name, output, [*launch, model.script, *options], logs, RESUME)
         for dataset, split in tests:
             results = test_folder(folder, dataset, split) / slug(name)
@@ -274,17 +295,20 @@ def report(folders: list[Path]) -> str:
 
 def scores_table(models: dict, tested: list[tuple[str, Path]]) -> list[str]:
     """A row for every model and constant answer of every (seed, its folder of results)."""
-    header = ("model", "seed", "F1", "balanced accuracy", "accuracy", "MCC", "AUROC", "F1, threshold of validation")
+    header = ("model", "seed", "F1", "balanced accuracy", "accuracy", "MCC", "exact traces")
+    header += ("AUROC", "F1, threshold of validation")
     lines = [row(*header), row(*["---"] * len(header))]
     for seed, place in tested:
         results = {name: json.loads((place / slug(name) / "metrics.json").read_text()) for name in models}
         constant = next(iter(results.values()))["baselines"]
         for name in ("majority", "always_yes"):
             scores = (f"{constant[name][score]:.3f}" for score in ("f1", *SCORES))
-            lines.append(row(name.replace("_", " "), seed, *scores, "", ""))
+            lines.append(row(name.replace("_", " "), seed, *scores, "", "", ""))
         for name, found in results.items():
             whole = found["overall"]
             cells = [with_interval(whole["f1"], whole["intervals"]["f1"]), *(f"{whole[score]:.3f}" for score in SCORES)]
+            exact = whole.get("means", {}).get("exact_trace")
+            cells += [with_interval(exact["mean"], exact["interval"]) if exact else ""]
             cells += [f"{whole['auroc']:.3f}", f"{tuned_f1(place, slug(name)):.3f}"] if "auroc" in whole else ["", ""]
             lines.append(row(name, seed, *cells))
     return lines

@@ -265,13 +265,14 @@ def test_the_experiment_names_recipes_that_exist_and_models_that_it_has_made(res
         assert {dataset for dataset, _ in arm.tests} <= results.DATASETS.keys()
         made = []
         for name, model in arm.models.items():
+            made.append(name)
             if model.script is None:
                 assert (ROOT / model.recipe / "config.json").is_file() and model.dataset is None
                 continue
             assert (ROOT / model.script).is_file() and (ROOT / "configs" / f"{model.recipe}.yaml").is_file()
             assert model.dataset in results.DATASETS
-            assert model.start is None or model.start in made
-            made.append(name)
+            assert model.start is None or model.start in made[:-1]
+            assert model.start or not model.passes, "pass rates are those of what a training begins with"
     models = [pair for arm in results.ARMS.values() for pair in arm.models.items()]
     assert all(model == dict(models)[name] for name, model in models), "arms share what they train by its name"
     for names in (dict(models), results.DATASETS):
@@ -303,6 +304,7 @@ def test_the_report_has_every_model_and_every_difference(results, tmp_path):
         test = results.test_folder(tmp_path / f"seed-{seed}", "traces of N = 4", "test")
         for name, f1 in (("trace SFT", 0.5), ("trace GRPO", 0.5 + gain)):
             scores = dict.fromkeys(("f1", *results.SCORES), f1) | {"intervals": {"f1": [f1 - 0.05, f1 + 0.05]}}
+            scores["means"] = {"exact_trace": {"mean": f1 / 2, "interval": [0.1, 0.45]}}
             written = {"baselines": {"majority": constant, "always_yes": constant}, "overall": scores}
             folder = test / results.slug(name)
             folder.mkdir(parents=True)
@@ -313,7 +315,7 @@ def test_the_report_has_every_model_and_every_difference(results, tmp_path):
         (test / "comparison_traces" / ".done").touch()
     text = results.report([tmp_path / "seed-0", tmp_path / "seed-1", tmp_path / "seed-2"])
     assert "**traces: traces of N = 4, test**" in text and "answers" not in text, "what has not been done is left out"
-    assert "| trace GRPO | seed-1 | 0.800 [0.750, 0.850] | 0.800 | 0.800 | 0.800 |  |  |" in text
+    assert "| trace GRPO | seed-1 | 0.800 [0.750, 0.850] | 0.800 | 0.800 | 0.800 | 0.400 [0.100, 0.450] |  |  |" in text
     expected = "+0.100 [+0.010, +0.400] | +0.300 [+0.010, +0.400] | +0.200 ± 0.141 |"
     assert f"| trace GRPO − trace SFT | {expected}" in text
 
