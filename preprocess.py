@@ -160,6 +160,9 @@ class DataConfig(Settings):
     train_mix: list[float] = arg(
         [], "shares of max_train_samples for each of num_variables; none: a random choice", at_least=0
     )
+    repeat_rows: bool = arg(
+        False, "with train_mix: fill the share of a number of variables that has too few rows with copies of them"
+    )
     perturbations: list[str] = arg(
         [], f"more test sets, test_<perturbation>: {', '.join(PERTURBATIONS)}", choices=PERTURBATIONS
     )
@@ -197,6 +200,7 @@ def check_config(config: DataConfig) -> None:
         enough = config.max_train_samples is not None and sum(config.train_mix) > 0
         check(enough, "train_mix: needs max_train_samples, and a share above 0")
         check("num_variables" not in config.balance, "train_mix: leave num_variables out of balance")
+    check(not config.repeat_rows or bool(config.train_mix), "repeat_rows: train_mix has the shares that copies fill")
     has_file = config.teacher_file is not None
     check((config.target == "teacher") == has_file, "target teacher needs teacher_file, and no other target has it")
     check(config.target != "trace" or config.labels == "exact", "target trace ends in the exact answer: labels exact")
@@ -361,7 +365,7 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
         balance, cap = (config.balance if name == "train" else []), getattr(config, f"max_{name}_samples")
         if name == "train" and config.train_mix:
             mix = dict(zip(config.num_variables, config.train_mix, strict=True))
-            splits[name] = mixed(splits[name], cap, mix, balance, f"{config.seed}-{name}")
+            splits[name] = mixed(splits[name], cap, mix, balance, f"{config.seed}-{name}", config.repeat_rows)
         else:
             splits[name] = subsample(splits[name], cap, balance, f"{config.seed}-{name}")
     if config.wordings:

@@ -102,17 +102,25 @@ def released_recipe(rows: list[dict], seed: int) -> list[str]:
     return split_of
 
 
-def mixed(rows: list[dict], cap: int, mix: Mapping[int, float], balance: Sequence[str], seed: str) -> list[dict]:
+def mixed(
+    rows: list[dict], cap: int, mix: Mapping[int, float], balance: Sequence[str], seed: str, repeat: bool = False
+) -> list[dict]:
     """At most `cap` rows, in their order: of each number of variables its share in `mix`, or all that there are.
 
-    The rows of a number are a `subsample`, with `balance`.
+    The rows of a number are a `subsample`, with `balance`. With `repeat` they are followed by copies of those that are
+    too few, until their share is filled; a copy is as a premise of its own, which gets other letters and words.
     """
     kept: set[int] = set()
+    copies: list[dict] = []
     for n, share in mix.items():
         of_size, room = [row for row in rows if row["num_variables"] == n], round(cap * share / sum(mix.values()))
         if of_size and room:
-            kept |= {id(row) for row in subsample(of_size, room, balance, f"{seed}-{n}")}
-    return [row for row in rows if id(row) in kept]
+            chosen = subsample(of_size, room, balance, f"{seed}-{n}")
+            kept |= {id(row) for row in chosen}
+            for k in range(len(chosen), room if repeat else 0):
+                number, row = k // len(chosen), chosen[k % len(chosen)]
+                copies.append(row | {name: f"{row[name]}, copy {number}" for name in ("row", "premise_id")})
+    return [row for row in rows if id(row) in kept] + copies
 
 
 def subsample(rows: list[dict], cap: int | None, balance: Sequence[str], seed: str) -> list[dict]:

@@ -25,9 +25,13 @@ from experiments.results import LAUNCH, RESUME, row, stage, with_interval  # noq
 ALL_ROWS = ["--relabelings", "0", "--validation_fraction", "0", "--test_fraction", "1", "--train_mix", "1", "1", "1"]
 LARGER = ["--num_variables", "7", "--structures", "60", "--relabelings", "1", "--max_length", "2000"]
 LARGER += ["--test_fraction", "0.5", "--train_mix", "1", "--max_train_samples", "9"]
+SHARE = 0.1  # of corrections: of so few mistakes more would be learned by heart
+# Of N = 2 and 3 there are so few rows that the rounds have copies of them, and more of N = 6.
+ROUNDS = ["--max_train_samples", "8000", "--train_mix", "0.03", "0.07", "0.15", "0.35", "0.4", "--repeat_rows", "true"]
 # dataset: (recipe, options). Small systems, seen ones too, in the released letters; larger ones than any taught.
 DATASETS = {
     "taught": ("data_reasoner", []),
+    "rounds": ("data_reasoner", ROUNDS),
     "small": ("data_record", ["--num_variables", "2", "3", "4", *ALL_ROWS]),
     "large": ("data_record", LARGER),
 }
@@ -65,8 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the trainings; the split has its own")
     parser.add_argument("--rounds", type=int, default=2, help="of corrections")
-    parser.add_argument("--steps", type=int, default=600, help="of SFT in each round")
-    parser.add_argument("--rows", type=int, default=2500, help="of train, that the model answers in each round")
+    parser.add_argument("--steps", type=int, default=1000, help="of SFT in each round")
+    parser.add_argument("--rows", type=int, default=3000, help="of train, that the model answers in each round")
     parser.add_argument("--test_rows", type=int, help="of each test; else all")
     parser.add_argument("--processes", type=int, choices=LAUNCH, default=2)
     parser.add_argument("--output_dir", type=Path)
@@ -85,8 +89,8 @@ def main() -> None:
     if options.rounds:
         rounds = folder / "rounds"
         command = [sys.executable, "experiments/corrections.py", "--alone", "--model", model]
-        command += ["--dataset", data / "taught", "--rounds", options.rounds, "--steps", options.steps]
-        command += ["--rows", options.rows, "--processes", options.processes, "--seed", options.seed]
+        command += ["--dataset", data / "rounds", "--rounds", options.rounds, "--steps", options.steps]
+        command += ["--share", SHARE, "--rows", options.rows, "--processes", options.processes, "--seed", options.seed]
         stage("rounds", rounds, [*command, "--output_dir", rounds], logs, resume=[])
         model = rounds / f"corrected_{options.rounds}"
     print(f"{(time.monotonic() - seconds) / 60:.0f} minutes for what of data and trainings was left to do", flush=True)

@@ -6,10 +6,11 @@ from datasets import Dataset
 from causal import reasoning, vocabulary, wording
 from causal.claims import exact_label
 from causal.classes import structure_id
+from causal.rows import generate_rows
 from dataset.chat import encode_rows
 from dataset.reading import load_split
 from dataset.relabelling import FreshRows, trace_style
-from dataset.splits import reworded
+from dataset.splits import mixed, reworded
 
 
 def test_relabelled_rows_ask_the_same_in_other_letters(traces):
@@ -38,6 +39,17 @@ def test_every_epoch_has_letters_of_its_own_and_repeats_itself(traces):
     assert len(set(epochs)) == 5 and tuple(FreshRows(rows, None, 0).columns(3)["prompt"]) == epochs[3]
     assert tuple(FreshRows(rows, None, 1).columns(3)["prompt"]) != epochs[3]
     assert fresh.columns(3)["response"] == rows["response"][:]
+
+
+def test_a_copy_has_letters_and_words_of_its_own():
+    given = [row | {"row": f"row {k}"} for k, row in enumerate(generate_rows(3))]
+    rows = mixed(given, 100 * len(given), {3: 1.0}, [], "0", repeat=True)
+    assert rows[: len(given)] == given
+    chats = [row | {"prompt": row["input"], "response": "Yes"} for row in rows]
+    first = [k for k, row in enumerate(rows) if row["input"] == given[0]["input"]]
+    columns = FreshRows(Dataset.from_list(chats), None, 0, ["hypotheses"], ["released-spread"]).columns(0)
+    for name in ("premise", "hypothesis"):
+        assert len(first) == 100 and len({columns[name][k] for k in first}) > 10
 
 
 def test_a_share_of_the_rows_is_written_as_all_of_them_are(traces):

@@ -97,6 +97,7 @@ def run_main(monkeypatch, *argv: str) -> None:
         ({"relabelings": []}, "relabelings: give a number for each of num_variables, 1 of them"),
         ({"train_mix": [0.5, 0.5], "max_train_samples": 9}, "train_mix: give a number for each of num_variables"),
         ({"train_mix": [1.0]}, "train_mix: needs max_train_samples"),
+        ({"repeat_rows": True}, "repeat_rows: train_mix has the shares"),
         (
             {"train_mix": [1.0], "max_train_samples": 9, "balance": ["num_variables"]},
             "train_mix: leave num_variables out of balance",
@@ -126,6 +127,12 @@ def test_sizes_have_relabelings_and_shares_of_their_own():
     splits, _, _ = build(DataConfig(**settings, **options))
     sizes = Counter(row["num_variables"] for row in splits["train"])
     assert sizes == {3: 10, 4: 30}
+    filled, _, _ = build(DataConfig(**settings, **options | {"max_train_samples": 400}, repeat_rows=True))
+    sizes = Counter(row["num_variables"] for row in filled["train"])
+    assert sizes == {3: 100, 4: 300} and len({row["row"] for row in filled["train"]}) == 400
+    of_three = [row for row in filled["train"] if row["num_variables"] == 3]
+    times = Counter(row["input"] for row in of_three)
+    assert len(times) < 100 and set(times.values()) <= {100 // len(times), 100 // len(times) + 1}
     everything = all_rows(build(DataConfig(**settings))[0])
     letterings = {n: Counter() for n in (3, 4)}
     for row in everything:
