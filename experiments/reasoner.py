@@ -53,12 +53,14 @@ def ship(model: Path, target: Path) -> None:
 
 
 def table(folder: Path) -> str:
-    """Markdown: F1 and exact traces of every test, as a whole and for each number of variables."""
+    """Markdown: F1 and exact traces of every test, as a whole, for each number of variables, and on unseen graphs."""
     lines = [row("test", "N", "rows", "F1", "exact traces"), row(*["---"] * 5)]
     for dataset, split in TESTS:
         metrics = json.loads((folder / "answers" / dataset / split / "metrics.json").read_text())
-        sizes = metrics["by_num_variables"]
-        for n, part in (sizes if len(sizes) == 1 else {"all": metrics["overall"]} | sizes).items():
+        sizes, seen = metrics["by_num_variables"], metrics["by_seen"]
+        parts = sizes if len(sizes) == 1 else {"all": metrics["overall"]} | sizes
+        parts |= {"all, unseen graphs": seen["unseen"]} if len(seen) == 2 else {}
+        for n, part in parts.items():
             exact = part["means"]["exact_trace"]
             cells = f"{part['n']:,}", with_interval(part["f1"], part["intervals"]["f1"])
             lines.append(row(f"{dataset}, {split}", n, *cells, with_interval(exact["mean"], exact["interval"])))
