@@ -279,6 +279,23 @@ def test_the_experiment_names_recipes_that_exist_and_models_that_it_has_made(res
         assert len({results.slug(name) for name in names}) == len(names)
 
 
+def test_pass_rates_are_of_the_model_and_the_rows_that_a_training_begins_with(results, monkeypatch, tmp_path):
+    commands = {}
+
+    def stage(name, target, command, logs, resume=None):
+        words = list(map(str, command))
+        commands[name] = {setting: words[words.index(setting) + 1] for setting in words if setting.startswith("--")}
+
+    monkeypatch.setattr(results, "stage", stage)
+    results.run_arm("edge", 7, tmp_path, [sys.executable])
+    passes, training = commands["GRPO, edge prompts: pass rates"], commands["GRPO, edge prompts"]
+    assert passes["--split"] == "train" and passes["--output_dir"] == training["--pass_rates"]
+    for setting in ("--model", "--dataset", "--seed"):
+        assert passes[setting] == training[setting]
+    assert list(commands).index("GRPO, edge prompts: pass rates") < list(commands).index("GRPO, edge prompts")
+    assert "--pass_rates" not in commands["GRPO, labels"] and passes["--model"] == str(ROOT / "reasoner")
+
+
 def test_an_interrupted_stage_is_done_anew_and_a_done_one_is_not(results, tmp_path):
     target, logs = tmp_path / "out", tmp_path / "seed-0" / "console"
     code = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'x').write_text(sys.argv[2])"
