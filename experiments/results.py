@@ -86,8 +86,8 @@ DATASETS = {
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 WORD_TESTS = [("new words", "test"), ("new words", "test_recast")]
-# 60 steps of GRPO sample 15,360 traces of 180 tokens and update on a quarter: as SFT on 460 x 16 rows of 240 tokens.
-AS_MANY_TOKENS = ("--max_steps", "460")
+# 80 steps of GRPO sample 20,480 traces of 180 tokens and update on a quarter: as SFT on 613 x 16 rows of 240 tokens.
+AS_MANY_TOKENS = ("--max_steps", "613")
 BARE = (*AS_MANY_TOKENS, "--wordings", "result", "drive")
 TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
 SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
@@ -129,7 +129,7 @@ FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", "reasoner")
 CHECKED = ("--process_weight", "1")
 BY_STEP = (*CHECKED, "--advantages", "step")
 # 600 x 8 samples for the pass rates are 19 steps of 256, which its GRPO does without.
-EDGE = Model(GRPO, "grpo_demo_words", "new words", "reasoner", ("--max_steps", "41"))
+EDGE = Model(GRPO, "grpo_demo_words", "new words", "reasoner", ("--max_steps", "61"))
 EDGE = EDGE._replace(passes=("--max_rows", "600", "--num_samples", "8", "--temperature", "1.4"))
 ARMS = {
     "answers": Arm(
