@@ -26,7 +26,7 @@ from torch.distributed import distributed_c10d
 from runtime.settings import check
 
 DEEPSPEED_SECTIONS = ("zero_optimization", "bf16", "fp16", "data_types")
-ZERO_SECTIONS = ("offload_optimizer", "offload_param")
+ZERO_SECTIONS = ("offload_optimizer", "offload_param")  # null is as none
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal to get when the parent dies
 T = TypeVar("T")
 
@@ -118,10 +118,11 @@ def check_deepspeed_file() -> None:
     except ValueError as error:
         raise ValueError(f"deepspeed_config_file {file} of the launch: not JSON: {error}") from None
     check(isinstance(config, dict), f"deepspeed_config_file {file} of the launch: not a JSON object; see ds_configs/")
-    for holder, names in ((config, DEEPSPEED_SECTIONS), (config.get("zero_optimization", {}), ZERO_SECTIONS)):
+    zero = config.get("zero_optimization", {})
+    for holder, names, kinds in ((config, DEEPSPEED_SECTIONS, dict), (zero, ZERO_SECTIONS, dict | None)):
         for name in names:
             check(
-                isinstance(holder.get(name, {}), dict),
+                isinstance(holder.get(name, {}), kinds),
                 f"{name} {json.dumps(holder.get(name))} in {file}: it is a section, in braces, as in ds_configs/",
             )
 

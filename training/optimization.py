@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from runtime.processes import precision, wait_long
+from runtime.processes import ZERO_SECTIONS, precision, wait_long
 from runtime.settings import check
 
 # What a DeepSpeed configuration may hold: with these the loops train as they say.
@@ -67,7 +67,7 @@ def check_launch(accelerator: Accelerator) -> None:
     remedy = "or launch with --config_file accelerate_configs/zero2_*.yaml"
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
-    moved = [name for name in ("offload_optimizer", "offload_param") if _is_moved(zero, name)]
+    moved = [name for name in ZERO_SECTIONS if _is_moved(zero, name)]
     check(stage == 2, f"DeepSpeed's ZeRO stage {stage} of the launch: set it (zero_stage, or stage) to 2, {remedy}")
     check(not moved, f"DeepSpeed's {', '.join(moved)} of the launch: set its device to none, {remedy}")
     unknown = sorted(key for key in config.keys() - DEEPSPEED_KEYS if config[key] != {} and _is_on(config[key]))

@@ -102,8 +102,10 @@ def test_a_deepspeed_file_that_is_none(launched, tmp_path, text, words):
     assert words in message and str(file) in message
 
 
-def test_deepspeed_files_are_taken(launched):
-    for file in (ROOT / "ds_configs").iterdir():
+def test_deepspeed_files_are_taken(launched, tmp_path):
+    without = tmp_path / "without.json"
+    without.write_text('{"zero_optimization": {"stage": 2, "offload_param": null, "offload_optimizer": null}}')
+    for file in (*(ROOT / "ds_configs").iterdir(), without):
         launched(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_CONFIG_FILE=str(file))
         check_deepspeed_file()
 
