@@ -129,8 +129,8 @@ FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", "reasoner")
 CHECKED = ("--process_weight", "1")
 BY_STEP = (*CHECKED, "--advantages", "step")
 # 600 x 8 samples for the pass rates are 19 steps of 256, which its GRPO does without.
-EDGE = Model(GRPO, "grpo_demo_words", "new words", "reasoner", ("--max_steps", "61"))
-EDGE = EDGE._replace(passes=("--max_rows", "600", "--num_samples", "8", "--temperature", "1.4"))
+PASSES = ("--max_rows", "600", "--num_samples", "8", "--temperature", "1.4")
+EDGE = FROM_LABELS._replace(options=("--max_steps", "61"), passes=PASSES)
 ARMS = {
     "answers": Arm(
         ANSWER_TESTS,
@@ -154,7 +154,7 @@ ARMS = {
         [],
         {
             "reasoner": REASONER,
-            "majority of 8": Model(None, "reasoner", evaluation=("--num_samples", "8")),
+            "majority of 8": REASONER._replace(evaluation=("--num_samples", "8")),
             "SFT, old words": Model(SFT, "sft_demo", "old words", options=AS_MANY_TOKENS),
             "SFT, bare answers": Model(SFT, "sft_demo", "new words, answers", options=BARE),
             "GRPO, labels": FROM_LABELS,
