@@ -19,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from datasets import load_from_disk  # noqa: E402
+from made_up import write_csv  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
@@ -28,8 +29,10 @@ from transformers import (  # noqa: E402
     Qwen2ForCausalLM,
 )
 
+from causal.rows import generate_rows  # noqa: E402
 from causal.tiny import tiny_model, tiny_tokenizer  # noqa: E402
 from dataset.chat import encode  # noqa: E402
+from policy import loading  # noqa: E402
 from policy.loading import save_model  # noqa: E402
 from policy.prefix_sharing import ATTENTION, sequence_logps  # noqa: E402
 
@@ -164,6 +167,24 @@ def family(request) -> str:
 @pytest.fixture(scope="session")
 def tokenizer():
     return tiny_tokenizer()
+
+
+@pytest.fixture
+def one_tokenizer(monkeypatch, tokenizer):
+    """`load_tokenizer` returns the tests' shared tiny tokenizer, which takes a second to make."""
+    monkeypatch.setattr(loading, "load_tokenizer", lambda name, revision: tokenizer)
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict]:
+    """The 198 rows of all 11 premises over A, B and C, labels exact."""
+    return list(generate_rows(3, relabel_seed=5, relabelings=6))
+
+
+@pytest.fixture
+def source(tmp_path, rows) -> str:
+    """A file of them."""
+    return write_csv(tmp_path / "rows.csv", rows)
 
 
 def run(*command) -> str:

@@ -1,18 +1,9 @@
-"""Rows and their files, predictions that no model has made, and the directories that evaluate.py would have written."""
+"""Files of rows, predictions that no model has made, and the directories that evaluate.py would have written."""
 
 import csv
 import json
 import random
-from functools import cache
 from pathlib import Path
-
-from causal.rows import generate_rows
-
-
-@cache
-def rows_of_three() -> list[dict]:
-    """The 198 rows of all 11 premises over A, B and C, labels exact."""
-    return list(generate_rows(3, relabel_seed=5, relabelings=6))
 
 
 def write_csv(path: Path, rows: list[dict], columns=("input", "label", "num_variables", "template")) -> str:
@@ -49,6 +40,6 @@ def write_predictions(directory: Path, accuracy: float, labels_seed: int = 0, na
     """What --compare reads of a run."""
     directory.mkdir()
     rows = make_predictions(directory.name, accuracy, labels_seed)
-    (directory / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(directory / "predictions.jsonl", rows)
     (directory / "metrics.json").write_text(json.dumps({"name": name or directory.name}))
     return directory

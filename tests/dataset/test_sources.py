@@ -7,32 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up import all_rows, rows_of_three, write_csv, write_jsonl
+from made_up import all_rows, write_csv, write_jsonl
 
 import preprocess
 from causal import wording
 from causal.classes import relabel_premise
 from causal.graphs import bits
 from causal.rows import premise_id
-from policy import loading
 from preprocess import DataConfig, build
 
-
-@pytest.fixture(autouse=True)
-def one_tokenizer(monkeypatch, tokenizer):
-    """`load_tokenizer` returns the tests' shared tiny tokenizer, which takes a second to make."""
-    monkeypatch.setattr(loading, "load_tokenizer", lambda name, revision: tokenizer)
-
-
-@pytest.fixture
-def rows():
-    return rows_of_three()
-
-
-@pytest.fixture
-def source(tmp_path, rows):
-    return write_csv(tmp_path / "rows.csv", rows)
-
+pytestmark = pytest.mark.usefixtures("one_tokenizer")
 
 # ---------------------------------------------------------------- what is refused
 

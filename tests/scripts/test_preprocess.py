@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import load_from_disk
-from made_up import all_rows, rows_of_three, write_csv, write_jsonl
+from made_up import all_rows, write_csv, write_jsonl
 from sklearn.metrics import f1_score
 
 import preprocess
@@ -25,27 +25,12 @@ from policy import loading
 from policy.loading import load_tokenizer
 from preprocess import DataConfig, build, write_dataset
 
+pytestmark = pytest.mark.usefixtures("one_tokenizer")
 ROOT = Path(preprocess.__file__).parent
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_tokenizer(monkeypatch, tokenizer):
-    """`load_tokenizer` returns the tests' shared tiny tokenizer, which takes a second to make."""
-    monkeypatch.setattr(loading, "load_tokenizer", lambda name, revision: tokenizer)
-
-
-@pytest.fixture
-def rows():
-    return rows_of_three()
-
-
-@pytest.fixture
-def source(tmp_path, rows):
-    return write_csv(tmp_path / "rows.csv", rows)
 
 
 def run_main(monkeypatch, *argv: str) -> None:
@@ -500,7 +485,7 @@ def write_answers(folder, dataset, rows, completion_of):
     (folder / "metrics.json").write_text(json.dumps({"name": folder.name, "dataset": dataset}))
     answers = [{key: row[key] for key in ("input", "label")} for row in rows]
     answers = [a | {"prediction": 0, "completion": completion_of(row)} for a, row in zip(answers, rows, strict=True)]
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    write_jsonl(folder / "predictions.jsonl", answers)
     return str(folder)
 
 
