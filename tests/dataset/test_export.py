@@ -1,6 +1,5 @@
 """preprocess.py --export: what `datasets.load_dataset` finds in the folder, and what its card says of it."""
 
-import json
 import re
 import shlex
 import sys
@@ -10,6 +9,7 @@ import pytest
 from datasets import get_dataset_config_names, load_dataset
 from datasets.utils.metadata import known_task_ids
 from huggingface_hub import DatasetCard
+from made_up import write_jsonl
 from sklearn.metrics import accuracy_score, f1_score
 
 import preprocess
@@ -44,11 +44,6 @@ def records() -> list[dict]:
     records = [{"input": row["input"], "label": row["label"] ^ (k in FLIPPED)} for k, row in enumerate(rows)]
     odd = Premise(LETTERS[:3], frozenset({(0, 1, 4), (1, 2, 1)}))
     return [*records, {"input": wording.write_input(wording.write_premise(odd), "A directly causes B."), "label": 1}]
-
-
-def write(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def tables(folder: Path) -> dict[str, list[list[str]]]:
@@ -93,7 +88,7 @@ def check_card(folder: Path, load) -> None:
 
 @pytest.mark.parametrize("labels", ["exact", "given"])
 def test_a_file(export, tmp_path, records, labels):
-    source = write(tmp_path / "rows.jsonl", records)
+    source = write_jsonl(tmp_path / "rows.jsonl", records)
     options = ("--source", source, "--labels", labels, "--perturbations", *PERTURBATIONS, "--seed", 3)
     folder, load = export(*options, *(["--skip_unparsable", "true"] if labels == "exact" else []))
     config = {"labels": labels, "perturbations": list(PERTURBATIONS), "seed": 3, "skip_unparsable": True, "raw": True}

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from conftest import build_model
 from datasets import Dataset, load_from_disk
-from made_up import write_predictions
+from made_up import write_jsonl, write_predictions
 from transformers import Phi3Config, Phi3ForCausalLM
 
 import evaluate
@@ -187,7 +187,7 @@ def test_a_file_of_rows_scores_as_a_dataset_of_them_does(place, run, tmp_path, c
     seen = sorted(set(rows["structure_id"]))[:2]
     known = {"target": "trace", "trace_style": "compact", "instruction": "", "structures": seen}
     (tmp_path / "model" / "training_data.json").write_text(json.dumps(known))
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"input": text}) + "\n" for text in rows["input"]))
+    write_jsonl(tmp_path / "rows.jsonl", [{"input": text} for text in rows["input"]])
     shared = ("--model", tmp_path / "model", "--num_resamples", 20)
     run(*shared, "--dataset", place / "worded", "--split", "test", "test_paraphrase", "--output_dir", tmp_path / "data")
     run(*shared, "--rows", tmp_path / "rows.jsonl", "--perturbations", "paraphrase", "--output_dir", tmp_path / "file")
@@ -211,11 +211,10 @@ def test_what_a_perfect_reasoner_scores_on_wrong_labels_is_said(place, run, tmp_
     rows = load_split(str(place / "data"), "test")
     given = [1 - label if k in (0, 5, 9) else label for k, label in enumerate(rows["label"])]
     records = [{"input": row["input"], "label": y, "split": "test"} for row, y in zip(rows, given, strict=True)]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    file = write_jsonl(tmp_path / "rows.jsonl", records)
     asked = ("--rows", file, "--labels", "given", "--dataset", "")
     if labels != "file":
-        options = {"source": str(file), "labels": labels, "tokenizer": str(place / "yes"), "instruction": ""}
+        options = {"source": file, "labels": labels, "tokenizer": str(place / "yes"), "instruction": ""}
         write_dataset(*build(DataConfig(**options)), tmp_path / "data")
         asked = ("--dataset", tmp_path / "data")
     output = [tmp_path / name for name in ("one", "two")]
@@ -505,7 +504,7 @@ def test_scored_models_are_compared_by_their_probabilities(run, tmp_path, capsys
         write_predictions(directory, accuracy)
         rows = [row | {"prediction": row["prediction"] or 0} for row in read_predictions(directory)]
         rows = [row | {"probability": (row["prediction"] + answers.random()) / 2} for row in rows]
-        (directory / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(directory / "predictions.jsonl", rows)
     run("--compare", *directories, "--num_resamples", 40)
     comparison = json.loads((tmp_path / "evaluation_results" / "comparison" / "comparison.json").read_text())
     a, b = (model["auroc"] for model in comparison["models"])

@@ -1,6 +1,5 @@
 """The GRPO objective against NumPy and hand-computed cases, and the invariances that a step must have."""
 
-import json
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from conftest import VOCABULARY, assert_same_gradients, build_model, gradients, padded_logps
 from datasets import Dataset
+from made_up import write_jsonl
 
 from causal.rewards import corr2cause_reward
 from dataset.chat import encode
@@ -747,7 +747,7 @@ def scored_directory(place, pass_at_1: dict[str, float]):
     place.mkdir()
     shared = {"label": 1, "prediction": 1}
     rows = [{"input": text, **shared, "means": {"pass@1": rate}} for text, rate in pass_at_1.items()]
-    (place / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(place / "predictions.jsonl", rows)
     (place / "metrics.json").write_text('{"name": "scored"}')
     return str(place)
 
