@@ -57,7 +57,7 @@ def at_the_edge(rows: "Dataset", directory: str, low: float, high: float) -> tup
 
     _, predictions = read_results(directory, "pass_rates")
     found = {row["input"]: row.get("means", {}).get("pass@1") for row in predictions}
-    remedy = "write it with python evaluate.py --num_samples 8 --split train"
+    remedy = "write it with evaluate.py --num_samples 8, of this run's model, dataset and train_split (its --split)"
     check(None not in found.values(), f"pass_rates: {directory} has one answer a row; {remedy}")
     rates = [found.get(text) for text in rows["input"]]
     known = [rate for rate in rates if rate is not None]

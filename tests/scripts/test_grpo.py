@@ -765,7 +765,7 @@ def test_prompts_are_chosen_by_their_pass_rate(tmp_path):
     greedy = tmp_path / "greedy"
     scored_directory(greedy, {"a": 0.5})
     (greedy / "predictions.jsonl").write_text('{"input": "a", "label": 1, "prediction": 1}\n')
-    with pytest.raises(ValueError, match="pass_rates: .* has one answer a row; .*--num_samples 8 --split train"):
+    with pytest.raises(ValueError, match="pass_rates: .* has one answer a row; .*--num_samples 8, of this run"):
         at_the_edge(rows, str(greedy), 0.1, 0.8)
     with pytest.raises(ValueError, match="pass_rate: two numbers, the lower one first, got"):
         Config(pass_rate=[0.8, 0.1])
