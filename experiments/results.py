@@ -19,11 +19,12 @@ configs/*_results.yaml, configs/*_demo.yaml and configs/*_traces.yaml:
                label's before they are scaled, or after
     edge       reasoner/, and from it, in words that it has never seen, GRPO from labels alone: on all prompts, and on
                those that it solves sometimes, at as many samples, with those that tell which these are
+    sizes      SFT on N = 3 to 5, some of it with gaps between positions, and from that GRPO from labels alone on N = 6
     traces     SFT on reasoning traces, and from it, on other graphs of N = 6, GRPO with outcome and process rewards
 
 Answers are scored on the test set, its paraphrase and its relabelling; words, credit and edge on the test set in the
-new words, and in others that nothing was trained in; traces on those of N = 4 and on the test set of N = 5. Intervals
-resample structures. What is done is not done again: an interrupted run continues with the stage that it was in.
+new words, and in others that nothing was trained in; sizes on N = 6 and 7; traces on the test sets of N = 4 and N = 5.
+Intervals resample structures. What is done is not done again: an interrupted run goes on with the stage that it was in.
 """
 
 import argparse
