@@ -56,11 +56,11 @@ from dataset.chat import (
 from dataset.corrections import corrections_of, mixed_with
 from dataset.reading import data_config, load_split, split_names
 from dataset.report import make_report, summary
-from dataset.sources import HUB_CONFIGS, HUB_NAME, label_records, read_file, read_hub
+from dataset.sources import HUB_CONFIGS, HUB_NAME, claim_of, label_records, read_file, read_hub
 from dataset.splits import BALANCE, SPLITS, STRATEGIES, mixed, perturbed, reworded, split_rows, subsample
 from runtime.ending import run_script
-from runtime.files import check_vacant, check_writable, replacing
-from runtime.settings import Settings, arg, check, check_choice, parse_config
+from runtime.files import check_not_read, check_vacant, check_writable, replacing
+from runtime.settings import LARGEST_SEED, Settings, arg, check, check_choice, parse_config
 
 EDGES = List(List(Value("int64")))
 COLUMNS = {
@@ -166,7 +166,7 @@ class DataConfig(Settings):
     perturbations: list[str] = arg(
         [], f"more test sets, test_<perturbation>: {', '.join(PERTURBATIONS)}", choices=PERTURBATIONS
     )
-    seed: int = arg(0, "of the relabelings, the splits and the random choices")
+    seed: int = arg(0, "of the relabelings, the splits and the random choices", at_least=0, at_most=LARGEST_SEED)
 
     output_dir: str = arg("data/corr2cause", "dataset folder to write", section="output")
     export: str | None = arg(
@@ -175,12 +175,32 @@ class DataConfig(Settings):
     overwrite: bool = arg(False, "replace output_dir or export if a dataset of this script is there")
 
 
+# What one source reads and no other does.
+OF_SOURCE = {
+    "generate": ("structures", "max_given", "relabelings"),
+    "hub": ("hub_config",),
+    "corrections": ("correction_share",),
+}
+
+
+def changed(config: DataConfig) -> set[str]:
+    """The settings that are not at their defaults."""
+    default = DataConfig()
+    return {name for name, value in vars(config).items() if value != getattr(default, name)}
+
+
 def check_config(config: DataConfig) -> None:
-    """Raises ValueError for settings that contradict each other."""
+    """Raises ValueError for settings that contradict each other, or that nothing would read."""
     corrects = config.source == "corrections"
     check(corrects == bool(config.predictions), "predictions: source corrections needs them, and no other source does")
+    given = changed(config)
+    for source, names in OF_SOURCE.items():
+        unread = [name for name in names if name in given and source != config.source]
+        check(not unread, f"{', '.join(unread)}: only source {source} reads that, not {config.source}; leave it out")
     allowed = ("exact", "released") if config.source == "generate" else ("exact", "given")
     check_choice(f"labels (source {config.source})", config.labels, allowed)
+    sized = config.source == "generate" or corrects or "num_variables" not in given or bool(config.train_mix)
+    check(sized, f"num_variables: {config.source} has the sizes that it has; leave it out, or add train_mix")
     fractions = config.validation_fraction, config.test_fraction
     check(min(fractions) >= 0 and sum(fractions) <= 1, "validation_fraction, test_fraction: expected 0 to 1 in all")
     check(len(config.num_variables) > 0, f"num_variables: name at least one size, 2 to {MAX_VARIABLES}")
@@ -203,6 +223,8 @@ def check_config(config: DataConfig) -> None:
     check(not config.repeat_rows or bool(config.train_mix), "repeat_rows: train_mix has the shares that copies fill")
     has_file = config.teacher_file is not None
     check((config.target == "teacher") == has_file, "target teacher needs teacher_file, and no other target has it")
+    worded = has_file and bool(config.wordings)
+    check(not worded, "wordings: a teacher's texts have their rows' words; leave wordings out, or set target trace")
     check(config.target != "trace" or config.labels == "exact", "target trace ends in the exact answer: labels exact")
     bare = "export" if config.export is not None else "raw" if config.raw else ""
     check(not bare or config.target == "answer", f"{bare} writes no response: set target answer, not {config.target}")
@@ -262,6 +284,7 @@ def progress(items: Iterable[dict], name: str, total: int | None = None) -> Iter
 FORM = (  # of a dataset's texts
     "tokenizer", "revision", "target", "trace_style", "instruction", "chat_template_args", "max_length",
 )  # fmt: skip
+OF_MIXTURE = {"source", "predictions", "correction_share", "max_train_samples", "seed", "output_dir", "overwrite"}
 
 
 def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
@@ -276,6 +299,10 @@ def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, 
     form = data_config(names[0], "predictions", "answer a dataset of preprocess.py")
     traces = form["target"] == "trace"
     check(traces, f"predictions: dataset {names[0]} has target {form['target']}; there are corrections of traces alone")
+    as_there = {name for name in FORM if getattr(config, name) == form.get(name)}
+    unread = sorted(changed(config) - OF_MIXTURE - as_there)
+    check(not unread, f"{', '.join(unread)}: corrections are as their dataset {names[0]} is; leave that out")
+    check_not_read(Path(config.output_dir), names[0])
     config = replace(config, **{name: form[name] for name in FORM if name in form})
     tokenizer = load_tokenizer(config.tokenizer, config.revision)
     check(tokenizer.is_fast, f"tokenizer: {config.tokenizer} is no fast one, which tells where a kept part ends")
@@ -333,8 +360,8 @@ def set_aside(train: list[dict], count: int, seed: int) -> tuple[list[dict], lis
     """The rows of train without `count` of them, a random choice, and these: prompts for GRPO that it does not have."""
     check(count < len(train), f"max_grpo_samples: leaves nothing of the {len(train)} rows for train; lower it")
     given = subsample(train, count, [], f"{seed}-{GRPO}")
-    taken = {(row["premise_id"], row["hypothesis"]) for row in given}  # which may stand in a file twice
-    return [row for row in train if (row["premise_id"], row["hypothesis"]) not in taken], given
+    taken = set(map(claim_of, given))  # which may stand in a file twice
+    return [row for row in train if claim_of(row) not in taken], given
 
 
 def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
@@ -365,6 +392,9 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
         balance, cap = (config.balance if name == "train" else []), getattr(config, f"max_{name}_samples")
         if name == "train" and config.train_mix:
             mix = dict(zip(config.num_variables, config.train_mix, strict=True))
+            others = sorted({row["num_variables"] for row in splits[name]} - set(mix))
+            remedy = "name them in num_variables too, with a share each (0: none of them)"
+            check(not others, f"train_mix: train has rows of {', '.join(map(str, others))} variables; {remedy}")
             splits[name] = mixed(splits[name], cap, mix, balance, f"{config.seed}-{name}", config.repeat_rows)
         else:
             splits[name] = subsample(splits[name], cap, balance, f"{config.seed}-{name}")

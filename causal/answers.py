@@ -12,7 +12,8 @@ What counts as its answer, the first that is found:
 4. the opening words of the text: "No. The premise ...".
 If what is found holds both a yes and a no, the text has no answer. What a model has thought (<think> ... </think>) is
 not said. Questions ("... ?"), instructions ("Answer Yes or No.") and what would be ("If ..., it would be yes.") are not
-answers; the "no" of "no edge" is not a verdict, nor is what is denied ("cannot be yes").
+answers, but for what comes before a reason of that kind ("No, since if ..., it would ..."); the "no" of "no edge" is
+not a verdict, nor is what is denied ("cannot be yes").
 """
 
 import re
@@ -43,6 +44,11 @@ _STATED = re.compile(
 _SOFTENED = r"be|a|answer|say|conclude|necessarily|always|simply|just|clearly|really"
 _DENIED = re.compile(rf"\b(?:not|cannot|never|\w+n t)(?: (?:{_SOFTENED}))* (?:yes|no)\b")
 _SUPPOSED = re.compile(r"\bif\b.*\bwould\b|\bwould\b.*\bif\b")
+# A verdict with its reason after it, or a remark; no condition of its own ("Yes, if ...").
+_REASONED = re.compile(
+    rf"{_VERDICT}(?= ?[,;(–—](?!\W*(?:but |only |even )*(?:if|unless|provided)\b)| -+ | (?:because|since|as|for)\b)"
+)
+_CONDITION = re.compile(r"\b(?:if|would)\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|$)", re.DOTALL)
 _THOUGHT_BEFORE = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)  # the prompt has opened it
@@ -77,7 +83,8 @@ def _plain_lines(text: str) -> list[str]:
     text = _DENIED.sub(" ", text)
     lines: list[str] = []
     for line in text.splitlines():
-        line = " ".join(s for s in _SENTENCE_END.split(line.strip()) if not _is_no_statement(s))
+        sentences = map(_without_reason, _SENTENCE_END.split(line.strip()))
+        line = " ".join(sentence for sentence in sentences if not _is_no_statement(sentence))
         if not re.search(r"\w", line):
             continue
         if lines and _HEADER.match(lines[-1]):
@@ -85,6 +92,15 @@ def _plain_lines(text: str) -> list[str]:
         else:
             lines.append(line)
     return lines
+
+
+def _without_reason(sentence: str) -> str:
+    """A verdict alone, where its reason supposes something: "No, because if A caused B, they would correlate."."""
+    found = _REASONED.search(sentence)
+    if found is None or sentence.endswith("?") or not _SUPPOSED.search(sentence):
+        return sentence
+    stated = sentence[: found.end()]
+    return sentence if _CONDITION.search(stated) else f"{stated}."
 
 
 def _is_no_statement(sentence: str) -> bool:

@@ -8,13 +8,14 @@ premise.
 import csv
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
 from causal import wording
-from causal.claims import Claim
+from causal.claims import SYMMETRIC, Claim
 from causal.classes import pdag
 from causal.rows import exact_labeller, premise_columns
 from runtime.settings import check
@@ -73,6 +74,7 @@ class _Malformed(Exception):
 
 def _csv_records(file: TextIO) -> Iterator[dict]:
     """The rows under their header, without the nameless columns and empty rows that spreadsheets leave behind."""
+    csv.field_size_limit(sys.maxsize)  # of N = 10 a premise may have half a million characters
     header = file.readline()
     file.seek(0)
     records = csv.DictReader(file, strict=True, delimiter=max(",;\t", key=header.count))
@@ -169,10 +171,17 @@ def label_records(
     return rows, unlabelled
 
 
+def claim_of(row: dict) -> tuple:
+    """What a row asks, in whatever words: its premise, the relation, and the names of the two variables."""
+    premise, claim = wording.parse_claim(row["premise"], row["hypothesis"])
+    names = premise.variables[claim.i], premise.variables[claim.j]
+    return row["premise_id"], claim.relation, *(sorted(names) if claim.relation in SYMMETRIC else names)
+
+
 def check_agreement(rows: list[dict]) -> None:
-    """ValueError naming two rows that ask one hypothesis of one premise, however typed, and have two labels."""
+    """ValueError naming two rows that make one claim of one premise, in whatever words, and have two labels."""
     first: dict[tuple, dict] = {}
     for row in rows:
-        other = first.setdefault((row["premise_id"], row["hypothesis"]), row)
+        other = first.setdefault(claim_of(row), row)
         agree = other["given_label"] == row["given_label"]
         check(agree, f"{other['row']} and {row['row']}: one input with two labels; use labels exact, or mend the file")

@@ -194,6 +194,11 @@ def _mean_sums(rows: Sequence[Mapping], of_row: np.ndarray, num_clusters: int) -
     return sums
 
 
+def main_rows(rows: list[dict]) -> list[dict]:
+    """Those of the first split, of which the scores are."""
+    return [row for row in rows if row.get("split") == rows[0].get("split")]
+
+
 def has_probabilities(rows: Sequence[Mapping]) -> bool:
     """Whether the rows have `probability`. Raises ValueError if some have it and others have not."""
     count = sum(row.get("probability") is not None for row in rows)

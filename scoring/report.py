@@ -19,6 +19,7 @@ from causal.vocabulary import RELATION_OF
 from causal.wording import class_edges, parse_input
 from dataset.sources import parse_row
 from scoring.figures import PUBLISHED_NOTE, calibration_figure, confusion_figure
+from scoring.metrics import main_rows
 
 WRONG_SHOWN = 200  # rows; more make a page that no browser likes
 ANSWERS = {0: "No", 1: "Yes", None: "no answer"}
@@ -93,11 +94,11 @@ def image(figure: Figure, description: str) -> str:
 
 def wrong_answers(models: list[dict]) -> list[str]:
     """The rows that some model has wrong, by premise: premises at random until WRONG_SHOWN rows are reached."""
-    rows = [row for row in models[0]["rows"] if row.get("split") == models[0]["rows"][0].get("split")]
-    answers = [{(row.get("split"), row["input"]): row for row in model["rows"]} for model in models]
+    rows = main_rows(models[0]["rows"])
+    answers = [{row["input"]: row for row in main_rows(model["rows"])} for model in models]
     of_premise: dict[str, list[list[dict]]] = {}  # the row of each model, where one of them is wrong
     for row in rows:
-        given = [found[row.get("split"), row["input"]] for found in answers]
+        given = [found[row["input"]] for found in answers]
         if any(answer["prediction"] != row["label"] for answer in given):
             of_premise.setdefault(row["premise_id"], []).append(given)
     total, cards, shown = sum(map(len, of_premise.values())), [], 0

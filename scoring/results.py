@@ -37,11 +37,6 @@ def answer_figures(rows: list[dict]) -> dict[str, float]:
     return shares
 
 
-def main_rows(rows: list[dict]) -> list[dict]:
-    """Those of the first split, of which the scores are."""
-    return [row for row in rows if row.get("split") == rows[0].get("split")]
-
-
 def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
     """predictions.jsonl, metrics.json, the figures of one model, and report.html."""
     name = results["name"]
@@ -49,7 +44,7 @@ def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
     (output_dir / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     scores = score_figure({name: metrics.grouped_summaries(results)}, results["confidence"], name)
-    figures = {"confusion_matrix": confusion_figure(main_rows(rows), name), "scores": scores}
+    figures = {"confusion_matrix": confusion_figure(metrics.main_rows(rows), name), "scores": scores}
     if "calibration" in results:
         figures["calibration"] = calibration_figure(results, name)
     for file, figure in figures.items():
@@ -97,7 +92,7 @@ def compare_results(directories: list[str], **resampling) -> tuple[dict, list[di
     results, rows = zip(*map(read_results, directories), strict=True)
     names = distinct([found["name"] for found in results], directories)
     reports = [metrics.report(part, **resampling) for part in rows]
-    rows = [main_rows(part) for part in rows]
+    rows = [metrics.main_rows(part) for part in rows]
     pairs = []
     for a, b in [(0, k) for k in range(1, len(names))] + [(k - 1, k) for k in range(2, len(names))]:
         try:

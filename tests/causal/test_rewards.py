@@ -183,6 +183,32 @@ def test_what_would_be_is_no_answer():
     assert extract_answer("Answer: No; a yes would need an arrow.") is False
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        ", because if A caused B directly, they would correlate.",
+        ", since if B caused A, C would be independent of A.",
+        " — the hypothesis would hold only if the edge were oriented.",
+        "; it would follow if C were a collider.",
+        " because it would only hold if C were adjacent.",
+    ],
+)
+@pytest.mark.parametrize("verdict, right", [("Yes", True), ("No", False)])
+@pytest.mark.parametrize(
+    "form", ["{}", "Answer: {}", "**Answer: {}**", "Therefore: {}", "Some steps.\nThe answer is {}"]
+)
+def test_an_answer_stands_whatever_its_reason_supposes(form, verdict, right, reason):
+    assert extract_answer(form.format(verdict) + reason) is right
+    other = {True: "No", False: "Yes"}[right]
+    assert extract_answer(f"Answer: {other}\n\nThe final answer is {verdict}{reason}") is right
+    for condition in (
+        ", if C were adjacent it would follow.",
+        ", but only if A would cause C.",
+        " if C would cause A.",
+    ):
+        assert extract_answer(form.format(verdict) + condition) is None
+
+
 @pytest.mark.parametrize("rest", [" 2 of the graphs have B -> A.", " B and C are adjacent.", ", see row no. 3."])
 def test_a_no_is_a_verdict_whatever_sentence_follows(rest):
     assert extract_answer(f"Answer: No{'' if rest[0] == ',' else '.'}{rest}") is False

@@ -14,6 +14,7 @@ from causal import wording
 from causal.classes import relabel_premise
 from causal.graphs import bits
 from causal.rows import premise_id
+from dataset.sources import read_file
 from preprocess import DataConfig, build
 
 pytestmark = pytest.mark.usefixtures("one_tokenizer")
@@ -210,9 +211,12 @@ def meaning(premise: str) -> frozenset:
 def test_one_question_with_two_labels_is_named_however_it_is_typed(tmp_path, rows):
     typed = [{"input": row["input"], "label": row["label"]} for row in rows]
     k = max(range(len(rows)), key=lambda k: len(rows[k]["premise"]))
-    shuffled = wording.write_premise(wording.parse_premise(rows[k]["premise"]), random.Random(0))
+    premise, claim = wording.parse_claim(rows[k]["premise"], rows[k]["hypothesis"])
+    shuffled = wording.write_premise(premise, random.Random(0))
     assert shuffled != rows[k]["premise"]
-    for text in (typed[k]["input"].replace(" ", "  "), wording.write_input(shuffled, rows[k]["hypothesis"])):
+    others = (wording.write_hypothesis(claim, premise.variables, rows[k]["template"], w) for w in ("effect", "recast"))
+    texts = [typed[k]["input"].replace(" ", "  "), wording.write_input(shuffled, rows[k]["hypothesis"])]
+    for text in (*texts, *(wording.write_input(rows[k]["premise"], other) for other in others)):
         path = write_jsonl(tmp_path / "rows.jsonl", [*typed, {"input": text, "label": 1 - typed[k]["label"]}])
         with pytest.raises(ValueError, match=f"row {k} and row 198: one input with two labels"):
             build(DataConfig(source=path, labels="given"))
@@ -233,6 +237,25 @@ def test_label_2_of_the_hub_is_0_and_counted(monkeypatch, rows):
     splits, _, report = build(DataConfig(source="hub", hub_config="perturbation_by_paraphrasing", labels="given"))
     assert [row["given_label"] for row in splits["test"]] == [0 if r["label"] == 2 else r["label"] for r in hub]
     assert report["label_2_as_0"] == 5 and "5 rows of the hub have label 2" in preprocess.summary(report)
+
+
+def test_a_symmetric_claim_has_one_label_in_either_order(tmp_path, rows):
+    k = next(k for k, row in enumerate(rows) if row["template"] == "has_collider")
+    premise, claim = wording.parse_claim(rows[k]["premise"], rows[k]["hypothesis"])
+    first, second = (premise.variables[v] for v in (claim.i, claim.j))
+    swapped = rows[k]["hypothesis"].replace(first, "#").replace(second, first).replace("#", second)
+    assert swapped != rows[k]["hypothesis"]
+    other = {"input": wording.write_input(rows[k]["premise"], swapped), "label": 1 - rows[k]["label"]}
+    records = [*({"input": row["input"], "label": row["label"]} for row in rows), other]
+    with pytest.raises(ValueError, match=f"row {k} and row 198: one input with two labels"):
+        build(DataConfig(source=write_jsonl(tmp_path / "rows.jsonl", records), labels="given"))
+
+
+def test_cells_may_be_long(tmp_path, rows):
+    """As those of large systems are."""
+    long = {"input": rows[0]["input"] + " " * 200_000, "label": rows[0]["label"]}
+    (record,) = read_file(Path(write_csv(tmp_path / "long.csv", [long], ("input", "label"))), "source")
+    assert record["input"] == long["input"]
 
 
 def test_file_that_is_not_utf8(tmp_path):

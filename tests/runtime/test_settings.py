@@ -170,7 +170,7 @@ def test_an_unknown_option_names_the_nearest(argv):
 def test_a_setting_of_other_trainers_is_told_its_place(tmp_path):
     assert "accelerate_configs/zero2_2x2080ti.yaml fp16" in error_of(yaml_file(tmp_path, "bf16: true"))
     assert "micro_batch_tokens" in error_of(["--per_device_train_batch_size", "2"])
-    assert "no flash kernel" in error_of(["--attn_implementation", "flash_attention_2"])
+    assert "torch's SDPA" in error_of(["--attn_implementation", "flash_attention_2"])
 
 
 def test_an_unknown_field_names_the_nearest_and_the_file(tmp_path):

@@ -197,6 +197,8 @@ def test_a_file_of_rows_scores_as_a_dataset_of_them_does(place, run, tmp_path, c
         assert other.pop("means") == {"exact_trace": 0.0}, "an answer alone is no trace"
         assert other.pop("split") == row.pop("split").replace("test", "rows")
         assert row == other and row["seen"] == (row["structure_id"] in seen)
+    run("--compare", tmp_path / "data", tmp_path / "file", "--num_resamples", 5)  # whose first splits have two names
+    assert (tmp_path / "evaluation_results" / "comparison" / "report.html").is_file()
     results = json.loads((tmp_path / "file" / "metrics.json").read_text())
     assert {name: part["num_clusters"] for name, part in results["by_seen"].items()} == {
         name: len({row["premise_id"] for row in of_file if row["seen"] == (name == "seen")})
@@ -429,6 +431,7 @@ def test_scoring_as_users_run_it(place, run, tmp_path, capsys):
         ),
         (("--model", "{place}/yes", "--rows", "a.csv", "--dataset", ""), "rows: a.csv: no such file"),
         (("--model", "{place}/yes", "--compare", "a", "b"), "compare runs no model"),
+        (("--model", "{place}/yes", "--seed", "-1"), "seed: must be between 0 and"),
         (("--compare", "a"), "compare: name at least two"),
         (("--compare", "a", "b"), "compare: a has no metrics.json; write it with python evaluate.py .* --output_dir a"),
     ],

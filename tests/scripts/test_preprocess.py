@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from causal.vocabulary import HELD_OUT_WORDINGS
 from dataset.chat import encode
 from dataset.reading import check_whole, load_split
 from dataset.report import perfect_reasoner
+from dataset.sources import HUB_CONFIGS
 from policy import loading
 from policy.loading import load_tokenizer
 from preprocess import DataConfig, build, write_dataset
@@ -97,6 +99,16 @@ def run_main(monkeypatch, *argv: str) -> None:
         ({"predictions": ["a"]}, "predictions: source corrections needs them, and no other source does"),
         ({"source": "corrections", "predictions": ["a"]}, "predictions: a has no metrics.json; write it with"),
         ({"correction_share": 0.0}, "correction_share: must be above 0"),
+        ({"correction_share": 0.4}, "correction_share: only source corrections reads that, not generate"),
+        ({"source": "hub", "structures": 3, "relabelings": [2]}, "structures, relabelings: only source generate reads"),
+        ({"source": "rows.csv"}, "num_variables: rows.csv has the sizes that it has; leave it out"),
+        ({"source": "hub", "hub_config": HUB_CONFIGS[1]}, "num_variables: hub has the sizes that it has"),
+        ({"hub_config": HUB_CONFIGS[1]}, "hub_config: only source hub reads that, not generate"),
+        (
+            {"target": "teacher", "teacher_file": "a.jsonl", "wordings": ["effect"]},
+            "wordings: a teacher's texts have their rows' words",
+        ),
+        ({"seed": -1}, "seed: must be between 0 and"),
         ({"split": "given"}, "split given: row 0 has no column split"),
         ({"instruction": "Say <|end|>"}, "instruction: holds the special token <|end|>"),
     ],
@@ -124,6 +136,14 @@ def test_sizes_have_relabelings_and_shares_of_their_own():
         letterings[row["num_variables"]][row["structure_id"]] += 1
     assert max(letterings[3].values()) == 18  # one premise's claims
     assert max(letterings[4].values()) == 2 * 36
+
+
+def test_every_size_of_a_file_has_a_share(source):
+    options = {"source": source, "raw": True, "max_train_samples": 20}
+    splits, _, _ = build(DataConfig(**options, num_variables=[3], train_mix=[1.0]))
+    assert len(splits["train"]) == 20
+    with pytest.raises(ValueError, match="train_mix: train has rows of 3 variables; name them in num_variables"):
+        build(DataConfig(**options, num_variables=[4, 5], train_mix=[0.5, 0.5]))
 
 
 def test_no_chat_template(monkeypatch, tokenizer):
@@ -517,6 +537,11 @@ def test_corrections_are_mixed_with_the_dataset_that_was_answered(tmp_path, sour
     with pytest.raises(ValueError, match="its train has corrections, for train_sft.py"):
         check_whole(rows, "new")
 
+    unread = {"max_length": 300, "wordings": ["effect"], "trace_style": "full", "test_fraction": 0.3}
+    with pytest.raises(ValueError, match="^max_length, test_fraction, wordings: corrections are as their dataset"):
+        build(replace(config, **unread))
+    with pytest.raises(ValueError, match="plain is read from there; name another"):
+        build(replace(config, output_dir=plain, overwrite=True))
     test = write_answers(tmp_path / "c", plain, written[0]["test"], lambda row: "No.")
     with pytest.raises(ValueError, match="c has a row that is not of the dataset's train.*--split train"):
         build(DataConfig(source="corrections", predictions=[test]))
