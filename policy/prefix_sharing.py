@@ -120,7 +120,7 @@ class PackedTree:
         rows = slice(start, stop)
         if all(end == stop for end in self.ends[rows]):
             return Piece(rows, rows)
-        return Piece(rows, rows, _as_mask(self.visible(start, stop), device))
+        return Piece(rows, rows, as_bias(self.visible(start, stop), device)[None, None])
 
     def _window_pieces(self, device: torch.device, window: int) -> list[Piece]:
         """Those of `pieces` without a window, cut to what is within it."""
@@ -139,7 +139,7 @@ class PackedTree:
                         within &= self.visible(rows.start, rows.stop)
                     if within.any():
                         whole = within.all() or (piece.causal and rows == keys)  # a tile is no longer than the window
-                        cut.append(Piece(rows, keys, None if whole else _as_mask(within, device)))
+                        cut.append(Piece(rows, keys, None if whole else as_bias(within, device)[None, None]))
         return sorted(cut, key=lambda piece: piece.rows != piece.keys)
 
     def visible(self, start: int, stop: int) -> torch.Tensor:
@@ -171,13 +171,11 @@ def never_read(device: torch.device) -> torch.Tensor:
     return torch.empty((1, 1, 0, 0), dtype=torch.bool, device=device)
 
 
-def _as_mask(seen: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """(q, k) as a piece's mask."""
-    queries, keys = seen.shape
-    # CUDA's kernel reads rows of masks that begin at multiples of 16 bytes.
-    mask = torch.full((queries, -(-keys // 8) * 8), UNSEEN)
-    mask[:, :keys].masked_fill_(seen, 0.0)
-    return mask[None, None].to(device)
+def as_bias(seen: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What is added to scores (..., k): 0 where `seen`, else UNSEEN; in fp32, (..., k or more)."""
+    # CUDA's kernel reads rows that begin at multiples of 16 bytes.
+    bias = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, UNSEEN)
+    return pad(bias, (0, -seen.shape[-1] % 8), value=UNSEEN).to(device)
 
 
 def _tiles(stretch: slice, size: int) -> list[slice]:
@@ -267,8 +265,7 @@ class TreeAttention(torch.autograd.Function):
         total = query.new_empty((1, heads, length), dtype=torch.float32)  # log-sum-exp
         for piece in pieces:
             keys, values = (_for_each_query_head(x[:, :, piece.keys], heads) for x in (key, value))
-            queries = query[:, :, piece.rows]
-            part, part_total = attend(queries, keys, values, _mask_of(piece, queries, keys), piece.causal, scale)
+            part, part_total = attend(query[:, :, piece.rows], keys, values, piece.mask, scale, piece.causal)
             so_far, total_so_far = output[:, :, piece.rows], total[:, :, piece.rows]
             if piece.rows == piece.keys:  # the first of these queries
                 so_far.copy_(part)
@@ -313,27 +310,40 @@ def _for_each_query_head(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.repeat_interleave(heads // x.shape[1], dim=1) if x.shape[1] < heads else x
 
 
-def _mask_of(piece: Piece, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-    """In the dtype of the queries, for every head."""
-    if piece.mask is None:
+def _bias_for(bias: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+    """A bias (X, 1, q or 1, k or more) in the dtype of queries (X, heads, q, d), for every head."""
+    if bias is None:
         return None
-    return piece.mask.to(query.dtype)[..., : key.shape[2]].expand(1, query.shape[1], -1, -1)
+    return bias.to(query.dtype)[..., : key.shape[2]].expand(-1, query.shape[1], query.shape[2], -1)
 
 
-def attend(query, key, value, mask, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The kernels under torch's SDPA, which does not give the log-sum-exp: output (B, heads, q, d) and that (B, heads,
-    q)."""
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    causal: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of queries (X, heads, q, d) over keys and values (X, heads, k, d): softmax(scale·q·k + bias)·v (X, heads, q, d),
+    and the logarithm of the sum of exponentials (X, heads, q) in fp32; `bias` as from `as_bias`, (X, 1, q or 1, k or
+    more).
+
+    By the kernels under torch's SDPA, which does not give the latter. They have scores in fp32 whatever the dtype: in
+    half precision large ones, as Qwen2's biases make them, would be off by more than sampling forgives.
+    """
+    bias = _bias_for(bias, query, key)
     if query.is_cuda:  # the memory-efficient kernel, which Turing has too
         kernel = torch.ops.aten._scaled_dot_product_efficient_attention
-        output, total, *_ = kernel(query, key, value, mask, True, 0.0, causal, scale=scale)
+        output, total, *_ = kernel(query, key, value, bias, True, 0.0, causal, scale=scale)
         return output, total[:, :, : query.shape[2]]
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
+    return kernel(query, key, value, 0.0, causal, attn_mask=bias, scale=scale)
 
 
 def _attend_backward(grad, query, key, value, output, total, piece: Piece, scale: float) -> tuple[torch.Tensor, ...]:
     """Gradients of query, key and value."""
-    mask = _mask_of(piece, query, key)
+    mask = _bias_for(piece.mask, query, key)
     if query.is_cuda:
         total = pad(total, (0, -total.shape[2] % 32), value=torch.inf)  # as the forward kernel returns it
         no_dropout = torch.empty((), dtype=torch.long)

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from policy.adapters import folded
-from policy.prefix_sharing import LOGITS_AT_ONCE, UNSEEN, PackedTree, Tokens, attend, never_read, pack
+from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, as_bias, attend, never_read, pack
 from runtime.ending import is_out_of_memory
 
 BLOCK = 64  # tokens by which the room for own tokens grows
@@ -141,24 +141,24 @@ class BranchCache:
         return self.depths[:, -1] + torch.tensor(self.lengths)
 
     def _bias_of_prefix(self, window: int | None, queries: int) -> torch.Tensor:
-        """(R, 1, S·Q, C): 0, or UNSEEN for what is of another sequence or beyond the window."""
+        """(R, 1, S·Q, C or more): 0, or UNSEEN for what is of another sequence or beyond the window."""
         if window not in self.prefix_bias:
             seen = self.visible
             if window is not None:
                 seen = seen & (self._positions()[:, None] - self.depths < window)
-            bias = torch.zeros(seen.shape).masked_fill_(~seen, UNSEEN).to(self.device)[self.grid]  # (R, S, C)
+            bias = as_bias(seen, self.device)[self.grid]  # (R, S, C or more)
             self.prefix_bias[window] = bias.repeat_interleave(queries, dim=1)[:, None]
         return self.prefix_bias[window]
 
     def _bias_of_own(self, window: int | None) -> torch.Tensor | None:
-        """(B, 1, 1, longest): 0, or UNSEEN for what is not there yet or beyond the window; None if all is seen."""
+        """(B, 1, 1, longest or more): 0, or UNSEEN for what is not there yet or beyond the window; None if all is
+        seen."""
         if window is None and min(self.lengths) == self.longest:
             return None
         if window not in self.own_bias:
             back = self.ends[:, None] - torch.arange(self.longest, device=self.device)
             seen = (back >= 0) & (back < (window or self.longest))
-            bias = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, UNSEEN)
-            self.own_bias[window] = bias[:, None, None]
+            self.own_bias[window] = as_bias(seen, self.device)[:, None, None]
         return self.own_bias[window]
 
     def attend(
@@ -181,46 +181,21 @@ class BranchCache:
         every = torch.arange(size, device=self.device)
         for held, new in zip(self.own[layer], (key, value), strict=True):
             held[every, :, self.ends] = new[0].transpose(0, 1)
-        query = query[0].transpose(0, 1).unflatten(1, (heads, -1)) * scaling  # (B, H, Q, d)
+        query = query[0].transpose(0, 1).unflatten(1, (heads, -1))  # (B, H, Q, d)
         if window is not None and window > int(self._positions().max()):
             window = None
 
-        own, own_total = _attend(query, *(x[:, :, : self.longest] for x in self.own[layer]), self._bias_of_own(window))
+        keys, values = (x[:, :, : self.longest] for x in self.own[layer])
+        own, own_total = attend(query, keys, values, self._bias_of_own(window), scaling)
 
         width = self.grid.shape[1]
         grid = query[self.grid].transpose(1, 2).flatten(2, 3)  # (R, H, S·Q, d)
-        parts = _attend(grid, *self.prefixes[layer], self._bias_of_prefix(window, query.shape[2]))
-        prefix, prefix_total = (  # (B, H, Q, d), (B, H, Q, 1)
+        parts = attend(grid, *self.prefixes[layer], self._bias_of_prefix(window, query.shape[2]), scaling)
+        prefix, prefix_total = (  # (B, H, Q, d), (B, H, Q)
             x.unflatten(2, (width, -1)).transpose(1, 2).flatten(0, 1)[self.place] for x in parts
         )
-        share = torch.sigmoid(own_total - prefix_total)
-        return torch.lerp(prefix, own, share).to(value.dtype).flatten(1, 2)[None]
-
-
-def _attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of queries (X, H, Y, d) over keys and values (X, H, Z, d): softmax(q·k + bias)·v (X, H, Y, d), and the logarithm
-    of the sum of exponentials (X, H, Y, 1), both in fp32; `bias` is (X, 1, Y, Z), or (X, 1, 1, Z)."""
-    return (_attend_fused if query.device.type == "cpu" else _attend_by_steps)(query, keys, values, bias)
-
-
-def _attend_by_steps(query, keys, values, bias):
-    scores = (query @ keys.transpose(2, 3)).float()
-    if bias is not None:
-        scores += bias
-    most = scores.amax(-1, keepdim=True)
-    scores = scores.sub_(most).exp_()
-    total = scores.sum(-1, keepdim=True)
-    return (scores.to(values.dtype) @ values).float() / total, most + total.log()
-
-
-def _attend_fused(query, keys, values, bias):
-    """By the kernel of SDPA on a CPU, which reads half precision at full speed."""
-    if bias is not None:
-        bias = bias.to(query.dtype).expand(-1, -1, query.shape[2], -1)
-    attended, log_total = attend(query, keys, values, bias, causal=False, scale=1.0)
-    return attended.float(), log_total[..., None]
+        share = torch.sigmoid(own_total - prefix_total)[..., None]
+        return torch.lerp(prefix.float(), own.float(), share).to(value.dtype).flatten(1, 2)[None]
 
 
 def _stack(old: list[torch.Tensor] | None, new: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from causal.rows import generate_rows
 from dataset.batches import share_of_rank
 from dataset.chat import encode
 from policy import sampling
-from policy.prefix_sharing import sequence_logps
+from policy.prefix_sharing import as_bias, attend, sequence_logps
 from policy.sampling import BranchCache, Completion, Sampler, generate
 from scoring import predictions
 from scoring.predictions import majority, predict
@@ -163,20 +163,37 @@ def test_later_tokens_are_drawn_from_their_own_context():
 @torch.no_grad()
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_the_fused_attention_is_the_one_written_out(dtype, tolerance, masked):
+def test_attention_and_its_sum_of_exponentials_are_those_written_out(dtype, tolerance, masked):
     torch.manual_seed(0)
     for x, h, y, z, d in ((3, 2, 5, 70, 8), (2, 4, 4, 4, 16), (5, 1, 1, 130, 32), (1, 3, 1, 1, 8)):
-        query, keys, values = torch.randn(x, h, y, d) / d**0.5, torch.randn(x, h, z, d), torch.randn(x, h, z, d)
-        bias = None
+        tensors = [torch.randn(shape).to(dtype) for shape in ((x, h, y, d), (x, h, z, d), (x, h, z, d))]
+        query, keys, values = (tensor.double() for tensor in tensors)
+        scores, bias = query @ keys.transpose(2, 3) / d**0.5, None
         if masked:
             seen = torch.rand(x, 1, 1 if y == 5 else y, z) < 0.5
             seen[..., 0] = True
-            bias = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
-        expected = sampling._attend_by_steps(query, keys, values, bias)
-        found = sampling._attend_fused(*(t.to(dtype) for t in (query, keys, values)), bias)
+            bias = as_bias(seen, torch.device("cpu"))
+            scores = scores.masked_fill(~seen, -torch.inf)
+        expected = scores.softmax(-1) @ values, scores.logsumexp(-1)
+        found = attend(*tensors, bias, d**-0.5)
         for one, other in zip(found, expected, strict=True):
-            assert one.dtype == torch.float32
-            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_scores_are_not_rounded(dtype):
+    """As those of a model whose queries and keys have large biases: a common part of -128, which changes nothing."""
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(2, 2, n, 16) for n in (3, 40, 40))
+    query[..., 0], keys[..., 0] = 32.0, -16.0  # of 16 dimensions, so -128 by the scale of a quarter
+    tensors = [tensor.to(dtype) for tensor in (query, keys, values)]
+    found, total = attend(*tensors, None, 0.25)
+    scores = tensors[0].double() @ tensors[1].double().transpose(2, 3) / 4
+    rounded = scores.to(dtype).double().softmax(-1) @ tensors[2].double()
+    exact = scores.softmax(-1) @ tensors[2].double()
+    assert (found - exact).norm() < 0.2 * (rounded - exact).norm()
+    torch.testing.assert_close(total.double(), scores.logsumexp(-1), rtol=1e-4, atol=0)
 
 
 def test_sampling_in_train_mode_is_refused():
