@@ -1,15 +1,19 @@
 """What a run computes, against what the model itself computes: before any weight moves, in seconds.
 
-The truth is transformers' own: each sequence alone, under the model's eager attention, with all that the model does to
-its logits. The run's log-probabilities, of packed or of padded rows, and its sampler's are compared with that, on
-sequences of its first step and on the longest that it will meet, in its dtype. Two paths of this project that agree
-would not do: they may share a fault.
+The truth is transformers' own: each sequence alone, under the model's eager attention, computed in fp32 (in half
+precision it rounds scores, or overflows with them), with all that the model does to its logits. The run's
+log-probabilities, of packed or of padded rows, and its sampler's are compared with that, on sequences of its first step
+and on the longest that it will meet, in its dtype. Two paths of this project that agree would not do: they may share a
+fault.
 """
 
+import sys
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 from policy.adapters import folded
 from policy.prefix_sharing import (
@@ -32,6 +36,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.15}
 # Difference of attention and of its gradients from SDPA's in fp32, of their norm. On a CPU: 2e-7, 3e-4, 0.002.
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 OTHER_PRECISION = "launch with another precision (accelerate_configs: zero2_2xl4 has bf16, zero2_2xcpu fp32)"
+TRUTH = "eager_in_fp32"  # the attn_implementation
 SEQUENCES = 6  # of the first step, at most
 LAST_TOKENS = 256  # of a long sequence these are compared, so that few logits are in memory
 NEW_TOKENS = 8  # sampled greedily
@@ -129,10 +134,23 @@ def _own_distribution(model: torch.nn.Module, prompt: Tokens, completion: Tokens
         return model(input_ids=row, use_cache=False, logits_to_keep=predicting).logits[0].float().log_softmax(-1)
 
 
+def _eager_in_fp32(module, query, key, value, attention_mask, **options):
+    """The attention function that stands beside the module's class, or one of those it is made from."""
+    rooms = (vars(sys.modules[kind.__module__]) for kind in type(module).__mro__)
+    attention = next(room["eager_attention_forward"] for room in rooms if "eager_attention_forward" in room)
+    mask = None if attention_mask is None else attention_mask.float()
+    output, weights = attention(module, query.float(), key.float(), value.float(), mask, **options)
+    return output.to(query.dtype), weights
+
+
+AttentionInterface.register(TRUTH, _eager_in_fp32)
+AttentionMaskInterface.register(TRUTH, eager_mask)
+
+
 @contextmanager
 def _eager(model: torch.nn.Module):
     inner = causal_lm(model)
-    inner.set_attn_implementation("eager")
+    inner.set_attn_implementation(TRUTH)
     try:
         yield
     finally:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import VOCABULARY, build_model, random_groups
+from conftest import SMALL, VOCABULARY, build_model, random_groups
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from policy import prefix_sharing, sampling, self_check
 from policy.prefix_sharing import ATTENTION
@@ -19,6 +20,30 @@ def test_a_model_that_works_passes(family, dtype, share):
     gap = check_model_numbers(model, *random_groups(2), LONG, share)
     assert 0 <= gap <= TOLERANCE[dtype] and model.training
     assert model.get_base_model().config._attn_implementation == ATTENTION
+
+
+def with_large_scores(score: float) -> torch.nn.Module:
+    """A Qwen2 whose biases add `score` to the product of any query and key, which changes nothing but its rounding."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": VOCABULARY}
+    config = Qwen2Config(**SMALL | shape, tie_word_embeddings=False, rope_theta=1e6)
+    model = Qwen2ForCausalLM(config).eval()
+    for layer in model.model.layers:
+        for projection, of_one in ((layer.self_attn.q_proj, 1.0), (layer.self_attn.k_proj, score * 8 / 2)):
+            for slowest in (31, 63):  # of 64 dimensions, a pair that rotates by next to nothing
+                projection.weight.data.unflatten(0, (-1, 64))[:, slowest] = 0
+                projection.bias.data.unflatten(0, (-1, 64))[:, slowest] = of_one
+    return model
+
+
+@pytest.mark.parametrize("dtype, score", [(torch.bfloat16, -128.0), (torch.float16, -12_000.0)])
+def test_large_scores_of_a_right_model_are_no_fault(dtype, score, monkeypatch):
+    """Its own eager attention has them in half precision: rounded in bf16, beyond the largest number in fp16."""
+    model = with_large_scores(score).to(dtype)
+    check_model_numbers(model, *random_groups(2), LONG)
+    monkeypatch.setattr(self_check, "TRUTH", "eager")
+    with pytest.raises(ValueError, match="differ by|are not finite"):
+        check_model_numbers(model, *random_groups(2), LONG)
 
 
 @pytest.mark.parametrize("fault", ["scale", "swapped", "causal", "log-sum-exp"])
