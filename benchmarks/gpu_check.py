@@ -115,9 +115,8 @@ def attention(place: Place) -> str:
     for name in MODELS.values():
         shape = with_layers(model_shape(name), 1)
         with torch.device("cuda"):
-            check_gradients(
-                AutoModelForCausalLM.from_config(shape, dtype=precision()[0], attn_implementation=ATTENTION)
-            )
+            model = AutoModelForCausalLM.from_config(shape, dtype=precision()[0], attn_implementation=ATTENTION)
+        check_gradients(model)
     return f"packed rows and their gradients are SDPA's in {precision()[0]}, at head widths 96 and 128"
 
 

@@ -208,7 +208,7 @@ def check_gradients(model: torch.nn.Module) -> None:
     tree = pack([[prompt + [k] * n for k, n in ((0, 150), (0, 33), (1, 31))], [other + [0] * 3, other + [1] * 7]])
     random = torch.Generator().manual_seed(0)
     shapes = [(1, n, len(tree), width) for n in (heads, key_heads, key_heads, heads)]
-    *inputs, grad = (torch.randn(shape, generator=random).to(weight.device, weight.dtype) for shape in shapes)
+    *inputs, grad = (torch.randn(shape, generator=random, device="cpu").to(weight) for shape in shapes)
     grad = grad.transpose(1, 2)
 
     def outcome(attention, dtype: torch.dtype) -> list[torch.Tensor]:
