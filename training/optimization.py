@@ -14,8 +14,7 @@ from runtime.settings import check
 DEEPSPEED_KEYS = {
     "bf16", "fp16", "data_types", "communication_data_type", "zero_optimization", "zero_allow_untested_optimizer",
     "zero_force_ds_cpu_optimizer", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-    "gradient_clipping", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger",
-    "use_cpu",
+    "gradient_clipping", "steps_per_print", "memory_breakdown", "dump_state", "comms_logger", "use_cpu",
 }  # fmt: skip
 DEEPSPEED_PARTS = {  # and its sections, besides what is of stage 3 alone
     "zero_optimization": {

@@ -141,6 +141,7 @@ ZERO = {"zero_optimization": {"stage": 2}}
         ({"deepspeed": ZERO | {"optimizer": {"type": "Adam"}}}, "DeepSpeed's optimizer of the launch"),
         ({"deepspeed": ZERO | {"torch_autocast": {"enabled": True}}}, "DeepSpeed's torch_autocast"),
         ({"deepspeed": ZERO | {"scheduler": {"type": "WarmupLR"}}}, "DeepSpeed's scheduler of the launch"),
+        ({"deepspeed": ZERO | {"wall_clock_breakdown": True}}, "DeepSpeed's wall_clock_breakdown of the launch"),
         ({"deepspeed": {"zero_optimization": {"stage": 2, "cpu_offload": True}}}, "zero_optimization.cpu_offload"),
         ({"deepspeed": {"zero_optimization": {"stage": 2, "compute_grad_norm": False}}}, "compute_grad_norm of the"),
         ({"deepspeed": ZERO | {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}}, "bf16.bf16_master"),
