@@ -546,7 +546,7 @@ def _token_logps(
         return logits.gather(-1, tokens[:, None])[:, 0] - log_z, entropies
 
     if torch.is_grad_enabled() and len(ids) > size:
-        chunk_logps = partial(checkpoint, chunk_logps, use_reentrant=False, preserve_rng_state=False)
+        chunk_logps = partial(checkpoint, chunk_logps, use_reentrant=False)  # a head may have dropout, an adapter's
     parts = [chunk_logps(*chunk) for chunk in zip(decoded.hidden.split(size), ids.split(size), strict=True)]
     logps, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
     return logps, entropies

@@ -393,6 +393,23 @@ def test_the_head_runs_in_chunks_on_predicting_positions_only(family, share, mon
     assert_same_gradients(gradients(model), expected)
 
 
+def test_a_head_with_dropout_runs_again_with_the_same_dropout(monkeypatch):
+    """As an adapter's may have it."""
+    prompts, completions = random_groups(4)
+    model = build_model("qwen2")
+    head, made, dropout = model.get_output_embeddings(), [], torch.nn.Dropout(0.5)
+    forward = head.forward
+    monkeypatch.setattr(head, "forward", lambda hidden: made.append(dropout(forward(hidden))) or made[-1])
+    monkeypatch.setattr(prefix_sharing, "LOGITS_AT_ONCE", 3 * VOCABULARY)
+    loss = sequence_logps(model, prompts, completions)[0].sum()
+    first = list(made)
+    loss.backward()
+    again = made[len(first) :]
+    assert len(first) == len(again) > 1
+    for one in first:
+        assert any(one.shape == other.shape and torch.equal(one, other) for other in again)
+
+
 def saved_bytes(function) -> int:
     """Bytes of the distinct buffers that autograd keeps for the backward pass of `function`."""
     buffers = {}
