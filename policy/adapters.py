@@ -200,7 +200,7 @@ def add_reference(policy: torch.nn.Module) -> None:
     reference of a run that starts from a trained adapter.
     """
     trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    reference = torch.nn.Module()  # in the model, so that what moves or casts the weights does so with the copy too
+    reference = torch.nn.Module()  # in the model, so that what moves the weights moves the copy too
     reference.names = list(trained)
     for number, p in enumerate(trained.values()):
         reference.register_buffer(str(number), p.detach().clone(), persistent=False)
@@ -221,6 +221,7 @@ def use_reference(policy: torch.nn.Module) -> Iterator[None]:
     own = [p.data for p in parameters]
     try:
         for p, copy in zip(parameters, reference.buffers(), strict=True):
+            copy.data = copy.data.to(p.dtype)  # DeepSpeed has cast parameters, and no buffers
             p.data = copy
         yield
     finally:

@@ -349,11 +349,14 @@ def recompute_activations(model: torch.nn.Module) -> None:
 def load_for_inference(
     model: str, quantization: str, dtype: torch.dtype, device: torch.device, revision: str | None = None
 ) -> torch.nn.Module:
-    """A full model, or a base with its adapter, in eval mode."""
+    """A full model, or a base with its adapter, in eval mode; both in `dtype`, as DeepSpeed has them in training."""
     check_choice("quantization", quantization, ("nf4", "none"))
     if adapter_base(model) is not None:
         check_adapter(model)
-        return load_adapted(model, quantization, dtype, device, revision)
+        adapted = load_adapted(model, quantization, dtype, device, revision)
+        for p in saved_tensors(adapted).values():
+            p.data = p.data.to(dtype)  # peft keeps them in fp32
+        return adapted
     return load_base(model, quantization, dtype, device, revision).eval().requires_grad_(False)
 
 

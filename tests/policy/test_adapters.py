@@ -426,6 +426,25 @@ def test_what_cannot_be_folded_runs_as_it_is(options, runs):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_policy_reference_and_evaluation_have_one_precision(kind, quantization, base_dir, tied_dir, tmp_path):
+    """DeepSpeed casts the policy's parameters to half precision: so the KL is 0 at the first step there too."""
+    adapter_of(kind, {"none": tied_dir, "nf4": base_dir}[quantization], tmp_path / "adapter")
+    half = {"dtype": torch.bfloat16, "device": torch.device("cpu")}
+    policy = load_policy(str(tmp_path / "adapter"), adaptation="lora", quantization=quantization, **half).eval()
+    add_reference(policy)
+    for p in policy.parameters():
+        p.data = p.data.to(torch.bfloat16) if p.is_floating_point() else p.data
+    logits = policy(TOKENS).logits
+    for _ in range(2):
+        with use_reference(policy):
+            assert torch.equal(policy(TOKENS).logits, logits)
+    evaluated = load_for_inference(str(tmp_path / "adapter"), quantization, **half)
+    assert torch.equal(evaluated(TOKENS).logits, logits)
+
+
+@torch.no_grad()
 def test_the_active_adapter_is_folded_and_the_others_stay():
     model = lora()
     disable_dropout(model)
