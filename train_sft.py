@@ -25,7 +25,7 @@ from dataset.chat import check_reads_english, encode_rows
 from dataset.reading import premise_ids_of
 from dataset.relabelling import FreshRows, trace_style
 from policy.loading import check_context
-from policy.prefix_sharing import pack, plan_micro_batches, sequence_logps
+from policy.prefix_sharing import alone, pack, plan_micro_batches, sequence_logps
 from runtime.ending import run_script
 from runtime.processes import gather, reduce
 from runtime.settings import arg, check, parse_config
@@ -164,7 +164,8 @@ def loss_sum(
 
 
 def micro_batches(groups: list[list[int]], rows: Rows, config: Config) -> list[list[list[int]]]:
-    """The groups of one rank's step, packed into micro-batches."""
+    """The groups of one rank's step, packed into micro-batches; without prefix sharing row by row."""
+    groups = groups if config.prefix_sharing else alone(groups)
     sequences = [[rows.contexts[i] + rows.targets[i] for i in group] for group in groups]
     plan = plan_micro_batches(sequences, config.micro_batch_tokens, config.prefix_sharing)
     return [[groups[g] for g in batch] for batch in plan]

@@ -208,6 +208,11 @@ def pack(groups: list[list[Tokens]]) -> PackedTree:
     return tree
 
 
+def alone(groups: list[list]) -> list[list]:
+    """Each element a group of its own: where nothing is shared."""
+    return [[one] for group in groups for one in group]
+
+
 def plan_micro_batches(groups: list[list[Tokens]], token_budget: int, share: bool = True) -> list[list[int]]:
     """Split groups into micro-batches of at most `token_budget` computed tokens; a larger group stands alone.
 

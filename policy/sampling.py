@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from policy.adapters import folded
-from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, as_bias, attend, never_read, pack
+from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, alone, as_bias, attend, never_read, pack
 from runtime.ending import is_out_of_memory
 
 BLOCK = 64  # tokens by which the room for own tokens grows
@@ -396,10 +396,8 @@ class Sampler:
         ValueError if memory runs out with one sequence at a time.
         """
         if not self.share:
-            alone = [[prompt] for group in groups for prompt in group]
-            seeds = None if seeds is None else [[seed] for group_seeds in seeds for seed in group_seeds]
             sharing = replace(self, share=True)
-            done = iter(sharing.sample(alone, temperature, seeds))
+            done = iter(sharing.sample(alone(groups), temperature, None if seeds is None else alone(seeds)))
             self.cache_tokens = sharing.cache_tokens
             return [[next(done)[0] for _ in group] for group in groups]
         was_training = self.model.training

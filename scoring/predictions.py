@@ -12,7 +12,7 @@ from causal.graphs import Corr2CauseError
 from causal.reasoning import check_trace
 from causal.wording import parse_input
 from dataset.batches import premise_groups, share_of_rank
-from policy.prefix_sharing import Tokens, pack, plan_micro_batches, sequence_logps
+from policy.prefix_sharing import Tokens, alone, pack, plan_micro_batches, sequence_logps
 from policy.sampling import Sampler
 from runtime.processes import gather
 
@@ -149,7 +149,7 @@ def score_answers(
 
     groups = premise_groups(rows["premise_id"], ROWS_PER_GROUP)
     mine = share_of_rank(groups, accelerator.process_index, accelerator.num_processes, cost)
-    mine = [part for group in mine for part in _halved(group, cost, micro_batch_tokens)]
+    mine = [part for group in mine for part in _halved(group, cost, micro_batch_tokens)] if share else alone(mine)
     was_training = model.training
     model.eval()
     found: list[tuple[int, float, float]] = []  # row, logp_no, logp_yes

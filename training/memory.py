@@ -12,6 +12,7 @@ Weights, gradients and the optimizer's state follow from the shapes. Those of th
 so that no weight, hub or GPU is needed. GB are 1e9 bytes.
 """
 
+import math
 import re
 import weakref
 from collections.abc import Callable, Collection
@@ -64,6 +65,7 @@ class Recipe(Protocol):
     lora_target_modules: str
     gradient_checkpointing: bool
     claims_per_prefix: int
+    prefix_sharing: bool
     max_new_tokens: int
     micro_batch_tokens: AutoInt
     cache_tokens: AutoInt
@@ -113,8 +115,7 @@ def demand_of(recipe: SftRecipe | GrpoRecipe, dtype: torch.dtype = torch.bfloat1
     cache, update = (1 if n == AUTO else n for n in (recipe.cache_tokens, recipe.micro_batch_tokens))
     row = longest_row(recipe.dataset)
     cache_tokens = max(cache, row + recipe.max_new_tokens)  # one sequence at least
-    in_group = recipe.claims_per_prefix * samples_of(recipe)
-    sequences = max(1, cache * in_group // group_tokens(recipe, USUAL_PREMISE))
+    sequences = max(1, cache * math.prod(in_group(recipe)) // group_tokens(recipe, USUAL_PREMISE))
     return base, Demand(
         shape=shape,
         dtype=dtype,
@@ -136,9 +137,15 @@ def samples_of(recipe: SftRecipe | GrpoRecipe) -> int:
     return recipe.num_generations if isinstance(recipe, GrpoRecipe) else 1
 
 
+def in_group(recipe: SftRecipe | GrpoRecipe) -> tuple[int, int]:
+    """The claims whose sequences share a prefix, and the sequences of each; one of each where nothing is shared."""
+    return (recipe.claims_per_prefix, samples_of(recipe)) if recipe.prefix_sharing else (1, 1)
+
+
 def group_tokens(recipe: SftRecipe | GrpoRecipe, row: int) -> int:
     """Tokens of a group whose longest prompt, or row in SFT, has `row`: an update never splits one."""
-    return row + recipe.claims_per_prefix * (CLAIM_TOKENS + samples_of(recipe) * recipe.max_new_tokens)
+    claims, samples = in_group(recipe)
+    return row + claims * (CLAIM_TOKENS + samples * recipe.max_new_tokens)
 
 
 def model_and_adapter(recipe: SftRecipe | GrpoRecipe) -> tuple[str, PreTrainedConfig, int, list[str]]:
@@ -489,7 +496,7 @@ def with_budgets(recipe: R, cards: int, card: float, dtype: torch.dtype = torch.
         def demand_at(tokens: int) -> Demand:
             return demand_of(replace(recipe, cache_tokens=tokens), dtype)[1]
 
-        of_one = group_tokens(recipe, USUAL_PREMISE) // (recipe.claims_per_prefix * samples_of(recipe))
+        of_one = group_tokens(recipe, USUAL_PREMISE) // math.prod(in_group(recipe))
         found["cache_tokens"] = largest_cache(demand_at, SEQUENCES * of_one, cards, card)
     return replace(recipe, **found)
 

@@ -17,7 +17,7 @@ from dataset.batches import epoch_batches, share_of_rank
 from dataset.chat import encode
 from dataset.reading import premise_ids_of
 from dataset.relabelling import FreshRows
-from policy.prefix_sharing import Tokens, joined, pack, plan_micro_batches
+from policy.prefix_sharing import Tokens, alone, joined, pack, plan_micro_batches
 from policy.sampling import Completion
 from runtime.processes import reduce
 from runtime.settings import check
@@ -177,8 +177,9 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """The completions (N, G) that `trained` (N, G) marks, cut into micro-batches of at most `token_budget` tokens.
 
-    `groups` are the N prompts. Whole groups stay together. ZeRO-2 reduces gradients in each backward pass, and a rank
-    that did fewer would leave the others waiting: where another rank has more micro-batches, some of scale 0 follow.
+    `groups` are the N prompts. Whole groups stay together, if they `share` prefixes. ZeRO-2 reduces gradients in each
+    backward pass, and a rank that did fewer would leave the others waiting: where another rank has more micro-batches,
+    some of scale 0 follow.
     """
     batches = _cut(groups, completions, trained, token_budget, share)
     most = int(reduce(accelerator, {"n": max(1, len(batches))}, "max")["n"])
@@ -197,6 +198,7 @@ def _cut(groups, completions, trained: torch.Tensor, token_budget: int, share: b
         rows = [(prompt, next(n)) for prompt in group]
         marked = [(prompt, row, g) for prompt, row in rows for g in trained[row].nonzero().flatten().tolist()]
         chosen += [marked] if marked else []
+    chosen = chosen if share else alone(chosen)
     prompts = [[prompt.tokens for prompt, _, _ in group] for group in chosen]
     tokens = [[completions[row][g].tokens for _, row, g in group] for group in chosen]
     batches = []
@@ -211,5 +213,5 @@ def _cut(groups, completions, trained: torch.Tensor, token_budget: int, share: b
 def tokens_saved(batches: list[MicroBatch]) -> float:
     """The share of the tokens that need not be computed since prefixes are shared."""
     groups = [group for batch in batches for group in joined(batch.prompts, batch.completions)]
-    alone = sum(len(sequence) for group in groups for sequence in group)
-    return 1 - len(pack(groups)) / alone if alone else 0.0
+    apart = sum(len(sequence) for group in groups for sequence in group)
+    return 1 - len(pack(groups)) / apart if apart else 0.0

@@ -16,6 +16,7 @@ from made_up import write_jsonl
 from causal.rewards import corr2cause_reward
 from dataset.chat import encode
 from policy.adapters import add_reference, use_reference
+from policy.prefix_sharing import joined
 from policy.sampling import Completion, Sampler, character_ends
 from train_grpo import (
     Config,
@@ -263,11 +264,11 @@ class Step(NamedTuple):
     def counts(self) -> LossCounts:
         return LossCounts.over_ranks(ALONE, self.completions)
 
-    def batches(self, trained: torch.Tensor | None = None, plan: list[list[int]] | None = None, budget: int = 10**6):
+    def batches(self, trained=None, plan: list[list[int]] | None = None, budget: int = 10**6, share: bool = True):
         """Micro-batches: one for each list of groups in `plan`, or as many as the budget makes."""
         trained = torch.ones_like(self.rewards, dtype=torch.bool) if trained is None else trained
         if plan is None:
-            return micro_batches(ALONE, self.groups, self.completions, trained, budget, True)
+            return micro_batches(ALONE, self.groups, self.completions, trained, budget, share)
         group_of = torch.tensor([g for g, group in enumerate(self.groups) for _ in group])
         chosen = [trained & torch.isin(group_of, torch.tensor(groups))[:, None] for groups in plan]
         return sum((self.batches(part, budget=budget) for part in chosen), [])
@@ -340,11 +341,15 @@ def test_micro_batches_do_not_change_the_step(family, loss_type):
             assert parts[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-7)
 
 
-def test_micro_batches_hold_every_marked_completion_once_at_its_place():
+@pytest.mark.parametrize("share", [True, False])
+def test_micro_batches_hold_every_marked_completion_once_at_its_place(share):
     step = make_step(3)
     trained = torch.rand(step.rewards.shape, generator=torch.Generator().manual_seed(0)) < 0.6
-    batches = step.batches(trained, budget=60)
+    batches = step.batches(trained, budget=60, share=share)
     assert len(batches) > 2
+    for batch in () if share else batches:  # nothing keeps a group together
+        lengths = [len(sequence) for (sequence,) in joined(batch.prompts, batch.completions)]
+        assert len(lengths) * max(lengths) <= 60 or len(lengths) == 1
     index = torch.cat([batch.index for batch in batches])
     assert sorted(index.tolist()) == trained.flatten().nonzero().flatten().tolist()
     prompts, completions = step.flat()

@@ -79,6 +79,11 @@ def test_micro_batches_stay_within_the_budget():
     for batch in micro_batches(groups, rows, Config(micro_batch_tokens=45)):
         sequences = [[prompts[i] + completions[i] for i in group] for group in batch]
         assert len(pack(sequences)) <= 45 or len(batch) == 1
+    padded = micro_batches(groups, rows, Config(micro_batch_tokens=45, prefix_sharing=False))
+    assert sorted(i for batch in padded for group in batch for i in group) == sorted(sum(groups, []))
+    for batch in padded:
+        lengths = [len(prompts[i] + completions[i]) for group in batch for i in group]
+        assert len(lengths) * max(lengths) <= 45 or len(lengths) == 1, "a premise's claims need not stay together"
 
 
 def test_micro_batches_do_not_change_a_step_with_gaps_between_positions():
