@@ -3,6 +3,7 @@
 Dimensions: N prompts of a rank, G samples a prompt, B sequences of a micro-batch, T completion length.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -90,6 +91,7 @@ class PromptQueue:
     ):
         self.accelerator, self.tokenizer, self.rows = accelerator, tokenizer, rows
         self.premise_ids = premise_ids_of(rows)
+        self._digest = hashlib.sha256("\n".join(rows["prompt"]).encode()).hexdigest()
         self.seed, self.claims_per_prefix, self.new_tokens, self.fresh = seed, claims_per_prefix, new_tokens, fresh
         self.epoch = -1
         self.taken = 0  # of this epoch, over all ranks
@@ -101,13 +103,13 @@ class PromptQueue:
         """Tokens of the longest prompt."""
         return max(len(prompt.tokens) for prompt in self.prompts)
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, int | str]:
         """The position, for `restore`."""
-        return {"epoch": self.epoch, "taken": self.taken}
+        return {"epoch": self.epoch, "taken": self.taken, "rows": self._digest}
 
-    def restore(self, state: dict[str, int]) -> None:
-        """Go on where a queue has said `state`; nothing is the start."""
-        if state.get("epoch", -1) >= 0:
+    def restore(self, state: dict[str, int | str]) -> None:
+        """Go on where a queue has said `state`; nothing is the start, as are other rows, of another choice say."""
+        if state.get("epoch", -1) >= 0 and state.get("rows", self._digest) == self._digest:
             self.epoch = state["epoch"] - 1
             self._start_epoch()
             self._take_rows(state["taken"])

@@ -700,7 +700,7 @@ def test_the_queue_gives_every_prompt_once_an_epoch_in_groups_of_one_premise(tok
 def test_the_first_step_is_seen_without_being_taken(tokenizer):
     queue = queue_of(tokenizer, toy_rows(), 3)
     prompts, responses = queue.first(6)
-    assert queue.state() == {"epoch": -1, "taken": 0}
+    assert queue.state() | {"rows": ""} == {"epoch": -1, "taken": 0, "rows": ""}
     groups = queue.take(6)
     assert prompts == [[prompt.tokens for prompt in group] for group in groups]
     assert responses == [[encode(tokenizer, prompt.row["response"]) for prompt in group] for group in groups]
@@ -712,6 +712,10 @@ def test_a_queue_goes_on_where_another_stopped(tokenizer):
         whole.take(count)
     other.restore(whole.state())
     assert other.take(5) == whole.take(5) and other.state() == whole.state()
+    fewer = queue_of(tokenizer, toy_rows().select(range(10)), 3)  # another choice of rows, in another order, is begun
+    fewer.restore(whole.state())
+    assert fewer.state() == queue_of(tokenizer, toy_rows().select(range(10)), 3).state()
+    assert len(sum(fewer.take(10), [])) == 10
 
 
 def test_prompts_hold_what_their_rows_say(tokenizer):
