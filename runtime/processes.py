@@ -48,6 +48,8 @@ def start(seed: int) -> Accelerator:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses kernels that nothing here needs
+    # Of padded rows its backward pass is NaN where scores are very negative, as Qwen2.5 has some (pytorch #196678).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     on_purpose = os.environ.get(ON_CPU) == "cpu"
     check_processes(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     check_deepspeed_file()

@@ -70,6 +70,7 @@ def test_memory_is_held_in_segments_that_grow_unless_told_otherwise(launched, mo
     if own:
         monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", own)
     start(seed=0)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert os.environ["PYTORCH_ALLOC_CONF"] == (own or "expandable_segments:True")
 
 
