@@ -18,6 +18,7 @@ from tqdm import tqdm
 from policy.adapters import POLICY
 
 MEMORY = 400  # steps of values that trends are read from
+BEGINNING = 50  # and the first ones, which are kept
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # as wide as a weight of so many bytes
 REMIND_AFTER = 100  # steps before a sign that holds on, or comes back, is spoken of again
 
@@ -155,36 +156,51 @@ class Motion:
 
 
 class History:
-    """The values of the latest step, by name, and of those before it.
+    """The values of the latest update, by name, of those before it, and of the first ones.
 
-    KeyError for a value that the latest step does not have: a sign that reads it does not apply.
+    KeyError for a value that the latest update does not have: a sign that reads it does not apply.
     """
 
     def __init__(self):
         self.values: dict[str, deque[float]] = {}
+        self.first: dict[str, list[float]] = {}
         self.latest: dict[str, float] = {}
 
     def add(self, values: dict[str, float]) -> None:
         self.latest = values
         for name, value in values.items():
             self.values.setdefault(name, deque(maxlen=MEMORY)).append(value)
+            first = self.first.setdefault(name, [])
+            if len(first) < BEGINNING:
+                first.append(value)
 
     def __getitem__(self, name: str) -> float:
         return self.latest[name]
 
-    def steps(self, name: str) -> int:
-        return len(self.values[name])
+    def _series(self, name: str) -> deque[float]:
+        self[name]
+        return self.values[name]
 
-    def mean(self, name: str, first: int, last: int) -> float:
-        """Mean over a stretch of the steps, counted as a slice is: (0, 10) the oldest ten, (-10, 0) the last ten."""
-        part = list(self.values[name])[first : last or None]
+    def steps(self, name: str) -> int:
+        """How many values there are, MEMORY at most."""
+        return len(self._series(name))
+
+    def mean(self, name: str, first: int, last: int = 0) -> float:
+        """Mean over a stretch of the last steps, counted as a slice is: (-10, 0) the last ten."""
+        part = list(self._series(name))[first : last or None]
+        return sum(part) / len(part)
+
+    def start(self, name: str, count: int) -> float:
+        """Mean of the first `count` steps of the run, BEGINNING at most."""
+        self[name]
+        part = self.first[name][:count]
         return sum(part) / len(part)
 
     def grew(self, name: str, window: int = 10) -> float:
         """How much the mean of the last `window` steps is above that of as many before them; NaN too early."""
         if self.steps(name) < 2 * window:
             return math.nan
-        return self.mean(name, -window, 0) - self.mean(name, -2 * window, -window)
+        return self.mean(name, -window) - self.mean(name, -2 * window, -window)
 
 
 class Sign(NamedTuple):
@@ -193,7 +209,7 @@ class Sign(NamedTuple):
     name: str
     patience: int
     shows: Callable[[History], bool]
-    advice: str  # {value names} are filled from the step's values, {settings} from the configuration
+    advice: str  # {value names} are filled with the latest values, {settings} from the configuration
 
 
 def _drifted(h: History) -> bool:
@@ -209,11 +225,17 @@ def _collapsing(h: History) -> bool:
 
 def _length_jumped(h: History) -> bool:
     name = "rollout/completion_length"
-    return h.steps(name) >= 25 and h.mean(name, -5, 0) > 1.5 * h.mean(name, -25, -5) + 1
+    return h.steps(name) >= 25 and h.mean(name, -5) > 1.5 * h.mean(name, -25, -5) + 1
 
 
-def _start(h: History, name: str) -> float:
-    return h.mean(name, 0, 5) if h.steps(name) < MEMORY else math.nan  # the start is forgotten after MEMORY steps
+def _no_gain(h: History) -> bool:
+    return h.mean("reward/mean", -BEGINNING) <= h.start("reward/mean", BEGINNING)
+
+
+def _hardly_moves(h: History) -> bool:
+    """There is a reference, the KL to it has stayed low, and nothing has been gained."""
+    refers = "health/reference_kl" in h.values
+    return refers and h.steps("policy/kl") >= 100 and h.mean("policy/kl", -BEGINNING) < 0.01 and _no_gain(h)
 
 
 # Thresholds: KL and truncation are those users were promised to be warned of; the others leave a healthy run alone.
@@ -276,7 +298,7 @@ SIGNS = (
         "KL {policy/kl:.3f} is above 0.1: raise beta ({beta}) or lower learning_rate ({learning_rate})",
     ),
     Sign(
-        "kl_low", 100, lambda h: h["policy/kl"] < 0.01 and h["reward/mean"] <= _start(h, "reward/mean"),
+        "kl_low", 10, _hardly_moves,
         "KL {policy/kl:.3f} is below 0.01 after 100 steps and the reward has not risen: the policy hardly moves; raise "
         "learning_rate ({learning_rate}), or temperature ({temperature}) up to 1, or lower beta ({beta})",
     ),
@@ -292,12 +314,12 @@ SIGNS = (
         "({num_generations}) or temperature ({temperature}), or use prompts of another difficulty",
     ),
     Sign(
-        "entropy_collapse", 10, lambda h: h["policy/entropy"] < 0.05 * _start(h, "policy/entropy"),
+        "entropy_collapse", 10, lambda h: h["policy/entropy"] < 0.05 * h.start("policy/entropy", 5),
         "entropy has fallen to {policy/entropy:.2g} nats, less than a twentieth of the start: raise beta ({beta}) or "
         "eps_high ({eps_high}), or lower learning_rate ({learning_rate})",
     ),
     Sign(
-        "entropy_runaway", 10, lambda h: h["policy/entropy"] > 0.5 + 3 * _start(h, "policy/entropy"),
+        "entropy_runaway", 10, lambda h: h["policy/entropy"] > 0.5 + 3 * h.start("policy/entropy", 5),
         "entropy has risen to {policy/entropy:.2g} nats, more than three times the start: raise beta ({beta}) or lower "
         "learning_rate ({learning_rate})",
     ),
@@ -326,8 +348,7 @@ SIGNS = (
         "({beta}) and lower learning_rate ({learning_rate})",
     ),
     Sign(
-        "reward_flat", 50,
-        lambda h: h.steps("reward/mean") >= 150 and h.mean("reward/mean", -50, 0) <= h.mean("reward/mean", 0, 50),
+        "reward_flat", 50, lambda h: h.steps("reward/mean") >= 150 and _no_gain(h),
         "the reward is not above that of the first 50 steps: raise learning_rate ({learning_rate}) or prompts_per_step",
     ),
     Sign(
@@ -388,12 +409,14 @@ class Monitor:
     def state(self) -> dict[str, Any]:
         """All that it remembers, as JSON, for `restore`."""
         values = {name: list(series) for name, series in self.history.values.items()}
-        return {"values": values, "running": self.running, "spoken": self.spoken, "still": self.still}
+        seen = {"values": values, "first": self.history.first}
+        return seen | {"running": self.running, "spoken": self.spoken, "still": self.still}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Remember what the Monitor of an interrupted run has said in `state`; nothing is the start."""
         for name, series in state.get("values", {}).items():
             self.history.values[name] = deque(series, maxlen=MEMORY)
+            self.history.first[name] = state.get("first", {}).get(name, series[:BEGINNING])
         self.running |= state.get("running", {})
         self.spoken, self.still = dict(state.get("spoken", {})), state.get("still", 0)
 
@@ -408,7 +431,8 @@ class Monitor:
         self.writer.add_text("health/advice", line, step)
 
     def _advice(self, sign: Sign) -> str:
-        return sign.advice.format_map(_Lenient(self.settings | self.history.latest))
+        known = {name: series[-1] for name, series in self.history.values.items()}  # steps lack values of evaluations
+        return sign.advice.format_map(_Lenient(known | self.settings))
 
     def _count_still(self, step: int, values: dict[str, float]) -> None:
         norm = values["train/grad_norm"]

@@ -1,7 +1,11 @@
 """The gradient-flow check passes what learns and names what does not; weights that should move are watched."""
 
 import dataclasses
+import json
+import random
 import re
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,7 +190,7 @@ TROUBLE = {
     "wrong_normaliser": (0, {"health/weight_sum_error": 0.5}, 1),
     "wrong_stop_token": (0, {"health/ran_past_end": 0.9}, 1),
     "kl_high": (0, {"policy/kl": 0.11}, 5),
-    "kl_low": (0, {"policy/kl": 0.009}, 100),
+    "kl_low": (0, {"policy/kl": 0.009}, 109),
     "reward_spread": (0, {"health/baseline_error": 0.5}, 10),
     "dead_groups": (0, {"reward/frac_zero_std": 0.97}, 10),
     "entropy_collapse": (10, {"policy/entropy": 0.005}, 10),
@@ -204,13 +208,22 @@ TROUBLE = {
 SETTINGS = {"learning_rate": 1e-5, "beta": 0.03, "temperature": 1.0}
 
 
-def steps_until_advice(sign: str, before: int, change: dict, limit: int) -> tuple[int, list[str]]:
-    """After how many steps of the change the sign is advised of, and everything that was by then."""
-    monitor, advised = Monitor(SETTINGS, stop_after=10**6), []
+def steps_until_advice(sign: str, before: int, change: dict, limit: int, apart: bool) -> tuple[int, list[str]]:
+    """After how many steps of the change the sign is advised of, and everything that was by then; `apart`: an
+    evaluation follows each step, and is told by itself."""
+    monitor, advised = Monitor(SETTINGS, 10**6, SimpleNamespace(add_text=lambda *text: None)), []
+
+    def update(step: int, values: dict) -> list[str]:
+        if not apart:
+            return monitor.update(step, values)
+        of_evaluation = {name: value for name, value in values.items() if name.startswith("eval/")}
+        of_step = {name: value for name, value in values.items() if name not in of_evaluation}
+        return monitor.update(step, of_step) + monitor.update(step, of_evaluation)
+
     for step in range(before):
-        assert monitor.update(step, HEALTHY) == []
+        assert update(step, HEALTHY) == []
     for step in range(1, limit + 1):
-        advised += monitor.update(before + step, HEALTHY | change)
+        advised += update(before + step, HEALTHY | change)
         if sign in advised:
             return step, advised
     return 0, advised
@@ -220,16 +233,56 @@ def test_every_sign_has_a_case():
     assert TROUBLE.keys() == {sign.name for sign in SIGNS}
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("sign", TROUBLE)
-def test_a_sign_is_advised_of_once_it_has_held(sign):
+def test_a_sign_is_advised_of_once_it_has_held(sign, apart):
     before, change, patience = TROUBLE[sign]
-    assert steps_until_advice(sign, before, change, patience + 5) == (patience, [sign])
+    assert steps_until_advice(sign, before, change, patience + 5, apart) == (patience, [sign])
 
 
 def test_good_values_raise_no_sign():
     monitor = Monitor(SETTINGS, stop_after=1)
     assert [monitor.update(step, HEALTHY | {"reward/mean": 0.4 + 1e-4 * step}) for step in range(500)] == [[]] * 500
     assert set(monitor.flags().values()) == {0.0}
+
+
+def advised_in(values_at: Callable[[int], dict], steps: int) -> set[str]:
+    """What a run is advised of that is saved and restored on its way."""
+    monitor, advised = Monitor(SETTINGS, 10**6), set()
+    for step in range(1, steps + 1):
+        advised |= set(monitor.update(step, HEALTHY | values_at(step)))
+        if step % 150 == 0:
+            saved = json.loads(json.dumps(monitor.state()))
+            monitor = Monitor(SETTINGS, 10**6)
+            monitor.restore(saved)
+    return advised
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_signs_of_a_long_run_compare_with_its_beginning(seed):
+    noise = random.Random(seed)
+    assert advised_in(lambda step: {"reward/mean": min(0.8, 0.2 + step / 100) + noise.gauss(0, 0.05)}, 900) == set()
+    fallen = advised_in(lambda step: {"reward/mean": step, "policy/entropy": 0.2 if step < 600 else 0.0005}, 700)
+    assert fallen == {"entropy_collapse"}
+    still = {"policy/kl": 0.001}
+    assert "kl_low" in advised_in(lambda step: still | {"reward/mean": noise.gauss(0.4, 0.05)}, 400)
+
+
+def test_a_run_without_a_reference_is_not_told_of_its_kl():
+    monitor = Monitor(SETTINGS | {"beta": 0}, 10**6)
+    values = {name: value for name, value in HEALTHY.items() if not name.startswith("health/reference")}
+    for step in range(200):
+        assert "kl_low" not in monitor.update(step, values | {"policy/kl": 0.0, "reward/mean": 0.5 - step / 1000})
+
+
+def test_a_run_that_is_stopped_after_an_evaluation_says_why():
+    monitor = Monitor(SETTINGS, stop_after=5)
+    still = {"train/grad_norm": 0.0, "policy/mean_abs_advantage": 0.0, "health/signal": 0.0}
+    for step in range(4):
+        monitor.update(step, {name: HEALTHY[name] for name in HEALTHY if name[:4] != "eval"} | still)
+        monitor.update(step, {"eval/unanswered_rate": 0.9, "eval/predicted_yes_rate": 0.05})
+    with pytest.raises(TrainingFault, match="no weight has moved for 5 steps.*eval_unparsable: 90% of the validation"):
+        monitor.update(4, {name: HEALTHY[name] for name in HEALTHY if name[:4] != "eval"} | still)
 
 
 def test_values_that_a_run_does_not_have_raise_no_sign():
