@@ -176,13 +176,13 @@ def share(accelerator, groups: list[list[int]], rows: Rows) -> list[list[int]]:
     return share_of_rank(groups, accelerator.process_index, accelerator.num_processes, rows.packed_tokens)
 
 
-def window_means(window: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """Of the steps in the window, which took `seconds`: the mean loss of a target token, rows and tokens a second."""
-    sums = {name: sum(done[name] for done in window) for name in window[0]}
+def window_means(window: list[dict[str, float]]) -> dict[str, float]:
+    """Of the steps in the window: the mean loss of a target token, rows and tokens a second."""
+    sums = {name: sum(done[name] for done in window) for name in window[-1]}
     return {
         "train/loss": sums["loss"] / sums["weight"],
-        "perf/rows_per_second": sums["rows"] / seconds,
-        "perf/tokens_per_second": sums["tokens"] / seconds,
+        "perf/rows_per_second": sums["rows"] / sums["seconds"],
+        "perf/tokens_per_second": sums["tokens"] / sums["seconds"],
     }
 
 
@@ -253,19 +253,18 @@ def main() -> None:
     accelerator, engine, policy = s.accelerator, s.engine, s.policy
     world_size, premise_ids = accelerator.num_processes, premise_ids_of(s.validation)
     validation = Validation(s)
-    saved = s.saved.get("window", [])
-    window: list[dict[str, float]] = [saved] if isinstance(saved, dict) else saved  # sums of the steps not yet logged
+    window: list[dict[str, float]] = s.saved.get("window", [])  # sums of the steps not yet logged
     trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     s.announce(
         f"{len(s.train)} rows, {len(steps)} steps of {config.batch_size} rows, {trainable:,} trainable parameters"
     )
     engine.train()
     progress = s.start_progress()
-    window_start = time.perf_counter()
     for step in range(s.first_step, len(steps)):
         if s.run.must_stop():
             s.save(step, best=validation.best, window=window)
             s.run.leave(step)
+        began = time.perf_counter()
         epoch, groups = steps[step]
         rows = rows_of(epoch if config.relabel_each_epoch else 0)
         step_weight = rows.total_weight(groups)
@@ -289,17 +288,17 @@ def main() -> None:
         # --- watch, evaluate, save
         done = {"loss": loss_of_step, "weight": rows.total_weight(mine), "rows": sum(map(len, mine))}
         done["tokens"] = sum(len(rows.contexts[i]) + len(rows.targets[i]) for group in mine for i in group)
-        window.append(reduce(accelerator, done))
+        window.append(reduce(accelerator, done) | {"seconds": time.perf_counter() - began})
         # In GRPO the signal is the mean advantage; here every row has something to teach.
         values = {"health/loss_finite": float(math.isfinite(window[-1]["loss"])), "health/signal": 1.0}
         values |= s.motion.values(policy, grad_norm, stepped) | {"train/learning_rate": rate}
         s.monitor.update(step + 1, values)
-        means = window_means(window, time.perf_counter() - window_start)
+        means = window_means(window)
         speed = means["perf/tokens_per_second"]
         progress.update(step + 1, loss=window[-1]["loss"] / window[-1]["weight"], tokens_per_second=speed)
         if s.is_time(step + 1, config.logging_steps):
             s.log([values], step + 1, means)
-            window, window_start = [], time.perf_counter()
+            window.clear()
         if s.is_time(step + 1, config.eval_steps):
             loss = evaluation_loss(accelerator, policy, validation_rows, premise_ids, config)
             validation(step + 1, loss)
