@@ -36,7 +36,10 @@ def write_into(directory: Path, write: Callable[[Path], None]) -> None:
     make_empty(aside)
     write(aside)
     for path in sorted(aside.iterdir()):
-        _sync(path)
+        for part in (path, *path.rglob("*")):
+            _sync(part)
+        if path.is_dir():  # which does not go over another, as a tokenizer's further chat templates
+            shutil.rmtree(directory / path.name, ignore_errors=True)
         os.replace(path, directory / path.name)
     aside.rmdir()
     _sync(directory)
