@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from runtime.files import check_vacant, lock, make_output_dir, sha256
+from runtime.settings import check
 
 MANIFEST = "manifest.json"
 RUN_OF_CURVES = ".run"  # in a logging_dir: the id and the output_dir of the run whose curves are in it
+CONFIGURATION = "training_config.json"  # that a run notes as it begins
+STATE = ("finished.json", "best.json", "branch.json")  # of a run, besides its checkpoints
+MODEL = (  # what the libraries write of a model
+    "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json",
+    "README.md", "training_data.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*",
+    "merges.txt", "chat_template*", "additional_chat_templates",
+)  # fmt: skip
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -19,12 +27,12 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted(filter(Path.is_dir, found), key=step_of)
 
 
-def _delete(checkpoint: Path) -> None:
-    """A checkpoint; of a link, which a user has made to another place, only the link."""
-    if checkpoint.is_symlink():
-        checkpoint.unlink()
+def _delete(path: Path) -> None:
+    """A file or a directory; of a link, which a user has made to another place, only the link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
     else:
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(path)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -106,18 +114,22 @@ def _id_of(output_dir: Path) -> str | None:
 
 
 def make_vacant_output_dir(directory: str, overwrite: bool) -> Path:
-    """Create the output directory; ValueError, without `overwrite`, for one that holds files."""
+    """Create the output directory; ValueError, without `overwrite`, for one that holds files, and for one that holds a
+    model that no run has made."""
     path = make_output_dir(directory)
-    remedy = "name another, or set overwrite true"
-    if (path / "training_config.json").is_file():
+    remedy, a_run = "name another, or set overwrite true", (path / CONFIGURATION).is_file()
+    if a_run:
         remedy = "set resume_from latest to continue its run, name another, or set overwrite true"
     check_vacant(path, overwrite, remedy)
+    strange = not a_run and any(path.glob("*.safetensors"))
+    check(not strange, f"output_dir {directory}: holds a model that no run here has made; name another")
     return path
 
 
 def drop_run(output_dir: Path) -> None:
-    """Delete what is known of the run that was there: its steps would be taken for the new one's."""
+    """Delete what is known of the run that was there, its model too: they would be taken for the new one's."""
     for checkpoint in list_checkpoints(output_dir):
         _delete(checkpoint)
-    for name in ("finished.json", "best.json", "branch.json"):
-        (output_dir / name).unlink(missing_ok=True)
+    names = STATE + (MODEL if (output_dir / CONFIGURATION).is_file() else ())
+    for path in [path for name in names for path in output_dir.glob(name)]:
+        _delete(path)

@@ -30,9 +30,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
+from dataset.reading import training_data
 from policy.adapters import adapter_base
 from policy.loading import load_trainable, save_model, training_dtype, weights_hash
 from runtime.checkpoints import (
+    CONFIGURATION,
     damage,
     drop_run,
     hold_logging_dir,
@@ -66,6 +68,7 @@ INTERRUPTED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
 OUTWARD = {"resume_from", "resume_weights_only", "overwrite", "output_dir", "logging_dir", "dataset", "time_limit"}
 OUTWARD |= {"save_steps", "save_total_limit", "num_logged_completions"}
 OUTWARD |= {"plan", "card_gb"}  # of earlier versions
+SHAPE = ("adaptation", "lora_r", "lora_alpha", "lora_target_modules")  # the last three of a new adapter
 NEW = "; or set resume_weights_only true, to go on from its weights with a new optimizer"
 
 
@@ -88,6 +91,8 @@ class Run:
         self.locks: list[Any] = []
         self.weights: str | None = None  # hash of the model that the run began with
         requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+        if requeued and config.overwrite and config.resume_from is None:
+            requeued = self._job() == os.environ.get("SLURM_JOB_ID", "")  # else what is there is of the run before
         self.again = config.resume_from is not None or requeued  # this run may have logged before
         # The command that begins a branch; a job that Slurm requeues gives the same one again.
         self.asked = {"resume_from": config.resume_from, "resume_weights_only": config.resume_weights_only}
@@ -132,7 +137,6 @@ class Run:
         for left in (*self.output_dir.glob(".checkpoint-*"), self.output_dir / ".saving"):
             shutil.rmtree(left, ignore_errors=True)
         if not self.again:
-            drop_run(self.output_dir)
             return None, False, False
         branch = self._branch()
         if self.requeued and branch.get("asked") == self.asked:  # it goes on where it was
@@ -140,8 +144,10 @@ class Run:
         else:
             given, weights_only = config.resume_from or "latest", config.resume_weights_only
         finished = (self.output_dir / "finished.json").is_file() and not weights_only
+        if finished:
+            self._check_dataset(where, training_data(config.output_dir).get("dataset_hash", "unknown"))
         found = None if finished else self._find(given)
-        written = self.output_dir / "training_config.json"
+        written = self.output_dir / CONFIGURATION
         if found is not None:
             saved = json.loads((found / "run.json").read_text())
             begun = given == "latest" and not weights_only and branch.get("from") == found.name
@@ -169,9 +175,21 @@ class Run:
             (self.output_dir / "finished.json").unlink(missing_ok=True)
         self._note()
 
+    def _job(self) -> str | None:
+        """The Slurm job that has begun the run that is there."""
+        file = self.output_dir / ".job"
+        return file.read_text() if file.is_file() else None
+
+    def _start(self) -> None:
+        """On rank 0, once nothing stands in the way of a new run: it takes the place of what is there."""
+        if not self.again:
+            drop_run(self.output_dir)
+        (self.output_dir / ".job").write_text(os.environ.get("SLURM_JOB_ID", ""))
+        self._note()
+
     def _note(self) -> None:
         sign_curves(self.config.logging_dir, self.output_dir)
-        write_into(self.output_dir, lambda aside: write_config(self.config, aside / "training_config.json"))
+        write_into(self.output_dir, lambda aside: write_config(self.config, aside / CONFIGURATION))
 
     def _check_settings(self, where: str, theirs: dict) -> None:
         ours = asdict(self.config)
@@ -196,9 +214,19 @@ class Run:
             for name, there in saved["launch"].items():
                 here = self.launch.get(name, "gone")
                 check(there == here, f"{where}: {name} was {there} and is {here}: launch it as before{NEW}")
-        same = saved["dataset_hash"] in (self.dataset_hash, "unknown")  # as earlier versions wrote of some
-        check(same, f"{where}: dataset {self.config.dataset} is not what it was trained on; set dataset to that")
+        else:  # they are copied into the model that the settings make
+            theirs, own = saved["settings"], adapter_base(self.config.model) is not None
+            names = [name for name in SHAPE[: 1 if own else None] if name in theirs and hasattr(self.config, name)]
+            changed = [name for name in names if theirs[name] != getattr(self.config, name)]
+            different = [f"{name} {theirs[name]!r} there, {getattr(self.config, name)!r} here" for name in changed]
+            check(not changed, f"{where}: weights of another shape, {'; '.join(different)}: set it back")
+        self._check_dataset(where, saved["dataset_hash"])
         self._check_weights(where, saved)
+
+    def _check_dataset(self, where: str, theirs: str) -> None:
+        same = theirs in (self.dataset_hash, "unknown")  # as earlier versions wrote of some
+        remedy = "set dataset to that, or train anew by overwrite true, without resume_from"
+        check(same, f"{where}: dataset {self.config.dataset} is not what it was trained on; {remedy}")
 
     def _check_weights(self, where: str, saved: dict) -> str | None:
         """The hash of the model's weights on disk; ValueError unless it is that of the run's beginning."""
@@ -254,7 +282,7 @@ class Run:
         # Weights of the hub may have come only now.
         self.weights = on_main(accelerator, lambda: self._check_weights(f"resume_from {self.checkpoint}", saved))
         if self.checkpoint is None:
-            on_main(accelerator, self._note)
+            on_main(accelerator, self._start)
             return {}
         load_trainable(policy, self.checkpoint)
         if self.weights_only:

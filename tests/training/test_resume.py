@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, launch, run_here
+from conftest import ROOT, build_model, launch, run_here
 from datasets import Dataset
 from launching import GRPO, OFTEN, SFT, curves
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from causal.tiny import tiny_model, tiny_tokenizer
-from policy.loading import save_model
+from policy.loading import load_tokenizer, save_model
 from policy.prefix_sharing import ATTENTION
 from runtime.checkpoints import damage, list_checkpoints, write_manifest
 from runtime.files import lock
@@ -591,7 +591,77 @@ def test_two_runs_on_one_directory(tmp_path):
 def test_a_requeued_job_resumes_whatever_its_settings_say(tmp_path, monkeypatch):
     saved_run(tmp_path, 3, overwrite=True)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert make_run(tmp_path, overwrite=True).checkpoint.name == "checkpoint-3"
+    run = make_run(tmp_path, overwrite=True)
+    assert run.checkpoint.name == "checkpoint-3"
+    run.close()
+    monkeypatch.setenv("SLURM_JOB_ID", "77")  # which was killed before it had begun: what is there is another's
+    run, *_ = resumed(tmp_path, overwrite=True)
+    assert run.checkpoint is None and names(tmp_path / "model") == []
+    run.close()
+    assert make_run(tmp_path, overwrite=True).again, "and now it has begun"
+
+
+@pytest.mark.parametrize("before, after", [("lora", "full"), ("full", "lora")])
+def test_a_new_run_leaves_nothing_of_the_one_before(tmp_path, before, after):
+    """Its model neither, which would be taken for the new one's."""
+    saved_run(tmp_path, 2)
+    folder = tmp_path / "model"
+    tokenizer = load_tokenizer("tiny")
+    models = {"lora": build_model("phi3", lora=True), "full": build_model("phi3")}
+    save_model(models[before], tokenizer, folder)
+    for name in ("best.json", "finished.json", "notes of mine.txt"):
+        (folder / name).write_text("{}")
+    there = {path.name for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="not empty"):
+        make_run(tmp_path)
+    assert {path.name for path in folder.iterdir()} == there
+    run = make_run(tmp_path, overwrite=True)
+    assert {path.name for path in folder.iterdir()} == there, "nothing is lost before all is known to be right"
+    run.close()
+    run, *_ = resumed(tmp_path, overwrite=True)
+    left = {path.name for path in folder.iterdir() if path.name[0] != "."}
+    assert left == {"training_config.json", "notes of mine.txt"}
+    run.keep_model(models[after], tokenizer, "", {})
+    assert (folder / "adapter_config.json").exists() == (after == "lora")
+    run.close()
+
+
+def test_a_model_that_no_run_has_made_is_not_overwritten(tmp_path):
+    save_model(build_model("phi3"), load_tokenizer("tiny"), tmp_path / "model")
+    with pytest.raises(ValueError, match="holds a model that no run here has made; name another"):
+        make_run(tmp_path, overwrite=True)
+
+
+def test_further_chat_templates_are_kept_with_every_model(tmp_path):
+    tokenizer = load_tokenizer("tiny")
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ messages }}"}
+    run, model, _ = resumed(tmp_path)
+    for step in (1, 2):
+        run.keep_model(model, tokenizer, "", {"step": step})
+    assert (tmp_path / "model" / "additional_chat_templates" / "tool_use.jinja").is_file()
+    assert json.loads((tmp_path / "model" / "best.json").read_text()) == {"step": 2}
+
+
+@pytest.mark.parametrize("setting", [{"lora_r": 8}, {"lora_alpha": 64}, {"lora_target_modules": "o_proj"}])
+def test_weights_of_another_shape_are_refused(tmp_path, setting):
+    """Copied under another scale they would be another policy."""
+    saved_run(tmp_path, 1)
+    (name,) = setting
+    message = refusal(tmp_path, resume_from="latest", resume_weights_only=True, **setting)
+    assert f"weights of another shape, {name} " in message and message.endswith("here: set it back")
+
+
+def test_a_finished_run_is_of_its_dataset(tmp_path):
+    saved_run(tmp_path, 1)
+    for name, text in (("finished.json", "{}"), ("training_data.json", '{"dataset_hash": "hash"}')):
+        (tmp_path / "model" / name).write_text(text)
+    run = make_run(tmp_path, resume_from="latest")
+    assert run.finished
+    run.close()
+    (tmp_path / "model" / "training_data.json").write_text('{"dataset_hash": "of other rows"}')
+    assert "is not what it was trained on; set dataset to that, or train anew" in refusal(
+        tmp_path, resume_from="latest"
+    )
 
 
 @pytest.mark.parametrize("part", ["save_model", "save_file", "write_manifest", "put_in_place"])
