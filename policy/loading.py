@@ -342,7 +342,9 @@ def check_fit(adapter: str, revision: str | None = None) -> None:
 
 def recompute_activations(model: torch.nn.Module) -> None:
     """Keep each layer's input alone in the forward pass of training, and run the layer again in the backward pass."""
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    # By the second name in earlier versions of transformers, as 5.17.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     model.enable_input_require_grads()
 
 

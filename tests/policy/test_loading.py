@@ -34,6 +34,7 @@ from policy.loading import (
     load_policy,
     load_tokenizer,
     model_card,
+    recompute_activations,
     save_model,
     stop_token_ids,
     training_dtype,
@@ -504,3 +505,10 @@ def test_a_processor_that_emulates_bf16_is_named(monkeypatch, found, noted):
     said = emulation_note(torch.bfloat16, cpu)
     assert said.startswith("note: Oldie has no bf16 instructions") if noted else said == ""
     assert emulation_note(torch.float32, cpu) == emulation_note(torch.bfloat16, torch.device("cuda")) == ""
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])
+def test_activations_are_recomputed_by_either_name_of_transformers(name):
+    asked = []
+    recompute_activations(SimpleNamespace(enable_input_require_grads=lambda: None, **{name: asked.append}))
+    assert asked == [{"use_reentrant": False}]
