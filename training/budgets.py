@@ -35,7 +35,9 @@ def of_all_ranks(accelerator: Accelerator, budgets: dict[str, int]) -> dict[str,
 
 def device_memory(device: torch.device) -> int:
     """Bytes of a GPU that this process has or may have."""
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+    return min(free + torch.cuda.memory_reserved(device), int(allowed))
 
 
 def cpu_cache_tokens(shape: PreTrainedConfig, dtype: torch.dtype) -> int:
