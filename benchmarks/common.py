@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import psutil  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from datasets import disable_progress_bars  # noqa: E402
@@ -386,6 +388,41 @@ def table(rows: list[dict]) -> str:
             text += f"   peak GiB {row['ours_peak_bytes'] / 2**30:.2f} {row['theirs_peak_bytes'] / 2**30:.2f}"
         lines.append(text)
     return "\n".join(lines)
+
+
+def output_of(command: list, environment: dict[str, str], seconds: float = 3600) -> str:
+    """What a command of the project prints. One that fails, or takes more than `seconds`, raises ValueError with its
+    reason, and the end of all that it has said goes to stderr."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, text=True, **pipes)
+    try:
+        printed, errors = process.communicate(timeout=seconds)
+        reason = f"exit status {process.returncode}: {reason_of(printed + errors)}"
+    except subprocess.TimeoutExpired:
+        end_with_children(process)
+        printed, errors = process.communicate()
+        reason = f"no end after {seconds:.0f} s"
+    if process.returncode == 0:
+        return printed
+    print(*(printed + errors).splitlines()[-80:], sep="\n", file=sys.stderr, flush=True)
+    raise ValueError(reason)
+
+
+def reason_of(printed: str) -> str:
+    """The line that says why a run has failed: its own, or the last error of a traceback but the launcher's."""
+    lines = [line for line in printed.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("error:")]
+    raised = [line for line in lines if re.match(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exception)\b", line)]
+    own = [line for line in raised if "ChildFailedError" not in line and "CalledProcessError" not in line]
+    return (said[:1] or own[-1:] or lines[-1:] or ["no word"])[0][:300]
+
+
+def end_with_children(process: subprocess.Popen) -> None:
+    """End a launcher and its ranks, which are in sessions of their own."""
+    for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+        child.kill()
+    process.kill()
+    process.wait()
 
 
 def write(figures: dict, path: str | None) -> None:

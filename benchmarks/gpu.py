@@ -13,10 +13,10 @@ product's rate (2 a weight and token; forward, forward again, and backward to th
 memory plan's. What plan.py --hours asks of the card goes into the file of --rates. Nobody has run this on a GPU yet.
 """
 
+import gc
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,7 +39,7 @@ from policy.loading import empty_model, load_for_inference, load_tokenizer, mode
 from policy.prefix_sharing import pack
 from policy.sampling import generate
 from runtime.ending import run_script
-from runtime.settings import check, parse_config
+from runtime.settings import parse_config
 from training.hours import Rates, launches
 from training.memory import GB, OUTSIDE, Demand, Phase, Plan, demand_of
 from training.settings import BUDGETS
@@ -71,7 +71,16 @@ def write_model(name: str, folder: Path, layers: int) -> Path:
         model = AutoModelForCausalLM.from_config(shape, dtype=precision()[0])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    del model
+    give_back()
     return folder
+
+
+def give_back() -> None:
+    """What this process holds of the GPU, to those that it starts."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def call(command: list, card_gb: float) -> None:
@@ -79,9 +88,9 @@ def call(command: list, card_gb: float) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     if torch.cuda.is_available() and card_gb:
         share = (card_gb * GB - OUTSIDE) / torch.cuda.get_device_properties(0).total_memory
-        environment["PYTORCH_ALLOC_CONF"] = f"per_process_memory_fraction:{min(1.0, share):.4f}"
-    done = subprocess.run(list(map(str, command)), cwd=common.ROOT, env=environment, text=True, capture_output=True)
-    check(done.returncode == 0, f"{' '.join(map(str, command))}: {(done.stdout + done.stderr)[-1500:]}")
+        bound = f"per_process_memory_fraction:{min(1.0, share):.4f}"
+        environment["PYTORCH_ALLOC_CONF"] = f"{bound},expandable_segments:True"
+    common.output_of(command, environment)
 
 
 def run_recipe(stage: str, config, options: list, folder: Path, card_gb: float) -> dict[str, list[float]]:
@@ -122,6 +131,8 @@ def decoding(model: Path, sequences: int = SEQUENCES) -> float:
             generate(loaded, [[list(range(350))] * sequences], **inputs)  # its tokens are read, which waits for the GPU
             tries.append(time.perf_counter() - start)
         seconds.append(min(tries))
+    del loaded
+    give_back()
     return (DECODED[1] - DECODED[0]) / (seconds[1] - seconds[0])
 
 

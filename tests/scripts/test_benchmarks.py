@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -208,6 +209,57 @@ def test_a_benchmark_computes_in_what_the_card_can(common, monkeypatch):
 
 
 # --- a new machine
+
+
+FAILED = """Traceback (most recent call last):
+  File "train_sft.py", line 9, in <module>
+ValueError: the first
+
+During handling of the above exception, another exception occurred:
+
+[rank1]: torch.AcceleratorError: CUDA error: no kernel image is available
+E1129 10:00:00 torch/distributed/elastic/multiprocessing/api.py:986] failed (exitcode: 1)
+Traceback (most recent call last):
+  File "launch.py", line 3, in main
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+"""
+
+
+def test_a_failed_command_says_why(common, capfd):
+    """What its rank has raised, and not the last line, which is the launcher's; the rest is shown."""
+    assert common.reason_of(FAILED) == "[rank1]: torch.AcceleratorError: CUDA error: no kernel image is available"
+    assert common.reason_of(f"error: seed: must be 0\n{FAILED}") == "error: seed: must be 0"
+    assert common.reason_of("") == "no word"
+    said = "print('before'); raise RuntimeError('CUDA error: an illegal access')"
+    with pytest.raises(ValueError, match="^exit status 1: RuntimeError: CUDA error: an illegal access$"):
+        common.output_of([sys.executable, "-c", said], dict(os.environ))
+    assert "before" in capfd.readouterr().err
+    assert common.output_of([sys.executable, "-c", "print(1)"], dict(os.environ)) == "1\n"
+
+
+def test_a_command_that_hangs_is_ended_with_its_ranks(common):
+    """Ranks are in sessions of their own, which a signal to the launcher does not reach."""
+    rank = "import time; time.sleep(600)"
+    start = f"subprocess.Popen([sys.executable, '-c', {rank!r}], start_new_session=True)"
+    launcher = f"import subprocess, sys, time; {start}; time.sleep(600)"
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(ValueError, match="^no end after 3 s$"):
+        common.output_of([sys.executable, "-c", launcher], dict(os.environ), seconds=3)
+    assert not set(psutil.Process().children(recursive=True)) - before
+
+
+@pytest.mark.parametrize("gpus, processes", [(1, 1), (2, 2), (8, 2)])
+def test_a_machine_with_one_gpu_is_checked_with_one_process(gpu_check, monkeypatch, gpus, processes):
+    found = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setitem(gpu_check.CHECKS, "ranks", (lambda place: found.append(place.processes) or "", False, ""))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", "ranks"])
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    assert ended.value.code == 0 and found == [processes]
 
 
 @pytest.fixture

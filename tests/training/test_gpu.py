@@ -60,7 +60,7 @@ def test_packed_gradients_are_plain(family, dtype):
 def test_the_plan_is_what_the_gpu_allocates(work, dtype):
     """The target is 15 % of what torch's allocator hands out beyond the weights."""
     demand = replace(cpu_sized(), dtype=dtype)
-    model = real_policy(demand).to("cuda")
+    model = real_policy(demand).to("cuda", dtype)  # its adapter too, as DeepSpeed has it
 
     def act() -> None:
         perform(model, work, WORKS[work], demand.sequences)
