@@ -322,8 +322,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 converse(questions(typed_lines()), arguments.style, load(arguments.model))
         else:
             explain_one(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written as Python ends
+    except (ValueError, OSError) as error:
+        place = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"error: {place}", file=sys.stderr)
         return 2
     return 0
 

@@ -209,6 +209,14 @@ def test_interactive_reads_a_pipe_of_any_bytes():
     )
 
 
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "explain.py", COLLIDER, "--model", "none"]
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **quiet)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 0)
+
+
 BAD_OPTIONS = [
     ("", "nothing to do; give 'Premise"),
     ("--explian x", "unrecognized arguments: --explian; --help lists"),
