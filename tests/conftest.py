@@ -138,7 +138,7 @@ def assert_same_gradients(got: dict, expected: dict, relative: float = 1e-4) -> 
 
 # Where the minutes go, longest first. Workers take a file at a time: one that comes last should be short.
 LONG = (
-    "test_resume", "test_launch", "test_recipes", "test_readme", "test_docs", "test_memory", "test_bad_input",
+    "test_resume", "test_launch", "test_recipes", "test_runs", "test_docs", "test_memory", "test_bad_input",
     "test_benchmarks", "test_faults",
 )  # fmt: skip
 
