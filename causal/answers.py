@@ -46,7 +46,7 @@ _DENIED = re.compile(rf"\b(?:not|cannot|never|\w+n t)(?: (?:{_SOFTENED}))* (?:ye
 _SUPPOSED = re.compile(r"\bif\b.*\bwould\b|\bwould\b.*\bif\b")
 # A verdict with its reason after it, or a remark; no condition of its own ("Yes, if ...").
 _REASONED = re.compile(
-    rf"{_VERDICT}(?= ?[,;(–—](?!\W*(?:but |only |even )*(?:if|unless|provided)\b)| -+ | (?:because|since|as|for)\b)"
+    rf"{_VERDICT}(?= ?(?:[,;(–—]|-+ )(?!\W*(?:but |only |even )*(?:if|unless|provided)\b)| (?:because|since|as|for)\b)"
 )
 _CONDITION = re.compile(r"\b(?:if|would)\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -100,7 +100,10 @@ def _without_reason(sentence: str) -> str:
     if found is None or sentence.endswith("?") or not _SUPPOSED.search(sentence):
         return sentence
     stated = sentence[: found.end()]
-    return sentence if _CONDITION.search(stated) else f"{stated}."
+    marked = any(_marked_verdicts(marker, stated) for marker in (_ANSWER, _CONCLUSION)) or _BEGIN.match(stated)
+    if not marked or _CONDITION.search(stated) or len(_all_verdicts(sentence)) > 1:
+        return sentence
+    return f"{stated}."
 
 
 def _is_no_statement(sentence: str) -> bool:

@@ -201,12 +201,24 @@ def test_an_answer_stands_whatever_its_reason_supposes(form, verdict, right, rea
     assert extract_answer(form.format(verdict) + reason) is right
     other = {True: "No", False: "Yes"}[right]
     assert extract_answer(f"Answer: {other}\n\nThe final answer is {verdict}{reason}") is right
+    both = f", since if A did they would be so, thus the answer is {other}."
     for condition in (
         ", if C were adjacent it would follow.",
         ", but only if A would cause C.",
         " if C would cause A.",
+        " - only if C would cause A.",
+        f", or {other}, if A would cause C.",
+        both,
     ):
         assert extract_answer(form.format(verdict) + condition) is None
+
+
+@pytest.mark.parametrize("verdict, other, right", [("Yes", "No", True), ("No", "Yes", False)])
+def test_a_supposed_answer_in_a_later_sentence_takes_nothing_away(verdict, other, right):
+    known = "we would need to know if C is a collider."
+    assert extract_answer(f"{verdict}.\n\nTo say {other.lower()}, {known}") is right
+    assert extract_answer(f"{verdict}, that is clear. To say {other.lower()}, {known}") is right
+    assert extract_answer(f"The answer is {verdict}. For the answer to be {other}, {known}") is right
 
 
 @pytest.mark.parametrize("rest", [" 2 of the graphs have B -> A.", " B and C are adjacent.", ", see row no. 3."])
