@@ -254,6 +254,7 @@ def main() -> None:
     world_size, premise_ids = accelerator.num_processes, premise_ids_of(s.validation)
     validation = Validation(s)
     window: list[dict[str, float]] = s.saved.get("window", [])  # sums of the steps not yet logged
+    window = [done for done in window if "seconds" in done]  # as earlier versions did not write
     trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     s.announce(
         f"{len(s.train)} rows, {len(steps)} steps of {config.batch_size} rows, {trainable:,} trainable parameters"

@@ -19,7 +19,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,6 @@ INTERRUPTED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
 OUTWARD = {"resume_from", "resume_weights_only", "overwrite", "output_dir", "logging_dir", "dataset", "time_limit"}
 OUTWARD |= {"save_steps", "save_total_limit", "num_logged_completions"}
 OUTWARD |= {"plan", "card_gb"}  # of earlier versions
-SHAPE = ("adaptation", "lora_r", "lora_alpha", "lora_target_modules")  # the last three of a new adapter
 NEW = "; or set resume_weights_only true, to go on from its weights with a new optimizer"
 
 
@@ -92,7 +91,8 @@ class Run:
         self.weights: str | None = None  # hash of the model that the run began with
         requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
         if requeued and config.overwrite and config.resume_from is None:
-            requeued = self._job() == os.environ.get("SLURM_JOB_ID", "")  # else what is there is of the run before
+            # Else what is there is of the run before; an earlier version did not note the job.
+            requeued = self._job() in (None, os.environ.get("SLURM_JOB_ID", ""))
         self.again = config.resume_from is not None or requeued  # this run may have logged before
         # The command that begins a branch; a job that Slurm requeues gives the same one again.
         self.asked = {"resume_from": config.resume_from, "resume_weights_only": config.resume_weights_only}
@@ -200,12 +200,20 @@ class Run:
         self.found = {name: theirs[name] for name in BUDGETS if ours[name] == AUTO != theirs[name]}
         ours |= self.found
         changed = [name for name in ours if theirs.get(name) != ours[name] and name not in OUTWARD]
-        different = [f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in changed]
-        check(
-            not set(changed) - set(BUDGETS), f"{where}: another configuration, {'; '.join(different)}: set it back{NEW}"
-        )
-        if different:
-            print(f"{where}: {'; '.join(different)}: sums are rounded differently from here on", flush=True)
+        remedy = "" if set(changed) & self._shape() else NEW
+        different = self._different(changed, theirs)
+        check(not set(changed) - set(BUDGETS), f"{where}: another configuration, {different}: set it back{remedy}")
+        if changed:
+            print(f"{where}: {different}: sums are rounded differently from here on", flush=True)
+
+    def _shape(self) -> set[str]:
+        """The settings that decide the shape and scale of what is trained, into which a checkpoint is copied."""
+        new_adapter = adapter_base(self.config.model) is None and getattr(self.config, "adaptation", "lora") == "lora"
+        names = {"adaptation", *(("lora_r", "lora_alpha", "lora_target_modules") if new_adapter else ())}
+        return names & vars(self.config).keys()
+
+    def _different(self, names: Iterable[str], theirs: dict) -> str:
+        return "; ".join(f"{name} {theirs.get(name)!r} there, {getattr(self.config, name)!r} here" for name in names)
 
     def _check_checkpoint(self, where: str, saved: dict, weights_only: bool) -> None:
         """ValueError, naming the setting, unless a checkpoint is of the run that is about to continue."""
@@ -214,12 +222,10 @@ class Run:
             for name, there in saved["launch"].items():
                 here = self.launch.get(name, "gone")
                 check(there == here, f"{where}: {name} was {there} and is {here}: launch it as before{NEW}")
-        else:  # they are copied into the model that the settings make
-            theirs, own = saved["settings"], adapter_base(self.config.model) is not None
-            names = [name for name in SHAPE[: 1 if own else None] if name in theirs and hasattr(self.config, name)]
-            changed = [name for name in names if theirs[name] != getattr(self.config, name)]
-            different = [f"{name} {theirs[name]!r} there, {getattr(self.config, name)!r} here" for name in changed]
-            check(not changed, f"{where}: weights of another shape, {'; '.join(different)}: set it back")
+        else:
+            theirs = saved["settings"]
+            changed = [n for n in sorted(self._shape() & theirs.keys()) if theirs[n] != getattr(self.config, n)]
+            check(not changed, f"{where}: weights of another shape, {self._different(changed, theirs)}: set it back")
         self._check_dataset(where, saved["dataset_hash"])
         self._check_weights(where, saved)
 

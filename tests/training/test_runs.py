@@ -483,10 +483,17 @@ def test_further_chat_templates_are_kept_with_every_model(tmp_path):
 @pytest.mark.parametrize("setting", [{"lora_r": 8}, {"lora_alpha": 64}, {"lora_target_modules": "o_proj"}])
 def test_weights_of_another_shape_are_refused(tmp_path, setting):
     """Copied under another scale they would be another policy."""
-    saved_run(tmp_path, 1)
+    saved_run(tmp_path, 1, adaptation="lora")
     (name,) = setting
-    message = refusal(tmp_path, resume_from="latest", resume_weights_only=True, **setting)
+    message = refusal(tmp_path, resume_from="latest", resume_weights_only=True, adaptation="lora", **setting)
     assert f"weights of another shape, {name} " in message and message.endswith("here: set it back")
+    message = refusal(tmp_path, resume_from="latest", adaptation="lora", **setting)
+    assert message.endswith("here: set it back"), "what would be refused is not offered"
+    changed = {"resume_from": "latest", "resume_weights_only": True, "adaptation": "full"}
+    assert "weights of another shape, adaptation 'lora' there" in refusal(tmp_path, **changed)
+    shutil.rmtree(tmp_path / "model")
+    saved_run(tmp_path, 1, adaptation="full", overwrite=True)
+    make_run(tmp_path, **changed, **setting).close()  # which nothing reads
 
 
 def test_a_finished_run_is_of_its_dataset(tmp_path):
