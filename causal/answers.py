@@ -46,7 +46,7 @@ _DENIED = re.compile(rf"\b(?:not|cannot|never|\w+n t)(?: (?:{_SOFTENED}))* (?:ye
 _SUPPOSED = re.compile(r"\bif\b.*\bwould\b|\bwould\b.*\bif\b")
 # A verdict with its reason after it, or a remark; no condition of its own ("Yes, if ...").
 _REASONED = re.compile(
-    rf"{_VERDICT}(?= ?(?:[,;(–—]|-+ )(?!\W*(?:but |only |even )*(?:if|unless|provided)\b)| (?:because|since|as|for)\b)"
+    rf"{_VERDICT}(?= ?(?:[,;(–—]|-+ )(?!\W*(?:but |only |even )*(?:if|unless|provided|which|when)\b)| (?:because|since|as|for)\b)"
 )
 _CONDITION = re.compile(r"\b(?:if|would)\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
