@@ -45,9 +45,8 @@ _SOFTENED = r"be|a|answer|say|conclude|necessarily|always|simply|just|clearly|re
 _DENIED = re.compile(rf"\b(?:not|cannot|never|\w+n t)(?: (?:{_SOFTENED}))* (?:yes|no)\b")
 _SUPPOSED = re.compile(r"\bif\b.*\bwould\b|\bwould\b.*\bif\b")
 # A verdict with its reason after it, or a remark; no condition of its own ("Yes, if ...").
-_REASONED = re.compile(
-    rf"{_VERDICT}(?= ?(?:[,;(–—]|-+ )(?!\W*(?:but |only |even )*(?:if|unless|provided|which|when)\b)| (?:because|since|as|for)\b)"
-)
+_CONDITIONAL = r"(?:but |only |even )*(?:if|unless|provided|which|when)\b"
+_REASONED = re.compile(rf"{_VERDICT}(?= ?(?:[,;(–—]|-+ )(?!\W*{_CONDITIONAL})| (?:because|since|as|for)\b)")
 _CONDITION = re.compile(r"\b(?:if|would)\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|$)", re.DOTALL)
