@@ -48,9 +48,8 @@ from runtime.settings import check, check_choice
 
 TINY = "tiny"
 BF16_CAPABILITY = (8, 0)  # of the first GPUs that compute bf16: torch.cuda.is_bf16_supported() counts emulation too
-SHAPES = (
-    Path(__file__).parents[1] / "configs" / "shapes"
-)  # config.json of the recipes' models, as far as it gives shapes
+# config.json of the recipes' models, by their names, as far as it gives shapes
+SHAPES = Path(__file__).parents[1] / "configs" / "shapes"
 END_OF_TURN = (
     "<|end|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<turn|>", "<|return|>",
     "<|END_OF_TURN_TOKEN|>", "<|END_RESPONSE|>",
@@ -91,12 +90,17 @@ def stop_token_ids(tokenizer, model) -> set[int]:
     Raises ValueError for a tokenizer that has tokens of which the model has no embedding.
     """
     known = len(model.get_input_embeddings().weight)  # also of a layer that peft has put around them
-    check(len(tokenizer) <= known, f"model: its tokenizer has {len(tokenizer)} tokens, the model {known}: not a pair")
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    # Special tokens may have none: Gemma 3's stands for an image, which the 1 B model does not read.
+    strange = [
+        token for token in vocabulary.values() if token >= known and not (token in added and added[token].special)
+    ]
+    size = f"its tokenizer has {len(tokenizer)} tokens, the model {known}"
+    check(not strange, f"model: {size}, and {len(strange)} that are not special are beyond: not a pair")
     named = getattr(model.generation_config, "eos_token_id", None)
     stops = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
-    vocabulary = tokenizer.get_vocab()
     stops |= {vocabulary[token] for token in END_OF_TURN if token in vocabulary}
-    return {int(stop) for stop in stops if stop is not None}
+    return {int(stop) for stop in stops if stop is not None and stop < known}
 
 
 # --- precision
@@ -141,7 +145,7 @@ def model_shape(name: str, revision: str | None = None) -> PreTrainedConfig:
     """
     if name == TINY:
         return embedded_tiny().tiny_model(0, ATTENTION).config
-    known = SHAPES / f"{name.split('/')[-1]}.json"
+    known = SHAPES / f"{name}.json"  # not by the last part: others have converted models of that name
     is_known = known.is_file() and not Path(name).exists()
     shape = _from_hub_or_disk(AutoConfig, str(known) if is_known else name, revision=None if is_known else revision)
     check_architecture(name, shape)
@@ -307,7 +311,7 @@ def load_policy(
         check_adapter(model)
         check_fit(model, revision)
     elif adaptation == "lora":
-        targets = lora_targets(empty_model(model_shape(model, revision)), lora_target_modules)
+        lora_targets(empty_model(model_shape(model, revision)), lora_target_modules)  # before any weight is read
     policy = load_base(base or model, quantization, dtype, device, base_revision(model, revision), seed)
     if adaptation == "lora":
         from peft import LoraConfig, get_peft_model  # seconds, which wrong settings need not wait for
@@ -316,6 +320,7 @@ def load_policy(
         if base is not None:
             policy = put_adapter(policy, model, is_trainable=True)
         else:
+            targets = lora_targets(policy, lora_target_modules)
             torch.manual_seed(seed)  # every rank draws the same LoRA
             policy = get_peft_model(
                 policy,

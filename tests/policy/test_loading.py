@@ -1,5 +1,6 @@
 """Tokenizers, loading, quantization, adapters, precision gates and what is written to disk."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -160,6 +161,18 @@ def test_stop_tokens_include_the_end_of_turn_that_a_config_forgets(tokenizer):
     assert stop_token_ids(tokenizer, model) == ends
     model.generation_config.eos_token_id = None
     assert stop_token_ids(tokenizer, model) == ends
+
+
+def test_special_tokens_may_be_beyond_the_model_and_others_not(tokenizer):
+    """Gemma 3's has one that stands for an image, of which the 1 B model has no embedding."""
+    model, larger = tiny_model(0, ATTENTION), copy.deepcopy(tokenizer)
+    expected = stop_token_ids(tokenizer, model)
+    larger.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    assert len(larger) > len(model.get_input_embeddings().weight)
+    assert stop_token_ids(larger, model) == expected
+    larger.add_tokens(["a word"])
+    with pytest.raises(ValueError, match="and 1 that are not special are beyond: not a pair"):
+        stop_token_ids(larger, model)
 
 
 # --- loading

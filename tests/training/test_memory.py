@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -201,7 +200,7 @@ def test_every_recipe_plans(path):
     script = train_sft if path.name.startswith("sft") else train_grpo
     config = parse_config(script.Config, ["--config", str(path)])
     base, demand = demand_of(config)
-    shape = (ROOT / base / "config.json", SHAPES / f"{Path(base).name}.json")
+    shape = (ROOT / base / "config.json", SHAPES / f"{base}.json")
     assert base == TINY or any(file.is_file() for file in shape), "an adapter's base is a full model"
     stage, name = path.stem.split("_", 1)
     plan = Plan(demand)
@@ -247,15 +246,17 @@ def test_what_is_given_is_kept_and_what_does_not_fit_is_one_at_a_time():
 
 def test_the_shapes_in_the_project_are_their_models():
     """Parameters as the models' makers count them (Qwen's 1.54 B), and as they were counted on the weights."""
-    counts = {"Phi-3.5-mini-instruct": 3_821_079_552, "Qwen2.5-1.5B-Instruct": 1_543_714_304}
-    counts |= {"SmolLM2-135M-Instruct": 134_515_008, "SmolLM3-3B": 3_075_098_624}
-    counts |= {"Qwen3-1.7B": 1_720_574_976, "Qwen3-4B": 4_022_468_096, "gemma-3-1b-it": 999_885_952}
-    counts |= {"Llama-3.2-1B-Instruct": 1_235_814_400, "Llama-3.2-3B-Instruct": 3_212_749_824}
-    counts["Phi-4-mini-instruct"] = 3_836_021_760
+    counts = {"microsoft/Phi-3.5-mini-instruct": 3_821_079_552, "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304}
+    counts |= {"models/SmolLM2-135M-Instruct": 134_515_008, "HuggingFaceTB/SmolLM3-3B": 3_075_098_624}
+    counts |= {"Qwen/Qwen3-1.7B": 1_720_574_976, "Qwen/Qwen3-4B": 4_022_468_096, "google/gemma-3-1b-it": 999_885_952}
+    counts |= {"meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400, "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824}
+    counts["microsoft/Phi-4-mini-instruct"] = 3_836_021_760
     for name, count in counts.items():
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model_shape(f"someone/{name}"))
+            model = AutoModelForCausalLM.from_config(model_shape(name))
         assert sum(p.numel() for p in model.parameters()) == count
+    with pytest.raises(ValueError, match="model someone/Phi-3.5-mini-instruct: cannot be loaded"):
+        model_shape("someone/Phi-3.5-mini-instruct")  # who may have converted it
 
 
 def test_the_largest_that_fits_fits_exactly():
