@@ -166,6 +166,9 @@ def templated(write: Callable[..., str], user: str, completion: str, special: se
     """
     turns = [{"role": "user", "content": user}, {"role": "assistant", "content": completion}]
     prompt, text = write(turns[:1], add_generation_prompt=True), write(turns)
+    thought_over = prompt.rstrip().endswith("</think>") and completion.lstrip().startswith("<think>")
+    remedy = "leave enable_thinking false out of chat_template_args"
+    check(not thought_over, f"tokenizer: its chat template ends the thought that a completion begins; {remedy}")
     same = len(commonprefix([prompt, text]))
     if same < len(prompt) and text.startswith(completion, same):
         # Only the question leads to the answer, by an empty thought (Gemma 4) or a thought's beginning (DeepSeek-R1).

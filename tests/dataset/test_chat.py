@@ -76,6 +76,13 @@ def speak(monkeypatch):
     return speak
 
 
+def test_a_thought_after_a_thought_that_the_prompt_has_ended_is_refused(speak):
+    """A teacher's, where thinking is off."""
+    tokenizer, thought = speak(THINKING), "<think>\nWe see.\n</think>\n\nAnswer: No"
+    with pytest.raises(ValueError, match="ends the thought that a completion begins; leave enable_thinking false out"):
+        templated(chat_writer(tokenizer, {"enable_thinking": False}), "Is it?", thought, special_tokens(tokenizer))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", ["Answer: No", "Pair A B\nAnswer: Yes"])
 def test_the_prompt_asks_and_the_response_is_what_follows(speak, kind, answer):
