@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
+from itertools import accumulate, chain, count
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,13 @@ def character_ends(tokenizer, tokens: Tokens) -> list[int]:
     A special token adds nothing, and of a character in several tokens the last one adds it.
     """
     stream, length, ends = DecodeStream(skip_special_tokens=True), 0, []
-    for token in tokens:
-        length += len(stream.step(tokenizer.backend_tokenizer, token) or "")
-        ends.append(length)
+    try:
+        for token in tokens:
+            length += len(stream.step(tokenizer.backend_tokenizer, token) or "")
+            ends.append(length)
+    except Exception:  # of no class of its own: bytes that are no characters, in a tokenizer that falls back to them
+        texts = (tokenizer.decode(tokens[: k + 1], skip_special_tokens=True) for k in range(len(tokens)))
+        return list(accumulate(map(len, texts), max))
     return ends
 
 

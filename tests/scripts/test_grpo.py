@@ -12,6 +12,9 @@ from accelerate import Accelerator
 from conftest import VOCABULARY, assert_same_gradients, build_model, gradients, padded_logps
 from datasets import Dataset
 from made_up import write_jsonl
+from tokenizers import Tokenizer, decoders, models
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerFast
 
 from causal.rewards import corr2cause_reward
 from dataset.chat import encode
@@ -135,6 +138,22 @@ def judged_words(tokenizer):
     ]  # fmt: skip
     reward = Reward(spelled, {"words": 2.0})
     return completions, reward.judge([make_prompt(k) for k in range(2)], completions), reward.weights
+
+
+def test_bytes_that_are_no_characters_end_no_run():
+    """Of a tokenizer that falls back to bytes, as Phi-3.5's: tokenizers' stream of texts fails on them."""
+    pieces = ["A", "B", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Tokenizer(models.BPE({piece: k for k, piece in enumerate(pieces)}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    newline, stray, other = (pieces.index(name) for name in ("<0x0A>", "<0xA9>", "<0xE2>"))
+    for tokens in ([0, newline, stray, 1], [0, stray, newline, other, other, 0, 1], [0, newline, 1]):
+        ends = character_ends(tokenizer, tokens)
+        assert ends == sorted(ends) and ends[0] == 1 and ends[-1] == len(tokenizer.decode(tokens))
+    with pytest.raises(Exception, match="Invalid prefix"):
+        stream = DecodeStream(skip_special_tokens=True)
+        for token in [0, newline, stray, 1]:
+            stream.step(backend, token)
 
 
 def test_steps_are_found_at_the_tokens_that_end_them(tokenizer):
