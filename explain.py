@@ -35,6 +35,7 @@ from causal.wording import (
     split_input,
     write_independence,
 )
+from runtime.ending import in_a_line
 from runtime.files import check_writable, naming
 from runtime.settings import check
 
@@ -326,8 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads on, as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written as Python ends
     except (ValueError, OSError) as error:
-        place = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        print(f"error: {place}", file=sys.stderr)
+        print(f"error: {in_a_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -26,11 +26,11 @@ def run_script(main: Callable[[], None]) -> None:
     """
     debug = "--debug" in sys.argv and sys.argv[sys.argv.index("--debug") + 1 :][:1] != ["false"]
     if not debug:  # a thread of TensorBoard's that cannot write says so in the main thread too
-        threading.excepthook = lambda it: _explain(it.exc_value) or threading.__excepthook__(it)
+        threading.excepthook = lambda it: in_a_line(it.exc_value) or threading.__excepthook__(it)
     try:
         main()
     except Exception as error:
-        message = _explain(error)
+        message = in_a_line(error)
         if message is None:
             raise
         if debug:
@@ -105,7 +105,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and re.search(failed, str(error)) is not None
 
 
-def _explain(error: Exception) -> str | None:
+def in_a_line(error: Exception) -> str | None:
     """The one line for an error that a user can mend; None for any other."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
