@@ -47,7 +47,7 @@ from runtime.checkpoints import list_checkpoints
 from runtime.ending import run_script
 from runtime.files import check_vacant, make_output_dir, read_beside
 from runtime.processes import start
-from runtime.settings import AUTO, LARGEST_SEED, AutoInt, Settings, arg, check, parse_config
+from runtime.settings import AUTO, AutoInt, Settings, arg, check, parse_config, seed_arg
 from scoring import metrics
 from scoring.predictions import RESULT_COLUMNS, predict, score_answers
 from scoring.results import RESULTS, answer_figures, compare_results, model_name, write_comparison, write_results
@@ -138,9 +138,7 @@ class Config(Settings):
         section="scores",
     )
     num_resamples: int = arg(2000, "resamples of the intervals", at_least=1)
-    seed: int = arg(
-        0, "seed of the resamples, of the choice of max_rows and of sampling", at_least=0, at_most=LARGEST_SEED
-    )
+    seed: int = seed_arg("seed of the resamples, of the choice of max_rows and of sampling")
 
     compare: list[str] = arg(
         [], "instead of a model: output directories of earlier runs, the baseline first", section="earlier runs"

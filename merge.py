@@ -38,7 +38,7 @@ from runtime.checkpoints import list_checkpoints
 from runtime.ending import run_script
 from runtime.files import check_not_read, check_vacant, check_writable, read_beside, replacing
 from runtime.processes import start
-from runtime.settings import LARGEST_SEED, Settings, arg, check, parse_config
+from runtime.settings import Settings, arg, check, parse_config, seed_arg
 from scoring.predictions import complete
 from training.budgets import cache_of_evaluation
 
@@ -68,7 +68,7 @@ class Config(Settings):
     max_new_tokens: int = arg(
         0, "tokens of a completion, at most; 0: as in training, or 16, enough for an answer", at_least=0
     )
-    seed: int = arg(0, "seed of the choice of max_rows", at_least=0, at_most=LARGEST_SEED)
+    seed: int = seed_arg("seed of the choice of max_rows")
 
     output_dir: str = arg("", "where the model goes; empty: the adapter's directory and _merged", section="output")
     overwrite: bool = arg(False, "replace an earlier merged model in output_dir")

@@ -60,7 +60,7 @@ from dataset.sources import HUB_CONFIGS, HUB_NAME, claim_of, label_records, read
 from dataset.splits import BALANCE, SPLITS, STRATEGIES, mixed, perturbed, reworded, split_rows, subsample
 from runtime.ending import run_script
 from runtime.files import check_not_read, check_vacant, check_writable, replacing
-from runtime.settings import LARGEST_SEED, Settings, arg, check, check_choice, parse_config
+from runtime.settings import Settings, arg, check, check_choice, parse_config, seed_arg
 
 EDGES = List(List(Value("int64")))
 COLUMNS = {
@@ -166,7 +166,7 @@ class DataConfig(Settings):
     perturbations: list[str] = arg(
         [], f"more test sets, test_<perturbation>: {', '.join(PERTURBATIONS)}", choices=PERTURBATIONS
     )
-    seed: int = arg(0, "of the relabelings, the splits and the random choices", at_least=0, at_most=LARGEST_SEED)
+    seed: int = seed_arg("of the relabelings, the splits and the random choices")
 
     output_dir: str = arg("data/corr2cause", "dataset folder to write", section="output")
     export: str | None = arg(

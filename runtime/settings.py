@@ -31,7 +31,6 @@ import yaml
 _ROWS = "batch_size or prompts_per_step is of all devices and accumulation steps; micro_batch_tokens bounds memory"
 _PRECISION = "the launch has it: accelerate_configs/zero2_2xl4.yaml bf16, accelerate_configs/zero2_2x2080ti.yaml fp16"
 _ATTENTION = "attention is the project's own on packed rows (policy/prefix_sharing.py), and torch's SDPA on padded ones"
-LARGEST_SEED = 2**63 - 1  # that torch takes
 ELSEWHERE = {  # settings of other trainers, and what is in their place here
     "per_device_train_batch_size": _ROWS,
     "gradient_accumulation_steps": _ROWS,
@@ -132,6 +131,11 @@ def arg(
     auto = default == AUTO and choices is None
     bounds = None if all(limit is None for limit in limits) else Bounds(*limits, words, auto)
     return _field(default, {"help": help, "bounds": bounds, "section": section})
+
+
+def seed_arg(help: str) -> Any:
+    """A seed, whose every value torch takes."""
+    return arg(0, help, at_least=0, at_most=2**63 - 1)
 
 
 def _field(default: Any, metadata: Any) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from runtime.settings import AUTO, LARGEST_SEED, AutoInt, Settings, arg, check
+from runtime.settings import AUTO, AutoInt, Settings, arg, check, seed_arg
 
 BUDGETS = ("cache_tokens", "micro_batch_tokens")  # may be `auto`; they change speed and the order of additions alone
 CLASS_WEIGHTS = "two numbers above 0, for No and Yes"  # what the two stages' own class_weights must be
@@ -85,7 +85,7 @@ class TrainingSettings(Settings):
         at_least=1,
     )
     prefix_sharing: bool = arg(True, "compute shared prefixes once; false computes every row by itself")
-    seed: int = arg(0, "seed of new weights, of the data order and of sampling", at_least=0, at_most=LARGEST_SEED)
+    seed: int = seed_arg("seed of new weights, of the data order and of sampling")
 
     logging_steps: int = arg(10, "steps between logged values", at_least=1, section="watching")
     eval_steps: int = arg(100, "steps between evaluations; 0: at the end only", at_least=0)
