@@ -43,7 +43,7 @@ from policy.loading import (
 )
 from policy.sampling import Sampler
 from policy.self_check import check_model_numbers
-from runtime.checkpoints import list_checkpoints
+from runtime.checkpoints import CONFIGURATION, list_checkpoints
 from runtime.ending import run_script
 from runtime.files import check_vacant, make_output_dir, read_beside
 from runtime.processes import start
@@ -154,7 +154,7 @@ class Config(Settings):
     name: str = arg("", "label in tables and figures; empty: the model's directory")
 
     def __post_init__(self):
-        trained = read_beside(self.model, "training_config.json")
+        trained = read_beside(self.model, CONFIGURATION)
         check(not (self.rows and self.dataset), "rows: a file takes the place of dataset; leave one of them out")
         self.dataset = self.dataset or ("" if self.rows else trained.get("dataset", ""))
         self.quantization = self.quantization or trained.get("quantization", "none")
@@ -248,7 +248,7 @@ def evaluate(config: Config) -> None:
     name = config.name or model_name(config.model)
     check_model(config.model)
     named = config.dataset != "" or config.rows is not None
-    check(named, f"dataset: name one, or a file of --rows; {config.model} has no training_config.json that does")
+    check(named, f"dataset: name one, or a file of --rows; {config.model} has no {CONFIGURATION} that does")
     check(len(set(config.split)) == len(config.split) > 0, "split: name each split once")
     tokenizer = load_tokenizer(config.model, config.revision)
     data, splits = read_rows(config) if config.rows is None else read_file_rows(config, tokenizer)

@@ -34,7 +34,7 @@ from policy.loading import (
     stop_token_ids,
 )
 from policy.sampling import Sampler
-from runtime.checkpoints import list_checkpoints
+from runtime.checkpoints import CONFIGURATION, list_checkpoints
 from runtime.ending import run_script
 from runtime.files import check_not_read, check_vacant, check_writable, read_beside, replacing
 from runtime.processes import start
@@ -74,7 +74,7 @@ class Config(Settings):
     overwrite: bool = arg(False, "replace an earlier merged model in output_dir")
 
     def __post_init__(self):
-        trained = read_beside(self.model, "training_config.json")
+        trained = read_beside(self.model, CONFIGURATION)
         self.quantization = self.quantization or trained.get("quantization", "none")
         self.max_new_tokens = self.max_new_tokens or trained.get("max_new_tokens", 16)
         self.output_dir = self.output_dir or f"{self.model.rstrip('/')}_merged"
@@ -157,7 +157,7 @@ def main() -> None:
     if rows is not None:
         rows = choose_rows(rows, config.max_rows or len(rows), config.seed)
         # As it was trained, if that is known, whatever it is folded from.
-        trained = read_beside(config.model, "training_config.json").get("quantization", config.quantization)
+        trained = read_beside(config.model, CONFIGURATION).get("quantization", config.quantization)
         adapted = load_adapted(config.model, trained, own, **where)
         before = answer(accelerator, adapted, tokenizer, rows, trained, config)
         del adapted
@@ -170,8 +170,8 @@ def main() -> None:
             after = answer(accelerator, written, tokenizer, rows, "none", config)
             record |= {"dataset": config.dataset, "split": config.split} | changes(before, after)
         # What evaluate.py wants to know of a model's training.
-        if trained := read_beside(config.model, "training_config.json"):
-            (new / "training_config.json").write_text(json.dumps(trained | {"quantization": "none"}, indent=2) + "\n")
+        if trained := read_beside(config.model, CONFIGURATION):
+            (new / CONFIGURATION).write_text(json.dumps(trained | {"quantization": "none"}, indent=2) + "\n")
         if known := read_beside(config.model, TRAINING_DATA):
             (new / TRAINING_DATA).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -90,11 +90,10 @@ def stop_token_ids(tokenizer, model) -> set[int]:
     Raises ValueError for a tokenizer that has tokens of which the model has no embedding.
     """
     known = len(model.get_input_embeddings().weight)  # also of a layer that peft has put around them
-    vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    vocabulary = tokenizer.get_vocab()
     # Special tokens may have none: Gemma 3's stands for an image, which the 1 B model does not read.
-    strange = [
-        token for token in vocabulary.values() if token >= known and not (token in added and added[token].special)
-    ]
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    strange = [token for token in vocabulary.values() if token >= known and token not in special]
     size = f"its tokenizer has {len(tokenizer)} tokens, the model {known}"
     check(not strange, f"model: {size}, and {len(strange)} that are not special are beyond: not a pair")
     named = getattr(model.generation_config, "eos_token_id", None)

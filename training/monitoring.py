@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from runtime.checkpoints import list_checkpoints
+from runtime.checkpoints import CONFIGURATION, list_checkpoints
 from scoring.metrics import COMPARED_SCORES, baselines
 from training.runs import OUTWARD, Run
 from training.settings import TrainingSettings
@@ -211,7 +211,7 @@ def closing_lines(config: TrainingSettings, stage: str, kept: dict) -> list[str]
     checkpoints = ", ".join(path.name for path in list_checkpoints(Path(config.output_dir))) or "none"
     lines = [
         f"{'model' if stage == 'SFT' else 'adapter'}: {config.output_dir} (step {kept['step']}, {chosen})",
-        f"beside it: training_config.json, every setting as used; checkpoints: {checkpoints}",
+        f"beside it: {CONFIGURATION}, every setting as used; checkpoints: {checkpoints}",
         f"curves: tensorboard --logdir {config.logging_dir}",
     ]
     if "f1" not in kept:  # another task's rows, which evaluate.py does not know
@@ -235,7 +235,7 @@ def command(*words: str) -> str:
 def evaluate_command(config: TrainingSettings, model: str) -> str:
     """Scores on the test split. A model that was trained here knows its dataset, precision and length of answers."""
     options = {"dataset": config.dataset, "quantization": config.quantization, "max_new_tokens": config.max_new_tokens}
-    known = (Path(model) / "training_config.json").is_file()
+    known = (Path(model) / CONFIGURATION).is_file()
     more = [] if known else [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return command("evaluate.py", "--model", model, *more)
 

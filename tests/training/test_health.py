@@ -278,11 +278,12 @@ def test_a_run_without_a_reference_is_not_told_of_its_kl():
 def test_a_run_that_is_stopped_after_an_evaluation_says_why():
     monitor = Monitor(SETTINGS, stop_after=5)
     still = {"train/grad_norm": 0.0, "policy/mean_abs_advantage": 0.0, "health/signal": 0.0}
+    of_step = {name: value for name, value in HEALTHY.items() if not name.startswith("eval/")} | still
     for step in range(4):
-        monitor.update(step, {name: HEALTHY[name] for name in HEALTHY if name[:4] != "eval"} | still)
+        monitor.update(step, of_step)
         monitor.update(step, {"eval/unanswered_rate": 0.9, "eval/predicted_yes_rate": 0.05})
     with pytest.raises(TrainingFault, match="no weight has moved for 5 steps.*eval_unparsable: 90% of the validation"):
-        monitor.update(4, {name: HEALTHY[name] for name in HEALTHY if name[:4] != "eval"} | still)
+        monitor.update(4, of_step)
 
 
 def test_values_that_a_run_does_not_have_raise_no_sign():
