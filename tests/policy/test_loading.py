@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Phi3Co
 
 from causal import reasoning, wording
 from causal.rows import LETTERINGS, generate_rows
-from causal.tiny import PHI3_SPECIAL, tiny_model, tiny_tokenizer
+from causal.tiny import PHI3_SPECIAL, TOKEN_WORDINGS, tiny_model, tiny_tokenizer
 from dataset.chat import encode
 from policy.adapters import adapter_base, add_reference
 from policy.loading import (
@@ -109,9 +109,18 @@ def test_a_pair_and_a_set_are_one_token_in_every_lettering(tokenizer):
     assert pieces(" - same\nRound 1 A B none changed\n") == [" - same\n", "Round 1 A B", " none changed\n"]
 
 
+def test_no_words_of_a_hypothesis_are_one_token_together(tokenizer):
+    """Else who was taught one wording has not read these words apart, as others have them."""
+    for name in TOKEN_WORDINGS:
+        for sentence in wording.WORDINGS[name].values():
+            ids = encode(tokenizer, "\nHypothesis: " + sentence.format(a="C", b="E"))
+            pieces = [tokenizer.decode([k]).strip() for k in ids[1:]]
+            assert not [piece for piece in pieces if " " in piece and piece not in ("C and E", "C and E.")]
+
+
 def test_prompts_and_traces_are_short(tokenizer):
     """Mean tokens of a row's input and of its trace: docs/traces.md."""
-    for n, most in ((4, (26, 100)), (5, (52, 205))):
+    for n, most in ((4, (33, 100)), (5, (59, 205))):
         lengths = []
         for row in random.Random(0).sample(list(generate_rows(n)), 200):
             trace = reasoning.trace(*wording.parse_claim(row["premise"], row["hypothesis"]))
