@@ -15,7 +15,7 @@ from typing import Any
 
 from causal.answers import extract_answer, gives_answer
 from causal.claims import Claim
-from causal.classes import Premise, UnsatisfiableError
+from causal.classes import NoClassError, Premise
 from causal.reasoning import is_right, read_step, required_steps, sentence_spans, subject
 from causal.wording import parse_claim
 
@@ -64,7 +64,7 @@ def process_reward(text: str, premise: Premise, claim: Claim) -> float:
     So only the first word on a subject can pay: naming k alternatives earns at most 2 - k, never more than silence
     from k = 2 on. The exact trace of either style earns exactly 1, in any order of its steps; an empty text 0;
     unreadable, wrong or repeated sentences without end -1.
-    Raises Corr2CauseError if no graph satisfies the premise: nothing is right or wrong there.
+    Raises Corr2CauseError if the premise has no class of graphs: nothing is right or wrong there.
     """
     return process_of(step_points(text, premise, claim), premise, claim)[0]
 
@@ -78,11 +78,11 @@ def process_of(points: Iterator[tuple[int, int, int]], premise: Premise, claim: 
 
 
 def process_of_row(completion: str, row: Mapping[str, Any]) -> tuple[float, list[Span]]:
-    """As `process_of`, of the row's `premise` and `hypothesis`; 0 and nothing where no graph satisfies the premise."""
+    """As `process_of`, of the row's `premise` and `hypothesis`; 0 and nothing where the premise has no class."""
     premise, claim = parse_claim(row["premise"], row["hypothesis"])  # which reads a premise once
     try:
         return process_of(step_points(completion, premise, claim), premise, claim)
-    except UnsatisfiableError:  # nothing is right or wrong there, so nothing is better than anything
+    except NoClassError:  # nothing is right or wrong there, so nothing is better than anything
         return 0.0, []
 
 

@@ -254,6 +254,7 @@ def read_step(sentence: str, variables: Sequence[str]) -> Step | None:
 @lru_cache(maxsize=16384)
 def _read_sentence(sentence: str, variables: tuple[str, ...]) -> Step | None:
     reader, parts, at = _reader(tuple(sorted(variables))), [], 0
+    most = len(variables) * (len(variables) + 8)  # parts; all that meets at a pair's ends has fewer
     while at < len(sentence) or not parts:
         match = (reader.phrases if parts else reader.heads).match(sentence, at)
         if match is None:
@@ -266,7 +267,7 @@ def _read_sentence(sentence: str, variables: tuple[str, ...]) -> Step | None:
             return None
         parts.append((row.name, *values))
         at = match.end()
-        if len(parts) > 8 * len(variables):  # more than any step has: it could be endless
+        if len(parts) > most:  # it could be endless
             return None
     return Step(parts[0], tuple(parts[1:]))
 
