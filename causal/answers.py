@@ -19,10 +19,10 @@ not a verdict, nor is what is denied ("cannot be yes").
 import re
 import unicodedata
 
-# A "no" is a verdict when nothing it could negate follows: the end, punctuation, or the start of a new clause, which a
-# variable is too. "no. 3" within a sentence is a number.
-_CLAUSE = r"because|since|as|it|this|that|the|there|we|given|for|and|or|but|yes|not|no|[a-z]"
-_NO = rf"no\b(?:(?<!\w no)|(?!\.? ?\d))(?=\W*$| ?[.,;:!/(–—]| -+ | (?:{_CLAUSE})\b)"
+# A "no" is a verdict when nothing it could negate follows: the end, punctuation, or the start of a new clause. After
+# another word it is none before a variable or a bracket ("there is no A -> B"), and "no. 3" is a number.
+_CLAUSE = r"because|since|as|it|this|that|the|there|we|given|for|and|or|but|yes|not|no"
+_NO = rf"no\b(?=\W*$| ?[.,;:!/–—]| -+ | (?:{_CLAUSE})\b|(?<!\w no) ?(?:[a-z]\b|\())(?:(?<!\w no)|(?!\.? ?\d))"
 _VERDICT = rf"(?<!not )(?<!not a )\b(?:(?P<yes>yes\b(?! would\b))|{_NO})"
 _FILLER = r"(?:so|thus|hence|therefore|then|is|that|clearly|definitely|simply|just|still|in conclusion|conclusion)"
 _ANY = re.compile(_VERDICT)
@@ -37,13 +37,14 @@ _CONCLUSION = re.compile(r"^\W*(?:therefore|thus|hence|in conclusion|conclusion)
 _HEADER = re.compile(r"^\W*(?:(?:the|my|final|correct)\W+)*(?:answer|verdict|conclusion|therefore)\W*$")
 _BARE = re.compile(r"\W*(?:yes|no)\W*", re.IGNORECASE)
 # "Yes or No" as an instruction, unless the sentence states it as the answer ("Answer: Yes or No" is a hedge).
-_CHOICE = re.compile(r"\b(?:yes\W+(?:or\b|/)\W*(?:answer\W+)?no|no\W+(?:or\b|/)\W*(?:answer\W+)?yes)\b")
+_OR = r"\W*(?:\bor\b|/)\W*(?:answer\W+)?"
+_CHOICE = re.compile(rf"\b(?:yes{_OR}no|no{_OR}yes)\b")
 _STATED = re.compile(
     r"^\W*(?:(?:so|the|my|final|correct|therefore)\W+)*(?:answer|verdict|therefore|conclusion) ?(?:[:=]|is\b)"
 )
 _SOFTENED = r"be|a|answer|say|conclude|necessarily|always|simply|just|clearly|really"
 _DENIED = re.compile(rf"\b(?:not|cannot|never|\w+n t)(?: (?:{_SOFTENED}))* (?:yes|no)\b")
-_SUPPOSED = re.compile(r"\bif\b.*\bwould\b|\bwould\b.*\bif\b")
+_SUPPOSED = re.compile(r"^(?=.*?\bif\b).*?\bwould\b")
 # A verdict with its reason after it, or a remark; no condition of its own ("Yes, if ...").
 _CONDITIONAL = r"(?:but |only |even )*(?:if|unless|provided|which|when)\b"
 _REASONED = re.compile(rf"{_VERDICT}(?= ?(?:[,;(–—]|-+ )(?!\W*{_CONDITIONAL})| (?:because|since|as|for)\b)")
@@ -54,6 +55,7 @@ _THOUGHT_BEFORE = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)  # the prompt ha
 _MARKUP = (
     (re.compile(r"<answer>|\\boxed\b"), " answer: "),
     (re.compile(r"</answer>"), "\n"),
+    (re.compile(r"\(\W*(?:yes\W*(?:\bor\b|/)\W*no|no\W*(?:\bor\b|/)\W*yes)\W*\)"), " "),
     (re.compile(r"<\|?/?\w+\|?>|\\[a-z]+\s*\{?|\\.|[*_`#~$\\{}\"'“”‘’|]|^[^\S\n]*>", re.MULTILINE), " "),
     (re.compile(r"[^\S\n]+"), " "),
 )

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 from brute_force import all_claims
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from causal import reasoning as r
@@ -93,6 +93,11 @@ def test_answer_forms(reasoning, form, word, expected):
         ("The collider at C is compelled, so yes.", True),
         ("Does it follow? Answer Yes or No.\nAnswer: No", False),
         ("Answer: No\n\nDoes it follow? Answer Yes or No.\nAnswer:", False),
+        ("Answer: No\n\nDoes it follow? Answer Yes/No.\nAnswer:", False),
+        ("Answer: No\nEnd with 'Answer: No/Yes'.", False),
+        ("Answer (Yes or No): Yes", True),
+        ("Answer (yes/no): No", False),
+        ("**Answer** (**No** / **Yes**): No", False),
     ],
 )
 def test_which_statement_is_the_answer(text, expected):
@@ -226,6 +231,29 @@ def test_a_no_is_a_verdict_whatever_sentence_follows(rest):
     assert extract_answer(f"Answer: No{'' if rest[0] == ',' else '.'}{rest}") is False
     assert extract_answer("See row no. 3.") is extract_answer("There is no edge") is None
     assert extract_answer("Answer: No C reaches B in one graph alone.") is False
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        ", because there is no A → B edge in any member.",
+        ". There is no A that blocks.",
+        " — there is no C → A orientation.",
+        ", because there is no (undirected) edge.",
+        ", because no A separates them.",
+    ],
+)
+@pytest.mark.parametrize("verdict, right", [("Yes", True), ("No", False)])
+def test_a_no_before_a_variable_or_a_bracket_is_no_verdict_of_a_sentence(verdict, right, reason):
+    assert extract_answer(f"Answer: {verdict}{reason}") is right
+    assert extract_answer(f"{verdict}{reason}") is right
+    assert extract_answer("Hence no A is a cause of B.") is None
+
+
+def test_text_without_end_is_read_in_time_that_grows_with_its_length():
+    """By backtracking these would take minutes each, so the test would not end."""
+    for word in ("if ", "would ", "no ", "yes or ", "answer ", "( yes ", "not a "):
+        assert extract_answer(word * 30_000) in (True, False, None)
 
 
 # ---------------------------------------------------------------- outcome
@@ -383,7 +411,6 @@ def test_no_process_reward_from_a_premise_that_no_graph_satisfies():
         process_reward("", premise, Claim("direct", 0, 1))
 
 
-@settings(deadline=None)
 @given(questions(), st.data())
 def test_hedging_never_pays(question, data):
     """Two or more statements on one pair, triple or edge, in any order, alone or within the exact trace."""
@@ -395,7 +422,6 @@ def test_hedging_never_pays(question, data):
     assert process_reward("\n".join(hedge + kept), premise, claim) <= process_reward("\n".join(kept), premise, claim)
 
 
-@settings(deadline=None)
 @given(questions(), st.sampled_from(r.STYLES), st.data())
 def test_every_single_corruption_costs(question, style, data):
     premise, claim = question
@@ -445,7 +471,6 @@ def test_endless_text_goes_to_minus_one(text):
     assert process_reward(text, PREMISE, CLAIM) == -1.0
 
 
-@settings(deadline=None)
 @given(questions(), st.lists(st.sampled_from(TRACE.splitlines() + PIECES), max_size=30).map("\n".join))
 def test_the_process_reward_is_bounded_and_any_text_has_one(question, text):
     assert -1 <= process_reward(text, *question) <= 1
@@ -539,13 +564,16 @@ def test_spans_are_the_sentences_and_add_up_to_the_process_reward(pieces, gap):
     assert value == pytest.approx(max(-1.0, sum(points for _, _, points in spans)))
 
 
-def test_a_premise_that_no_graph_satisfies_has_a_reward_all_the_same():
-    """A chain whose ends are stated to be independent, and independent given its middle."""
-    premise = (
-        "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
-        "variables are as follows: A correlates with B. B correlates with C. However, A is independent of C. A and C "
-        "are independent given B."
-    )
+NO_GRAPH = (  # a chain whose ends are stated to be independent, and independent given its middle
+    "Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
+    "variables are as follows: A correlates with B. B correlates with C. However, A is independent of C. A and C "
+    "are independent given B."
+)
+OPEN = write_premise(premise_of((0, 1, 10, 1), 1))  # sets of one variable leave open whether some pairs are adjacent
+
+
+@pytest.mark.parametrize("premise", [NO_GRAPH, OPEN], ids=["no graph", "several classes"])
+def test_a_premise_without_a_class_has_a_reward_all_the_same(premise):
     judge = corr2cause_reward(process=True)
     row = {"premise": premise, "hypothesis": "A directly causes B.", "label": 0}
     for text, outcome in (("Pair A B -\nAnswer: No", RIGHT_REWARD), ("Answer: Yes", WRONG_REWARD)):
