@@ -21,7 +21,7 @@ from causal.graphs import Corr2CauseError
 from causal.rows import DRAWN_LETTERINGS, claims_of, draw_letters, exact_labeller, render
 from causal.trace_text import STYLES
 from causal.vocabulary import DRAWN_WORDINGS, draw, variants
-from causal.wording import write_input
+from causal.wording import read_hypothesis, write_input
 
 QUESTION = "Decide whether the hypothesis follows from the premise. "
 REASONING = QUESTION + "Reason step by step. End with a line 'Answer: Yes' or 'Answer: No'."
@@ -107,7 +107,7 @@ class Questions:
             "label": label,
             "num_variables": n,
             "relation": relation,
-            "template": template,
+            "template": read_hypothesis(written.hypothesis, letters)[1],
             "trace": written.trace,
         }
 

@@ -445,22 +445,20 @@ def correction(text: str, premise: Premise, claim: Claim) -> tuple[str, list[Ste
     A sentence leaves it if it is not right, or not the next step. The steps keep to the sets that the text has chosen.
     None if the text has all steps, whatever follows. Raises Corr2CauseError if no graph satisfies the premise.
     """
-    required, chosen, done, kept = list(required_steps(premise, claim).values()), {}, 0, text
+    required, chosen, done, kept = list(required_steps(premise, claim).values()), {}, 0, 0  # kept: characters
     for start, end in sentence_spans(text):
         if done == len(required):
             return None
         step = read_step(text[start:end], premise.variables)
         if step is None or subject(step) != subject(required[done]) or not is_right(step, premise, claim):
-            kept = text[:start]
             break
         if step.kind == "pair" and step.phrases != required[done].phrases:
             chosen[step.head[1:]] = step.phrases[1][1]
-        done += 1
+        done, kept = done + 1, end
     if done == len(required):
         return None
-    kept = f"{kept.rstrip()}\n" if kept.strip() else ""
     steps = required[done:]
     for k, step in enumerate(steps):
         if step.kind == "ends" and step.head[1:] in chosen:
             steps[k] = Step(step.head, tuple(_given(step, chosen[step.head[1:]])))
-    return kept, steps
+    return f"{text[:kept].rstrip()}\n" if kept else "", steps

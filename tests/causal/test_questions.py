@@ -12,7 +12,7 @@ from causal.reasoning import STYLES, check_trace, trace
 from causal.rewards import PARTIAL_CREDIT, credit
 from causal.rows import DRAWN_LETTERINGS, generate_rows
 from causal.vocabulary import DRAWN_WORDINGS, GROUPS, variants
-from causal.wording import RELATION_OF, parse_claim, split_input, wording_of, write_premise
+from causal.wording import RELATION_OF, parse_claim, read_hypothesis, split_input, wording_of, write_premise
 
 WORDINGS = [name for name in DRAWN_WORDINGS if variants("hypotheses", name)]
 FREE = Questions(seed=3, num_variables=(2, 3, 4), wordings=WORDINGS, letterings=DRAWN_LETTERINGS)
@@ -26,7 +26,7 @@ def test_labels_are_those_of_brute_force():
         assert row["label"] == all(nx_holds(graph, claim) for graph in members)
         assert split_input(row["input"]) == (row["premise"], row["hypothesis"])
         assert (row["num_variables"], row["relation"]) == (len(premise.variables), claim.relation)
-        assert RELATION_OF[row["template"]] == claim.relation
+        assert row["template"] == read_hypothesis(row["hypothesis"], premise.variables)[1]
         assert row["trace"] == trace(premise, claim, "compact")
 
 
