@@ -19,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from datasets import load_from_disk  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from made_up import write_csv  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import (  # noqa: E402
@@ -35,6 +36,9 @@ from dataset.chat import encode  # noqa: E402
 from policy import loading  # noqa: E402
 from policy.loading import save_model  # noqa: E402
 from policy.prefix_sharing import ATTENTION, sequence_logps  # noqa: E402
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 61

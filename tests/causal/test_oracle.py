@@ -196,7 +196,7 @@ def dags(sizes=(2, 3, 4, 5, 6)):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(dags(), st.randoms(use_true_random=False))
 def test_the_class_of_a_premise_is_the_class_of_any_of_its_members(dag, rng):
     members = markov_equivalence_class(premise_of(dag))
@@ -204,7 +204,7 @@ def test_the_class_of_a_premise_is_the_class_of_any_of_its_members(dag, rng):
     assert markov_equivalence_class(premise_of(rng.choice(members))) == members
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(dags(), st.data())
 def test_labels_classes_and_structure_do_not_depend_on_the_letters(dag, data):
     n, premise = len(dag), premise_of(dag)

@@ -96,7 +96,7 @@ def test_a_renaming_is_the_one_of_its_number_in_the_list():
 
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(case=premises_and_claims(), key=st.text(max_size=3))
 def test_perturbations_keep_the_label(kind, case, key):
     premise, claim, template = case
@@ -144,7 +144,7 @@ def test_the_examples_of_the_page_are_what_is_written():
 # ---------------------------------------------------------------- fresh letters and words
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(case=premises_and_claims(), rng=st.randoms(use_true_random=False))
 def test_a_rendered_row_is_what_the_slow_way_writes(case, rng):
     premise, claim, template = case

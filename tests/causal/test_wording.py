@@ -249,7 +249,7 @@ def named(premise, names):
     return Premise(tuple(names[: len(premise.variables)]), premise.independences)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(premises_and_claims(), st.sampled_from([*c.WORDINGS]), st.sampled_from([*v.TELLINGS]), st.data())
 def test_text_to_knowledge_to_text_is_the_identity(case, wording, telling, data):
     """In every wording, telling and list of names, and in any two of them together."""

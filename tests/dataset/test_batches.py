@@ -22,7 +22,7 @@ def flat(groups) -> list[int]:
     return [row for group in groups for row in group]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(premise_lists, st.integers(1, 8), st.booleans())
 def test_groups_hold_one_premise_and_every_row_once(premises, size, shuffled):
     groups = premise_groups(premises, size, random.Random(0) if shuffled else None)
@@ -34,7 +34,7 @@ def test_groups_hold_one_premise_and_every_row_once(premises, size, shuffled):
     assert all(of[p] == -(-count // size) for p, count in Counter(premises).items()), "as few groups as fit"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(premise_lists, st.integers(1, 8), st.integers(1, 20), st.integers(0, 3))
 def test_epochs_hold_every_row_once_in_full_steps(premises, size, batch_size, seed):
     steps = epoch_batches(premises, seed, 0, size, batch_size)
@@ -68,7 +68,7 @@ def test_a_premise_is_not_always_cut_at_the_same_rows():
     assert len({str(sorted(map(sorted, epoch_batches(premises, 0, e, 4, 8)[0]))) for e in range(5)}) > 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(group_lists, st.integers(1, 6))
 def test_every_row_is_on_one_rank_and_shares_are_fair(sizes, world_size):
     groups = numbered(sizes)
@@ -83,7 +83,7 @@ def test_every_row_is_on_one_rank_and_shares_are_fair(sizes, world_size):
     assert groups == numbered(sizes), "the caller's groups stay as they are"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(group_lists, st.integers(1, 4))
 def test_shares_are_fair_in_what_a_group_costs(sizes, world_size):
     groups = numbered(sizes)

@@ -64,7 +64,7 @@ def full_dir(family, tokenizer, tmp_path):
 # --- tokenizer
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(max_size=40))
 def test_tiny_tokenizer_is_lossless_on_any_text(tokenizer, text):
     if not any(token in text for token in PHI3_SPECIAL):

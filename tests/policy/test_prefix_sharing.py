@@ -71,7 +71,7 @@ def visible_pairs(tree, window=None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tile", [1, 4, 128])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=token_groups, window=st.none() | st.integers(1, 9), window_tile=st.integers(1, 9))
 def test_every_sequence_sees_itself_within_its_window_and_nothing_else(tile, groups, window, window_tile):
     with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +88,7 @@ def test_every_sequence_sees_itself_within_its_window_and_nothing_else(tile, gro
             assert tree.parents[node] == (path[depth - 1] if depth else -1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(token_groups)
 def test_one_node_for_each_distinct_prefix_of_a_group(groups):
     prefixes = {(g, tuple(s[:k])) for g, group in enumerate(groups) for s in group for k in range(1, len(s) + 1)}
@@ -114,7 +114,7 @@ def test_the_mask_grows_with_the_tokens_not_with_their_square():
     assert pairs[2] < 2.2 * pairs[1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(token_groups, st.integers(1, 30), st.booleans())
 def test_plan_holds_every_group_once_within_the_budget(groups, budget, share):
     plan = plan_micro_batches(groups, budget, share)
@@ -218,7 +218,7 @@ def model_of(tokenizer, tmp_path_factory):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile", [5, 128])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10_000), num_groups=st.integers(1, 5))
 def test_packed_equals_padded(model_of, family, kind, checkpointing, tile, seed, num_groups):
     with pytest.MonkeyPatch.context() as patch:
