@@ -6,7 +6,7 @@ A prediction row is a dict: `label` 0|1, `prediction` 0|1|None (None: no answer)
 An unanswered row is never right: it is counted as the class opposite to its label, a false positive where the label is
 0 and a false negative where it is 1. Any ratio with a zero denominator is 0: recall without positive rows, precision
 with nothing predicted positive, MCC with one class absent from labels or predictions. So balanced accuracy is at most
-0.5 where the labels hold one class only.
+0.5 where the labels hold one class only. A resample without the labels that a score needs is left out of its interval.
 
 Rows of one premise are answered right or wrong together, so intervals resample premises (clusters), not rows. They are
 percentile intervals: rough below some 30 clusters, and of zero width for a single cluster, which carries no information
@@ -155,7 +155,8 @@ def clustered_bootstrap(
     Those of PROBABILITY_SCORES too if the rows have probabilities; None where every resample holds one class only.
     Raises ValueError for no rows, a row without the cluster column, num_resamples < 1, confidence outside (0, 1).
     """
-    scores = _scores(_resampled_sums(_cluster_counts(rows, cluster), num_resamples, seed))
+    counts = _cluster_counts(rows, cluster)
+    scores = _resampled_scores(_resampled_sums(counts, num_resamples, seed), counts.sum(axis=0))
     if has_probabilities(rows):
         scores |= _resampled_probability_scores(rows, cluster, num_resamples, seed)
     return _intervals(scores, confidence)
@@ -218,7 +219,7 @@ def report(
 
     Each summary holds the metrics, their `intervals` and `num_clusters`. Rows without a template are left out of
     `by_relation`. Where rows have a `split`, everything is about the first one's; if they have several, `by_split` has
-    a summary of each, and where another is the first in other words (its labels, row by row), the paired `difference`
+    a summary of each, and where another is the first in other words (`_told`, row by row), the paired `difference`
     from that with its `difference_intervals`. Rows that say whether the training had their structure, `seen`, are told
     apart in `by_seen`. Rows with both a `given_label` and an `exact_label` get `given_labels`, where these
     differ: what a perfect reasoner scores on the given ones, and whether these are the ones `scored`. Rows with a
@@ -240,7 +241,7 @@ def report(
         }
 
     def difference(others: Sequence[Mapping]) -> dict:
-        if others is rows or [row["label"] for row in others] != [row["label"] for row in rows]:
+        if others is rows or [_told(row) for row in others] != [_told(row) for row in rows]:
             return {}
         paired = compare(*([{**row, "input": k} for k, row in enumerate(part)] for part in (rows, others)), *resampling)
         return {"difference": paired["difference"], "difference_intervals": paired["intervals"]}
@@ -310,7 +311,8 @@ def compare(
     scored = has_probabilities(rows_a) and has_probabilities(rows_b)
     counts = np.concatenate([_cluster_counts(rows_a, cluster), _cluster_counts(in_clusters_of_a, cluster)], axis=1)
     resampled = _resampled_sums(counts, num_resamples, seed)
-    scores_a, scores_b = _scores(resampled[:, :4]), _scores(resampled[:, 4:])
+    whole = counts.sum(axis=0)
+    scores_a, scores_b = (_resampled_scores(resampled[:, k : k + 4], whole[k : k + 4]) for k in (0, 4))
     differences = {name: scores_b[name] - scores_a[name] for name in COMPARED_SCORES}
     metrics_a, metrics_b = (classification_metrics(*_columns(rows)) for rows in (rows_a, rows_b))
     if scored:
@@ -361,6 +363,28 @@ def _scores(counts: np.ndarray) -> dict[str, np.ndarray]:
         "precision": _ratio(tp, tp + fp),
         "recall": recall,
     }
+
+
+def _resampled_scores(resampled: np.ndarray, whole: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores (R,) of resampled counts (R, 4); nan where a resample lacks what its score needs and the `whole` (4,) has.
+
+    F1 needs a Yes among labels or answers, precision one among answers, recall one among labels, balanced accuracy and
+    MCC both labels.
+    """
+
+    def exists(counts: np.ndarray) -> dict[str, np.ndarray]:
+        tn, fp, fn, tp = np.moveaxis(counts, -1, 0)
+        yes, both = tp + fn > 0, (tp + fn > 0) & (tn + fp > 0)
+        return {
+            "f1": tp + fn + fp > 0,
+            "precision": tp + fp > 0,
+            "recall": yes,
+            "balanced_accuracy": both,
+            "mcc": both,
+        }
+
+    scores, here, there = _scores(resampled), exists(resampled), exists(whole)
+    return scores | {name: np.where(there[name] & ~here[name], np.nan, scores[name]) for name in here}
 
 
 def weighted_probability_scores(weights: np.ndarray, y: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:
@@ -493,6 +517,11 @@ def _intervals(resampled: Mapping[str, np.ndarray], confidence: float) -> dict[s
 
 def _columns(rows: Sequence[Mapping]) -> tuple[list, list]:
     return [row["label"] for row in rows], [row["prediction"] for row in rows]
+
+
+def _told(row: Mapping) -> tuple:
+    """What other words, letters and orders of a row leave as it is."""
+    return row["label"], row.get("structure_id"), row.get("num_variables")
 
 
 def _relation(row: Mapping) -> str | None:

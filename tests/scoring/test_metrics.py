@@ -268,6 +268,19 @@ def test_resamples_of_one_class_are_left_out():
     assert clustered_bootstrap(rows, num_resamples=40)["auroc"] == [1.0, 1.0]
 
 
+def test_a_resample_without_what_a_score_needs_is_left_out():
+    """Eight structures, two of them with a Yes, and no mistake: no resample has a lower score, some have none."""
+    labels = [int(k // 5 in (2, 6) and k % 5 == 0) for k in range(40)]
+    rows = make_rows(labels, labels, [k // 5 for k in range(40)])
+    assert set(map(tuple, clustered_bootstrap(rows, num_resamples=200).values())) == {(1.0, 1.0)}
+    never = make_rows(labels, [0] * 40, [k // 5 for k in range(40)])
+    found = compare(never, rows, num_resamples=200)
+    assert found["intervals"]["f1"] == [1.0, 1.0] and found["intervals"]["mcc"] == [1.0, 1.0]
+    assert found["intervals"]["balanced_accuracy"] == [0.5, 0.5]
+    no_yes = make_rows([0] * 8, [0] * 8, range(8))
+    assert clustered_bootstrap(no_yes, num_resamples=20)["f1"] == [0.0, 0.0], "of data without a Yes F1 is 0"
+
+
 def test_probabilities_that_are_not():
     rows = make_scored_rows([0, 1], [0.1, 0.9])
     with pytest.raises(ValueError, match="1 of 2 rows have a probability"):
@@ -453,6 +466,11 @@ def test_other_splits_stand_beside_the_first():
     assert by_split["test_paraphrase"]["difference"] == paired["difference"]
     assert by_split["test_paraphrase"]["difference_intervals"] == paired["intervals"]
     assert "difference" not in by_split["validation"] and by_split["validation"]["n"] == 50
+    others = [
+        row | {"label": rows[k]["label"], "num_variables": 6, "split": "validation"} for k, row in enumerate(other)
+    ]
+    result = report([{**row, "split": "test"} for row in rows] + others, num_resamples=5)
+    assert "difference" not in result["by_split"]["validation"], "other graphs, whose labels happen to be the same"
 
 
 def test_unknown_template():
