@@ -66,10 +66,10 @@ def main() -> None:
             plain = train(f"plain_{k}", plain, options.dataset, seed)
             tested.append(answer(f"plain_{k}", plain, options.splits, options.test_rows, options.seed))
         tested.append(answer(f"corrected_{k}", corrected, options.splits, options.test_rows, options.seed))
-    output = folder / "comparison"
+    name = f"comparison_{options.rounds}"
     command = [sys.executable, "evaluate.py", "--compare", *tested, "--cluster", "structure_id"]
-    stage("comparison", output, [*command, "--output_dir", output], logs)
-    print((logs / "comparison.log").read_text())
+    stage(name, folder / name, [*command, "--output_dir", folder / name], logs)
+    print((logs / f"{name}.log").read_text())
 
 
 if __name__ == "__main__":

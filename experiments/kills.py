@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import psutil  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
@@ -90,9 +91,17 @@ class Launch:
         os.kill(wanted[victim], signal.SIGKILL)
         start = time.monotonic()
         self.process.wait()
-        while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        while any(map(is_there, ranks)):
             time.sleep(0.05)
         return time.monotonic() - start
+
+
+def is_there(pid: int) -> bool:
+    """Nor is a zombie, which stays for as long as nobody asks for its exit status."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(moment: str, launch: Launch, output_dir: Path, seconds: float, rng: random.Random) -> None:

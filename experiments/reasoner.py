@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments.results import LAUNCH, RESUME, row, stage, with_interval  # noqa: E402
+from experiments.results import LAUNCH, RESUME, row, run, stage, with_interval  # noqa: E402
+from runtime.files import replacing  # noqa: E402
 
 ALL_ROWS = ["--relabelings", "0", "--validation_fraction", "0", "--test_fraction", "1", "--train_mix", "1", "1", "1"]
 LARGER = ["--num_variables", "7", "--structures", "60", "--relabelings", "1", "--max_length", "2000"]
@@ -42,21 +43,21 @@ OF_ITS_TRAINING = shutil.ignore_patterns("checkpoint-*", ".*", "best.json", "fin
 
 def ship(model: Path, target: Path) -> None:
     """The model's files, its weights in bf16; what was beside `target` is named from there on."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(model, target, ignore=OF_ITS_TRAINING)
-    settings = target / "training_config.json"
-    settings.write_text(settings.read_text().replace(f"{target.parent}/", ""))
-    weights = {name: tensor.bfloat16() for name, tensor in load_file(model / "model.safetensors").items()}
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((model / "config.json").read_text()) | {"dtype": "bfloat16"}
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    with replacing(target) as aside:
+        shutil.copytree(model, aside, ignore=OF_ITS_TRAINING, dirs_exist_ok=True)
+        settings = aside / "training_config.json"
+        settings.write_text(settings.read_text().replace(f"{target.parent}/", ""))
+        weights = {name: tensor.bfloat16() for name, tensor in load_file(model / "model.safetensors").items()}
+        save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((model / "config.json").read_text()) | {"dtype": "bfloat16"}
+        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def table(folder: Path) -> str:
+def table(answers: Path) -> str:
     """Markdown: F1 and exact traces of every test, as a whole, for each number of variables, and on unseen graphs."""
     lines = [row("test", "N", "rows", "F1", "exact traces"), row(*["---"] * 5)]
     for dataset, split in TESTS:
-        metrics = json.loads((folder / "answers" / dataset / split / "metrics.json").read_text())
+        metrics = json.loads((answers / dataset / split / "metrics.json").read_text())
         sizes, seen = metrics["by_num_variables"], metrics["by_seen"]
         parts = sizes if len(sizes) == 1 else {"all": metrics["overall"]} | sizes
         parts |= {"all, unseen graphs": seen["unseen"]} if len(seen) == 2 else {}
@@ -93,19 +94,19 @@ def main() -> None:
         command = [sys.executable, "experiments/corrections.py", "--alone", "--model", model]
         command += ["--dataset", data / "rounds", "--rounds", options.rounds, "--steps", options.steps]
         command += ["--share", SHARE, "--rows", options.rows, "--processes", options.processes, "--seed", options.seed]
-        stage("rounds", rounds, [*command, "--output_dir", rounds], logs, resume=[])
+        run([*command, "--output_dir", rounds], logs / "rounds.log")  # whose stages know what is done
         model = rounds / f"corrected_{options.rounds}"
     print(f"{(time.monotonic() - seconds) / 60:.0f} minutes for what of data and trainings was left to do", flush=True)
 
-    shipped = folder / "reasoner"
+    shipped, answers = folder / "reasoner", folder / "answers" / model.name
     ship(model, shipped)
     for dataset, split in TESTS:
-        output = folder / "answers" / dataset / split
+        output = answers / dataset / split
         command = [*launch, "evaluate.py", "--name", "reasoner", "--model", shipped, "--dataset", data / dataset]
         command += ["--split", split, "--cluster", "structure_id", "--output_dir", output, "--max_new_tokens", 1000]
         command += ["--max_rows", options.test_rows] if options.test_rows else []
         stage(f"answers, {dataset}, {split}", output, command, logs)
-    print(table(folder))
+    print(table(answers))
 
 
 if __name__ == "__main__":

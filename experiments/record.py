@@ -101,9 +101,10 @@ def main() -> None:
     parser.add_argument("--data", default="configs/data_record.yaml", help="recipe of preprocess.py")
     parser.add_argument("--recipe", default="configs/sft_record.yaml", help="recipe of train_sft.py")
     parser.add_argument("--seed", type=int, default=0, help="of the training; the split has its own")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "record")
+    parser.add_argument("--output_dir", type=Path, help="default: record/seed-SEED")
     options, more = parser.parse_known_args()
-    folder, logs = options.output_dir.resolve(), options.output_dir.resolve() / "console"
+    folder = (options.output_dir or ROOT / "record" / f"seed-{options.seed}").resolve()
+    logs = folder / "console"
     data, model, curves = folder / "data", folder / "model", folder / "curves"
     settings = ["--config", options.recipe, "--seed", str(options.seed), *more, "--dataset", str(data)]
     settings += ["--output_dir", str(model), "--logging_dir", str(curves)]
@@ -120,11 +121,13 @@ def main() -> None:
     file.write_text("".join(json.dumps({"input": row["input"]}) + "\n" for row in rows))
     launched = folder / "launched.json"
     if not (model / ".done").exists():
-        shutil.rmtree(curves, ignore_errors=True)
-        launched.write_text(json.dumps(time.time()))
+        for old in (curves, folder / "answers"):
+            shutil.rmtree(old, ignore_errors=True)
+        launched.write_text(json.dumps({"time": time.time(), "commit": commit()}))
     stage("training", model, [*LAUNCH[2], "train_sft.py", *settings, "--save_total_limit", 0], logs)
     found = EventAccumulator(str(curves)).Reload().Scalars("train/loss")
-    events, began = [(event.step, event.wall_time) for event in found], json.loads(launched.read_text())
+    events, launch = [(event.step, event.wall_time) for event in found], json.loads(launched.read_text())
+    began = launch["time"]
 
     scores: dict[int, float] = {}
     for checkpoint in list_checkpoints(model):
@@ -142,7 +145,7 @@ def main() -> None:
     cells = ["not reached" if at is None else f"{minutes_at(events, at, began):.1f} (step {at})" for at in passed]
     cells += [f"{with_interval(overall['f1'], overall['intervals']['f1'])}, {step}"]
     cells += [f"{traces['mean']:.3f}" if traces else "", f"{options.data}, {options.recipe}, {options.seed}"]
-    cells += [commit(), machine(), ""]
+    cells += [launch["commit"], machine(), ""]
     print(f"\n{row(*HEADER)}\n{row(*['---'] * len(HEADER))}\n{row(*cells)}")
 
 

@@ -208,9 +208,16 @@ def run(command: list, log: Path) -> None:
 def stage(name: str, target: Path, command: list, logs: Path, resume: list | None = None) -> None:
     """Run `command`, which fills `target`, unless it has been done.
 
-    A half-done one is started anew, or with the options `resume` goes on with what there is.
+    A half-done one is started anew, or with the options `resume` goes on with what there is. What was done with other
+    options, the launcher's apart, ends the experiment: it would be reported as what these give.
     """
-    if (target / ".done").exists():
+    words = list(map(str, command))
+    script = next((k for k, word in enumerate(words) if word.endswith(".py")), 0)
+    done, options = target / ".done", " ".join(words[script:])
+    if done.exists():
+        remedy = "remove it, and what was made from it, or name another --output_dir"
+        if done.read_text() != options:
+            sys.exit(f"error: {name}: {target} was made by other options, {done.read_text()}; {remedy}")
         return
     log = logs / f"{slug(name)}.log"
     if resume is None:
@@ -218,7 +225,7 @@ def stage(name: str, target: Path, command: list, logs: Path, resume: list | Non
         log.unlink(missing_ok=True)
     print(f"{logs.parent.name}: {name}", flush=True)
     run([*command, *(resume or [])], log)
-    (target / ".done").touch()
+    done.write_text(options)
 
 
 def slug(name: str) -> str:

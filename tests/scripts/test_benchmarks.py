@@ -356,8 +356,12 @@ def test_an_interrupted_stage_is_done_anew_and_a_done_one_is_not(results, tmp_pa
     (target / "half").touch()
     results.stage("one", target, [sys.executable, "-c", code, target, "a"], logs)
     assert (target / "x").read_text() == "a" and not (target / "half").exists()
-    results.stage("one", target, [sys.executable, "-c", code, target, "b"], logs)
+    results.stage("one", target, [sys.executable, "-c", code, target, "a"], logs)
+    with pytest.raises(SystemExit, match="one: .*out was made by other options, .* a; remove it, and what was made"):
+        results.stage("one", target, [sys.executable, "-c", code, target, "b"], logs)
     assert (target / "x").read_text() == "a"
+    (target / ".done").write_text("train.py --seed 0")
+    results.stage("one", target, ["another", "launcher", "train.py", "--seed", "0"], logs)
     going = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); (p / 'x').write_text((p / 'half').read_text())"
     (target / ".done").unlink()
     (target / "half").write_text("half done")
@@ -410,13 +414,14 @@ def record(monkeypatch, tmp_path):
     record = importlib.import_module("experiments.record")
     scores, answered = {1: 0.5, 2: 0.93, 3: 0.91, 4: 0.96, 5: 0.99}, []
 
-    def stage(name, target, command, logs):
+    def run(command, log):
         words = list(map(str, command))
-        if name == "data":
+        target = Path(words[words.index("--output_dir") + 1])
+        if "preprocess.py" in words:
             fraction = 0.4 if words[words.index("--config") + 1] == "configs/data_record.yaml" else 0.2
             own = {"num_variables": [4], "split": "structure", "test_fraction": fraction, "raw": True}
             preprocess.write_dataset(*preprocess.build(preprocess.DataConfig(**own)), target)
-        elif name == "training":
+        elif "train_sft.py" in words:
             writer = SummaryWriter(words[words.index("--logging_dir") + 1])
             for step in scores:
                 (target / f"checkpoint-{step}").mkdir(parents=True)
@@ -429,15 +434,16 @@ def record(monkeypatch, tmp_path):
             target.mkdir(parents=True)
             (target / "metrics.json").write_text(json.dumps({"overall": overall}))
 
-    monkeypatch.setattr(record, "stage", stage)
+    monkeypatch.setattr(importlib.import_module("experiments.results"), "run", run)
+    monkeypatch.setattr(record, "commit", lambda: f"commit-{len(answered)}")
     monkeypatch.delattr(os, "sched_setaffinity")
 
-    def run(*arguments):
+    def main(*arguments):
         monkeypatch.setattr(sys, "argv", ["record.py", "--output_dir", str(tmp_path), *arguments])
         record.main()
         return answered
 
-    return run
+    return main
 
 
 def test_the_record_is_the_time_of_the_first_checkpoint_that_passes(record, tmp_path, capsys):
@@ -447,6 +453,10 @@ def test_the_record_is_the_time_of_the_first_checkpoint_that_passes(record, tmp_
     assert line.startswith("| 20.0 (step 2) | 40.0 (step 4) | 0.960 [0.400, 1.000], 4 |")
     asked = [json.loads(text) for text in (tmp_path / "test.jsonl").read_text().splitlines()]
     assert len(asked) == 1000 and all(row.keys() == {"input"} for row in asked)
+    assert record() == [1, 2, 3, 4], "what is done is not done again"
+    assert capsys.readouterr().out.splitlines()[-1] == line and "| commit-0 |" in line, "the commit is the training's"
+    with pytest.raises(SystemExit, match="training: .*model was made by other options"):
+        record("--seed", "1")
 
 
 def test_a_record_that_is_none_is_refused(record):
@@ -456,6 +466,28 @@ def test_a_record_that_is_none_is_refused(record):
         record("--model", "reasoner")
     with pytest.raises(ValueError, match="save_steps: a record is measured at checkpoints"):
         record("--save_steps", "0")
+
+
+def test_more_rounds_of_corrections_are_compared_too(monkeypatch, tmp_path, capsys):
+    corrections, ran = importlib.import_module("experiments.corrections"), []
+
+    def run(command, log):
+        words = list(map(str, command))
+        Path(words[words.index("--output_dir") + 1]).mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(" ".join(words))
+        ran.append(words)
+
+    monkeypatch.setattr(importlib.import_module("experiments.results"), "run", run)
+    for rounds, stages in ((1, 8), (1, 0), (2, 7)):
+        ran.clear()
+        monkeypatch.setattr(sys, "argv", ["corrections.py", "--rounds", str(rounds), "--output_dir", str(tmp_path)])
+        corrections.main()
+        assert len(ran) == stages
+        assert f"answers/corrected_{rounds} --cluster" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["corrections.py", "--rows", "9", "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match="answers of train 1: .* was made by other options"):
+        corrections.main()
 
 
 @pytest.mark.slow
