@@ -50,7 +50,15 @@ from runtime.processes import start
 from runtime.settings import AUTO, AutoInt, Settings, arg, check, parse_config, seed_arg
 from scoring import metrics
 from scoring.predictions import RESULT_COLUMNS, predict, score_answers
-from scoring.results import RESULTS, answer_figures, compare_results, model_name, write_comparison, write_results
+from scoring.results import (
+    RESULTS,
+    answer_figures,
+    clear_results,
+    compare_results,
+    model_name,
+    write_comparison,
+    write_results,
+)
 from scoring.tables import comparison_lines, result_lines
 from training.budgets import cache_of_evaluation
 from training.health import check_stop_tokens
@@ -60,10 +68,11 @@ if TYPE_CHECKING:
 
 MODES = ("generate", "score")
 RECORDED = (
-    "mode", "model", "revision", "quantization", "dataset", "rows", "labels", "split", "max_rows", "seed",
-    "chat_template_args",
+    "mode", "model", "revision", "quantization", "dataset", "rows", "labels", "perturbations", "skip_unparsable",
+    "max_rows", "seed", "chat_template_args",
 )  # fmt: skip
 RECORDED_OF_MODE = {"generate": ("max_new_tokens", "num_samples", "temperature"), "score": ("threshold",)}
+OF_COMPARE = {"compare", "split", "cluster", "num_resamples", "seed", "output_dir", "overwrite"}
 
 
 @dataclass
@@ -86,7 +95,9 @@ class Config(Settings):
     )
     dataset: str = arg("", "directory that preprocess.py wrote; empty: the one that the model was trained on")
     split: list[str] = arg(
-        ["test"], "test | validation | train; more (test_paraphrase, ...) are compared with the first"
+        [],
+        "test | validation | train; more (test_paraphrase, ...) are compared with the first; empty: test, "
+        "of compare what each directory has first",
     )
     rows: str | None = arg(
         None,
@@ -154,6 +165,8 @@ class Config(Settings):
     name: str = arg("", "label in tables and figures; empty: the model's directory")
 
     def __post_init__(self):
+        unread = self.changed() - OF_COMPARE if self.compare else set()
+        check(not unread, f"{', '.join(sorted(unread))}: compare reads earlier runs and runs no model; leave it out")
         trained = read_beside(self.model, CONFIGURATION)
         check(not (self.rows and self.dataset), "rows: a file takes the place of dataset; leave one of them out")
         self.dataset = self.dataset or ("" if self.rows else trained.get("dataset", ""))
@@ -175,9 +188,13 @@ class Config(Settings):
         check(several or self.temperature == 0, "temperature: a single answer is greedy; add --num_samples above 1")
         remedy = "give more, or leave num_samples out for greedy answers"
         check(not several or self.temperature > 0, f"temperature: no sampling at {self.temperature}; {remedy}")
-        check(not (self.compare and self.model), "model: compare runs no model; leave one of them out")
         check(bool(self.compare or self.model), "model: name a directory or a hub model (or directories to compare)")
         check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
+        if self.compare:
+            check(len(self.split) < 2, "split: a comparison is of one; write one for each")
+        else:
+            check(not (self.rows and self.split), "split: a file of rows has none; leave it out")
+            self.split = self.split or ["test"]
 
 
 def claim_results_dir(directory: str, overwrite: bool) -> Path:
@@ -282,6 +299,8 @@ def evaluate(config: Config) -> None:
     _, responses = encode_rows(tokenizer, data.select(first))
     sequences = [longest_sequence(tokenizer, data, room)]
     check_model_numbers(model, [[prompts[row] for row in first]], [responses], sequences, config.prefix_sharing)
+    if accelerator.is_main_process:
+        clear_results(output_dir)
     start_time = time.perf_counter()
     if scored:
         rows = score_answers(
@@ -304,10 +323,11 @@ def evaluate(config: Config) -> None:
         results = {
             "name": name,
             **{key: getattr(config, key) for key in (*RECORDED, *RECORDED_OF_MODE[config.mode])},
+            "split": list(dict.fromkeys(splits)),
             "dtype": str(dtype).removeprefix("torch."),
             "num_processes": accelerator.num_processes,
             "seconds": seconds,
-            **answer_figures(rows),
+            **answer_figures(metrics.main_rows(rows)),
             **metrics.report(rows, config.cluster, config.num_resamples, config.seed),
         }
         write_results(rows, results, output_dir)
@@ -320,8 +340,9 @@ def compare(config: Config) -> None:
     """`--compare`: everything is read before anything is written."""
     check(os.environ.get("WORLD_SIZE", "1") == "1", "compare: run python evaluate.py, not accelerate launch")
     resampling = {key: getattr(config, key) for key in ("cluster", "num_resamples", "seed")}
-    comparison, models = compare_results(config.compare, **resampling)
+    comparison, models = compare_results(config.compare, *config.split, **resampling)
     output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/comparison", config.overwrite)
+    clear_results(output_dir)
     write_comparison(comparison, models, output_dir)
     print("\n".join(comparison_lines(comparison)))
     print(f"results: {output_dir}")

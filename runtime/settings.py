@@ -166,6 +166,14 @@ class Settings:
             if field.metadata["bounds"] is not None:
                 field.metadata["bounds"].check(field.name, getattr(self, field.name))
 
+    def changed(self) -> set[str]:
+        """The settings that are not at their defaults."""
+
+        def default(field: dataclasses.Field) -> Any:
+            return field.default_factory() if field.default is dataclasses.MISSING else field.default
+
+        return {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != default(field)}
+
 
 T = TypeVar("T", bound=Settings)
 

@@ -20,6 +20,11 @@ LEGEND = {"loc": "outside lower center", "ncols": 3, "frameon": False}  # below 
 MARKERS = ("o", "s", "^", "D", "v")
 
 
+def plain(name: str) -> str:
+    """The name as it is, where matplotlib would read mathematics between dollar signs."""
+    return name.replace("$", r"\$")
+
+
 def confusion_figure(rows: list[dict], title: str) -> Figure:
     """Rows by label (down) and answer (across): counts, and shares of each label's rows."""
     count = Counter((row["label"], row["prediction"]) for row in rows)
@@ -32,7 +37,7 @@ def confusion_figure(rows: list[dict], title: str) -> Figure:
             ax.add_patch(Rectangle((x - 0.5, label - 0.5), 1, 1, facecolor=str(1 - 0.6 * share), edgecolor="white"))
             ax.text(x, label, f"{count[label, answer]:,}\n{share:.1%} of label", ha="center", va="center")
     ax.set(xticks=range(3), xticklabels=("No", "Yes", "no answer"), xlabel="prediction", xlim=(-0.5, 2.5))
-    ax.set(yticks=range(2), yticklabels=("No", "Yes"), ylabel="label", ylim=(1.5, -0.5), title=title)
+    ax.set(yticks=range(2), yticklabels=("No", "Yes"), ylabel="label", ylim=(1.5, -0.5), title=plain(title))
     return figure
 
 
@@ -57,14 +62,14 @@ def score_figure(models: dict[str, dict[str, dict]], confidence: float, title: s
             for y, label in zip(ys + shift, groups, strict=True):
                 ax.plot(summaries[label]["intervals"][score], [y, y], "-|", color=colour, markersize=7)
             values = [summaries[label][score] for label in groups]
-            ax.plot(values, ys + shift, MARKERS[k % 5], color=colour, label=f"{name}, {confidence:.0%} interval")
+            ax.plot(values, ys + shift, MARKERS[k % 5], color=colour, label=f"{confidence:.0%} interval, {plain(name)}")
         ax.set(xlim=(-0.03, 1.03), xlabel=f"{metrics.COMPARED_SCORES[score]} (0 to 1)")
         ax.hlines(ys[:-1] + 0.5, -0.03, 1.03, "0.85", linewidth=0.8)
         ax.grid(axis="x", color="0.9")
     for k, (name, value) in enumerate(PUBLISHED.items()):
         panels[0].vlines(value, -0.5, 0.5, "0.45", LINES[2 + k], label=f"{name} (published)", linewidth=1.5)
     panels[0].set(yticks=ys, yticklabels=groups, ylim=(len(ys) - 0.5, -0.5))
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     figure.legend(*panels[0].get_legend_handles_labels(), **LEGEND)
     return figure
 
@@ -79,7 +84,7 @@ def calibration_figure(results: dict, title: str) -> Figure:
     for x, part in zip(xs, bins, strict=True):
         top.plot([x, x], part["interval"], "-_", color=COLOURS[0], markersize=7)
     top.plot(xs, ys, "o-", color=COLOURS[0], label=f"model, {confidence:.0%} intervals")
-    top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="frequency of Yes", title=title)
+    top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="frequency of Yes", title=plain(title))
     top.grid(color="0.9")
     for part in bins:
         middle = (part["low"] + part["high"]) / 2

@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito, which the colour-blind tell apart; lines and
 import base64
 import io
 import random
+from collections import Counter
 from html import escape
 
 from matplotlib.figure import Figure
@@ -95,10 +96,10 @@ def image(figure: Figure, description: str) -> str:
 def wrong_answers(models: list[dict]) -> list[str]:
     """The rows that some model has wrong, by premise: premises at random until WRONG_SHOWN rows are reached."""
     rows = main_rows(models[0]["rows"])
-    answers = [{row["input"]: row for row in main_rows(model["rows"])} for model in models]
+    answers = [dict(zip(_keys(found), found, strict=True)) for found in (main_rows(m["rows"]) for m in models)]
     of_premise: dict[str, list[list[dict]]] = {}  # the row of each model, where one of them is wrong
-    for row in rows:
-        given = [found[row["input"]] for found in answers]
+    for key, row in zip(_keys(rows), rows, strict=True):
+        given = [found[key] for found in answers]
         if any(answer["prediction"] != row["label"] for answer in given):
             of_premise.setdefault(row["premise_id"], []).append(given)
     total, cards, shown = sum(map(len, of_premise.values())), [], 0
@@ -125,6 +126,16 @@ def wrong_answers(models: list[dict]) -> list[str]:
         "</p>",
         *cards,
     ]
+
+
+def _keys(rows: list[dict]) -> list[tuple[str, int]]:
+    """The input of each row, and how many rows before it have the same."""
+    before: Counter = Counter()
+    keys = []
+    for row in rows:
+        keys.append((row["input"], before[row["input"]]))
+        before[row["input"]] += 1
+    return keys
 
 
 def _select(name: str, what: str, options: dict[str, str]) -> str:
@@ -161,7 +172,7 @@ def _claim(given: list[dict], names: list[str]) -> str:
     try:
         premise, claim = parse_input(row["input"])
         exact = parse_row(row)["exact"]
-        if exact != row["label"]:
+        if exact not in (None, row["label"]):
             parts.append(f"<p>The label is {ANSWERS[row['label']]}; by the definition it is {ANSWERS[exact]}.</p>")
         reason = trace(premise, claim, "full")
         for name, answer in zip(names, given, strict=True):

@@ -13,6 +13,8 @@ from scoring.report import page
 from scoring.tables import comparison_lines, result_lines
 
 RESULTS = "evaluation_results"
+WRITTEN = ("metrics.json", "comparison.json", "predictions.jsonl", "report.html")
+WRITTEN += tuple(f"{figure}.png" for figure in ("confusion_matrix", "scores", "calibration", "comparison"))
 
 
 def model_name(model: str) -> str:
@@ -37,12 +39,17 @@ def answer_figures(rows: list[dict]) -> dict[str, float]:
     return shares
 
 
+def clear_results(output_dir: Path) -> None:
+    """Remove what an earlier evaluation or comparison has written here: with new ones it would be taken for theirs."""
+    for file in WRITTEN:
+        (output_dir / file).unlink(missing_ok=True)
+
+
 def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
-    """predictions.jsonl, metrics.json, the figures of one model, and report.html."""
+    """predictions.jsonl, the figures of one model, report.html, and metrics.json last: who finds it finds all."""
     name = results["name"]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (output_dir / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     scores = score_figure({name: metrics.grouped_summaries(results)}, results["confidence"], name)
     figures = {"confusion_matrix": confusion_figure(metrics.main_rows(rows), name), "scores": scores}
     if "calibration" in results:
@@ -54,6 +61,7 @@ def write_results(rows: list[dict], results: dict, output_dir: Path) -> None:
     models = [{"name": name, "rows": rows, "results": results}]
     html = page(models, name, settings, "\n".join(result_lines(results)), drawn)
     (output_dir / "report.html").write_text(html, encoding="utf-8")
+    (output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 # --- comparisons
@@ -83,13 +91,22 @@ def distinct(names: list[str], directories: list[str]) -> list[str]:
     return [f"{n} ({d})" if count[n] > 1 else n for n, d in zip(names, directories, strict=True)]
 
 
-def compare_results(directories: list[str], **resampling) -> tuple[dict, list[dict]]:
+def of_split(rows: list[dict], split: str | None, directory: str) -> list[dict]:
+    """The rows, those of the split first, of which the scores are; None: as they are."""
+    splits = list(dict.fromkeys(row.get("split") for row in rows))
+    check(split is None or split in splits, f"split {split}: {directory} has no answers to it, but to {splits}")
+    return rows if split is None else sorted(rows, key=lambda row: row["split"] != split)
+
+
+def compare_results(directories: list[str], split: str | None = None, **resampling) -> tuple[dict, list[dict]]:
     """Scores of every directory with intervals, and metrics.compare of each with the first and the one before it.
 
-    Returns that, for JSON, and the models as `report.page` takes them. `resampling`: `cluster`, `num_resamples` and
-    `seed` of metrics.py. Raises ValueError if the rows are not the same.
+    They are about the split, or what each directory has first. Returns that, for JSON, and the models as `report.page`
+    takes them. `resampling`: `cluster`, `num_resamples` and `seed` of metrics.py. Raises ValueError if the rows are not
+    the same.
     """
     results, rows = zip(*map(read_results, directories), strict=True)
+    rows = [of_split(part, split, directory) for part, directory in zip(rows, directories, strict=True)]
     names = distinct([found["name"] for found in results], directories)
     reports = [metrics.report(part, **resampling) for part in rows]
     rows = [metrics.main_rows(part) for part in rows]
@@ -115,8 +132,7 @@ def compare_results(directories: list[str], **resampling) -> tuple[dict, list[di
 
 
 def write_comparison(comparison: dict, models: list[dict], output_dir: Path) -> None:
-    """comparison.json, comparison.png and report.html."""
-    (output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+    """comparison.png, report.html, and comparison.json last: who finds it finds all."""
     groups = {model["name"]: metrics.grouped_summaries(model["results"]) for model in models}
     rows = f"the same {comparison['num_rows']:,} rows"
     figure = score_figure(groups, comparison["confidence"], rows)
@@ -127,3 +143,4 @@ def write_comparison(comparison: dict, models: list[dict], output_dir: Path) -> 
     lead = "\n".join(comparison_lines(comparison))
     html = page(models, title, settings, lead, [("By number of variables, relation and wording", figure)])
     (output_dir / "report.html").write_text(html, encoding="utf-8")
+    (output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")

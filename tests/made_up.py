@@ -36,10 +36,12 @@ def make_predictions(name: str, accuracy: float, labels_seed: int = 0) -> list[d
     return rows
 
 
-def write_predictions(directory: Path, accuracy: float, labels_seed: int = 0, name: str = "") -> Path:
+def write_predictions(
+    directory: Path, accuracy: float, labels_seed: int = 0, name: str = "", rows: list[dict] | None = None
+) -> Path:
     """What --compare reads of a run."""
     directory.mkdir()
-    rows = make_predictions(directory.name, accuracy, labels_seed)
+    rows = rows or make_predictions(directory.name, accuracy, labels_seed)
     write_jsonl(directory / "predictions.jsonl", rows)
     (directory / "metrics.json").write_text(json.dumps({"name": name or directory.name}))
     return directory

@@ -15,7 +15,7 @@ def test_scores_are_drawn_by_group_and_model():
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == list(names["b"]), "groups that a model lacks are left out"
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert list(lines["b, 95% interval"].get_xdata()) == [names["b"][label]["f1"] for label in labels]
+    assert list(lines["95% interval, b"].get_xdata()) == [names["b"][label]["f1"] for label in labels]
     assert {"GPT-4 (published)", "always Yes"} <= {c.get_label() for c in figure.axes[0].collections}
 
 

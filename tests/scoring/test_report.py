@@ -92,6 +92,13 @@ def test_many_wrong_rows_are_shown_in_part(monkeypatch):
     assert 30 <= shown < 60 and f"{shown} of them are here, of premises chosen at random" in text
 
 
+def test_a_row_that_is_there_twice_is_counted_by_its_own_answer():
+    twice = [row for row in ROWS[:6] for _ in range(2)]
+    for right in (0, 1):
+        text = page(model("a", lambda k, right=right: k % 2 == right, rows=twice))
+        assert "Of 12 rows, 6 are wrong for some model" in re.sub("<[^>]*>", "", text)
+
+
 def test_a_label_that_the_definition_contradicts_is_named():
     rows = [ROWS[0] | {"label": 1 - ROWS[0]["label"]}, *ROWS[1:]]
     text = page(model("a", lambda k: k == 0, rows=rows))

@@ -14,9 +14,41 @@ def test_names_of_models():
 def test_written_predictions_are_read_back_whatever_the_model_said(tmp_path):
     rows = make_predictions("sft", 0.7)
     rows[0]["completion"] = 'No\n\r\u2028\x85\x00"é\ufffd'
-    scores = {"name": "sft $x_1$", "truncated_rate": 0.0, **metrics.report(rows, num_resamples=5)}
+    scores = {"name": "_sft $\\x$", "truncated_rate": 0.0, **metrics.report(rows, num_resamples=5)}
     results.write_results(rows, scores, tmp_path)
     assert results.read_results(str(tmp_path)) == (scores, rows)
+
+
+def test_results_are_whole_or_not_there(tmp_path, monkeypatch):
+    rows = make_predictions("sft", 0.7)
+    scores = {"name": "sft", "truncated_rate": 0.0, **metrics.report(rows, num_resamples=5)}
+    results.write_results(rows, scores, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} < set(results.WRITTEN)
+    (tmp_path / "notes.txt").touch()
+    results.clear_results(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    monkeypatch.setattr(results, "page", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        results.write_results(rows, scores, tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_comparison_is_of_the_split_that_is_named(tmp_path):
+    directories = []
+    for name, right in (("a", 0.5), ("b", 1.0)):
+        same = [{**row, "split": "test"} for row in make_predictions("sft", 0.7)]
+        other = [{**row, "split": "test_recast"} for row in make_predictions(name, right)]
+        directories.append(str(write_predictions(tmp_path / name, 0.7, rows=same + other)))
+    options = {"cluster": "premise_id", "num_resamples": 5, "seed": 0}
+    gains = [
+        results.compare_results(directories, *split, **options)[0]["pairs"][0]["difference"]["accuracy"]
+        for split in ([], ["test"], ["test_recast"])
+    ]
+    assert gains[0] == gains[1] == 0 < gains[2]
+    with pytest.raises(
+        ValueError, match=r"split validation: .*a has no answers to it, but to \['test', 'test_recast'\]"
+    ):
+        results.compare_results(directories, "validation", **options)
 
 
 def test_a_model_does_not_differ_from_itself(tmp_path):
