@@ -43,8 +43,8 @@ submit evaluate-grpo "$results/${name}_grpo/metrics.json" "$tuned" \
     $GPU_JOB slurm/evaluate.slurm "$grpo" grpo --output_dir "$results/${name}_grpo" --overwrite true
 evaluated=$evaluated${evaluated:+${id:+:}}$id
 submit compare "$results/${name}_comparison/comparison.json" "$evaluated" \
-    $CPU_JOB --output=logs/%x-%j.out --wrap "source slurm/settings.sh; python evaluate.py \
-    --compare $results/${name}_sft $results/${name}_grpo --output_dir $results/${name}_comparison --overwrite true"
+    $CPU_JOB slurm/compare.slurm "$results/${name}_sft" "$results/${name}_grpo" \
+    --output_dir "$results/${name}_comparison" --overwrite true
 
 [ ${#jobs[@]} -eq 0 ] || echo "watch them: squeue --jobs $(IFS=,; echo "${jobs[*]}"); tail -F logs/$name-*.out"
 echo "curves: tensorboard --logdir logs"

@@ -163,13 +163,20 @@ STUBS = {
 
 
 def test_the_job_of_several_nodes_launches_on_each(tmp_path):
-    """The page's sbatch command with Slurm's and accelerate's replaced: what each node would launch."""
+    """The page's sbatch command with Slurm's and accelerate's replaced: what each node would launch.
+
+    Only the environment that slurm/settings.sh activates has accelerate.
+    """
+    (tmp_path / "venv").mkdir()
     for name, body in STUBS.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / name).chmod(0o755)
+        program = tmp_path / ("venv" if name == "accelerate" else "") / name
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(0o755)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/settings.sh").write_text(f"PATH={tmp_path}/venv:$PATH\n")
     command = re.search(r"^sbatch --nodes=2.*?'$", (ROOT / "docs/scaling.md").read_text(), re.S | re.M)[0]
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", command], env=environment, text=True, capture_output=True)
+    environment = {"PATH": f"{tmp_path}:{os.defpath}"}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, text=True, capture_output=True)
     launches = [line.split() for line in done.stdout.splitlines()]
     assert [words[words.index("--machine_rank") + 1] for words in launches] == ["0", "1"], done.stderr
     for words in launches:
@@ -179,19 +186,29 @@ def test_the_job_of_several_nodes_launches_on_each(tmp_path):
         parse_config(train_sft.Config, words[script + 1 :])
 
 
-@pytest.mark.parametrize("name, data", [("qwen3_4b", "qwen3"), ("phi3_traces", "phi3_traces")])
-def test_the_pipeline_makes_the_data_that_its_sft_reads(name, data, tmp_path):
-    """Its jobs, with Slurm's command replaced by one that writes down what it is given."""
+@pytest.fixture
+def pipeline(tmp_path):
+    """pipeline(name ...): slurm/pipeline.sh in a copy of the project, where sbatch notes its words in `jobs`."""
     (tmp_path / "sbatch").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/jobs\necho 7\n')
     (tmp_path / "sbatch").chmod(0o755)
     (tmp_path / "project").mkdir()
     shutil.copytree(ROOT / "slurm", tmp_path / "project" / "slurm")
     (tmp_path / "project" / "configs").symlink_to(ROOT / "configs")
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    subprocess.run([tmp_path / "project" / "slurm" / "pipeline.sh", name], env=environment, check=True)
+    script = tmp_path / "project" / "slurm" / "pipeline.sh"
+    return lambda *names: subprocess.run([script, *names], env=environment, text=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name, data", [("qwen3_4b", "qwen3"), ("phi3_traces", "phi3_traces")])
+def test_the_jobs_of_the_pipeline(name, data, tmp_path, pipeline):
+    """Slurm's command replaced by one that writes down what it is given: the data is what SFT reads, and each job is a
+    script of slurm/, since --wrap takes /bin/sh, which may have no `source`."""
+    assert pipeline(name).returncode == 0
     jobs = (tmp_path / "jobs").read_text().splitlines()
     for job, recipe in zip(jobs, (f"data_{data}", f"sft_{name}", f"grpo_{name}"), strict=False):
         assert f"configs/{recipe}.yaml" in job.split()
+    scripts = [word for job in jobs for word in job.split() if word.startswith("slurm/")]
+    assert scripts == [f"slurm/{kind}.slurm" for kind in ("preprocess", *["train"] * 2, *["evaluate"] * 2, "compare")]
 
 
 def test_the_readme_shows_every_stage():

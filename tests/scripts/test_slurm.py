@@ -28,7 +28,9 @@ GPU_JOB="--gres=gpu:2 --time=00:30:00"
 CPU_JOB="--time=00:30:00"
 LAUNCH=accelerate_configs/zero2_2xcpu.yaml
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-source .venv/bin/activate
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+    source .venv/bin/activate
+fi
 """
 SMALL = {  # as a user shortens the recipes of the tiny model
     "data_tiny": "num_variables: [3]\nrelabelings: 3\nmax_train_samples: 60\n",
@@ -38,11 +40,18 @@ SMALL = {  # as a user shortens the recipes of the tiny model
 GOOD, ENDED = "COMPLETED", ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
+def in_environment(place: str) -> bool:
+    """Whether programs there are of a virtual environment: a job must find them by slurm/settings.sh alone."""
+    return (Path(place) / "activate").is_file()
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     subprocess.run([ROOT / "tests" / "slurm_cluster.sh", "start", folder], check=True)
-    yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    path = os.pathsep.join(place for place in os.environ["PATH"].split(os.pathsep) if not in_environment(place))
+    inherited = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "SLURM_JOB_ID")}
+    yield inherited | {"PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
     subprocess.run([ROOT / "tests" / "slurm_cluster.sh", "stop", folder], check=True)
 
 
