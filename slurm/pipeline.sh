@@ -5,7 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source slurm/settings.sh
-name=${1:?a model: $(ls configs/grpo_*.yaml | sed 's/.*grpo_\(.*\).yaml/\1/' | tr '\n' ' ')}
+of_stage() { ls configs | sed -n "s/^$1_\(.*\)\.yaml/\1/p" | sort; }
+name=${1:?a model: $(comm -12 <(of_stage sft) <(of_stage grpo) | tr '\n' ' ')}
 for recipe in "sft_$name" "grpo_$name"; do
     [ -f "configs/$recipe.yaml" ] || { echo "error: model $name: no configs/$recipe.yaml" >&2; exit 2; }
 done
@@ -14,7 +15,7 @@ data=$(sed -n 's|^dataset: data/\([^ #]*\).*|\1|p' "configs/sft_$name.yaml")   #
 sft=models/${name}_sft_model grpo=models/${name}_grpo_model results=evaluation_results
 mkdir -p logs
 
-jobs=()
+jobs=() logs=()
 submit() {   # submit WHAT DONE AFTER OPTION ...: a job after the jobs AFTER (id:id); its id in $id. None if DONE is there
     local what=$1 file=$2 after=$3
     shift 3
@@ -25,7 +26,7 @@ submit() {   # submit WHAT DONE AFTER OPTION ...: a job after the jobs AFTER (id
     fi
     [ -z "$after" ] || set -- --dependency="afterok:$after" --kill-on-invalid-dep=yes "$@"
     id=$(sbatch --parsable --job-name="$name-$what" "$@" | cut -d';' -f1)
-    jobs+=("$id")
+    jobs+=("$id") logs+=("logs/$name-$what-$id.out")
     echo "$what: job $id${after:+ after $after}"
 }
 
@@ -46,5 +47,5 @@ submit compare "$results/${name}_comparison/comparison.json" "$evaluated" \
     $CPU_JOB slurm/compare.slurm "$results/${name}_sft" "$results/${name}_grpo" \
     --output_dir "$results/${name}_comparison" --overwrite true
 
-[ ${#jobs[@]} -eq 0 ] || echo "watch them: squeue --jobs $(IFS=,; echo "${jobs[*]}"); tail -F logs/$name-*.out"
+[ ${#jobs[@]} -eq 0 ] || printf '%s\n' "jobs: squeue --jobs $(IFS=,; echo "${jobs[*]}")" "logs: tail -F ${logs[*]}"
 echo "curves: tensorboard --logdir logs"

@@ -199,16 +199,28 @@ def pipeline(tmp_path):
     return lambda *names: subprocess.run([script, *names], env=environment, text=True, capture_output=True)
 
 
+def test_every_model_that_the_pipeline_offers_can_be_run(pipeline):
+    refused = pipeline()
+    offered = refused.stderr.split("a model: ")[1].split()
+    stems = {path.stem for path in RECIPES}
+    both = {name[4:] for name in stems if name.startswith("sft_") and f"grpo_{name[4:]}" in stems}
+    assert refused.returncode != 0 and set(offered) == both
+    for name in offered:
+        assert pipeline(name).returncode == 0, name
+
+
 @pytest.mark.parametrize("name, data", [("qwen3_4b", "qwen3"), ("phi3_traces", "phi3_traces")])
 def test_the_jobs_of_the_pipeline(name, data, tmp_path, pipeline):
     """Slurm's command replaced by one that writes down what it is given: the data is what SFT reads, and each job is a
     script of slurm/, since --wrap takes /bin/sh, which may have no `source`."""
-    assert pipeline(name).returncode == 0
+    printed = pipeline(name).stdout
     jobs = (tmp_path / "jobs").read_text().splitlines()
     for job, recipe in zip(jobs, (f"data_{data}", f"sft_{name}", f"grpo_{name}"), strict=False):
         assert f"configs/{recipe}.yaml" in job.split()
     scripts = [word for job in jobs for word in job.split() if word.startswith("slurm/")]
     assert scripts == [f"slurm/{kind}.slurm" for kind in ("preprocess", *["train"] * 2, *["evaluate"] * 2, "compare")]
+    stages = ("preprocess", "sft", "grpo", "evaluate-sft", "evaluate-grpo", "compare")
+    assert f"\nlogs: tail -F {' '.join(f'logs/{name}-{stage}-7.out' for stage in stages)}\n" in printed
 
 
 def test_the_readme_shows_every_stage():
