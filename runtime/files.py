@@ -81,7 +81,10 @@ def sha256(path: Path) -> str:
 
 def read_beside(model: str, file: str) -> dict:
     """A JSON file beside a model, or beside the run that its checkpoint is of; empty if there is none."""
-    for directory in (Path(model), Path(model).parent):
+    folder = Path(model).parent
+    # What was set apart is of the run around it, until another goes on there.
+    run = folder.parent if folder.name.startswith("set_apart-") else folder
+    for directory in (Path(model), folder, run):
         if model and (directory / file).is_file():
             return json.loads((directory / file).read_text(encoding="utf-8"))
     return {}

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from causal.tiny import tiny_model, tiny_tokenizer
+from dataset.reading import TRAINING_DATA
 from policy.loading import load_tokenizer, save_model
 from policy.prefix_sharing import ATTENTION
-from runtime.checkpoints import damage, list_checkpoints, write_manifest
-from runtime.files import lock
+from runtime.checkpoints import CONFIGURATION, damage, list_checkpoints, write_manifest
+from runtime.files import lock, read_beside
 from runtime.settings import GONE
 from train_grpo import Config as GrpoConfig
 from train_sft import Config
@@ -258,6 +259,20 @@ def test_what_was_set_apart_can_be_gone_on_with(tmp_path, branched):
     places = {"output_dir": str(left.parent), "logging_dir": str(tmp_path / "other"), "dataset": "data"}
     run = Run(Accelerator(), Config(**places, resume_from=str(left)), "hash")
     assert run.checkpoint == left
+
+
+@pytest.mark.parametrize("file", [CONFIGURATION, TRAINING_DATA])
+def test_what_was_set_apart_is_of_the_run_that_it_was_in(tmp_path, branched, file):
+    """Until a run goes on there: else its 4-bit adapter would be put on another base."""
+    folder, options = branched
+    resumed(tmp_path, **options)[0].close()
+    left = folder / "set_apart-1" / "checkpoint-6"
+    (folder / file).write_text('{"of": "the run"}')
+    (tmp_path / file).write_text('{"of": "another"}')
+    assert read_beside(str(left), file) == {"of": "the run"}
+    assert read_beside(str(folder), file) == read_beside(str(folder / "checkpoint-2"), file) == {"of": "the run"}
+    (left.parent / file).write_text('{"of": "the one gone on with"}')
+    assert read_beside(str(left), file) == {"of": "the one gone on with"}
 
 
 @pytest.mark.parametrize("given, weights_only", [("checkpoint-2", False), ("checkpoint-2", True), ("latest", True)])
