@@ -43,7 +43,7 @@ def asked(row: dict) -> str:
 
 
 def asked_for_a_choice(row: dict) -> str:
-    return prompt_of(row["input"], ANSWER_ALONE) + "\n\nAnswer:"
+    return prompt_of(row["input"], ANSWER_ALONE)
 
 
 def score(row: dict, results: list[str]) -> dict[str, Any]:

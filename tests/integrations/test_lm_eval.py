@@ -35,6 +35,12 @@ def ask(exported, monkeypatch):
             """Of a choice: whether it is what the reply says."""
             return [(float(request.args[1].strip() in self.reply(request.args[0])), False) for request in requests]
 
+        tokenizer_name = "none"
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            turns = "".join(f"<{turn['role']}>{turn['content']}" for turn in chat_history)
+            return turns + ("<assistant>" if add_generation_prompt else "")
+
         def loglikelihood_rolling(self, requests):
             raise NotImplementedError
 
@@ -98,6 +104,18 @@ def test_examples_come_from_train_with_their_answers(ask):
         shown = re.findall(r"(Premise: [^\n]+\nHypothesis: [^\n]+)\n\nAnswer: (\w+)", prompt)
         assert len(shown) == 2 and prompt.count("Premise:") == 3
         assert [answer for _, answer in shown] == [("No", "Yes")[label_of(text)] for text, _ in shown]
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_a_choice_continues_the_models_own_turn(ask, templated):
+    prompts = []
+    options = {"num_fewshot": 1, "limit": 2, "apply_chat_template": templated, "fewshot_as_multiturn": templated}
+    ask(lambda prompt: prompts.append(prompt) or "No", ["corr2cause_choice"], **options)
+    begins = "<assistant>Answer:" if templated else " Answer:"
+    assert prompts
+    for prompt in prompts:
+        assert len(re.findall(rf"{begins} (?:No|Yes)(?!')", prompt)) == 1, "the example's"
+        assert re.search(rf"Hypothesis: [^\n]+\.{begins}$", prompt)
 
 
 def test_the_page_is_right_for_somebody_who_has_installed_the_project(elsewhere, exported, tmp_path):

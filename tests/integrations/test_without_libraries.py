@@ -39,6 +39,13 @@ def test_a_folder_without_rows_is_refused_with_a_remedy(utils, tmp_path):
         utils.load(corr2cause_data=str(tmp_path), version=1.0)
 
 
+def test_what_a_choice_continues_is_no_part_of_the_question(utils):
+    """Else it would stand in the user's turn of a chat template, before the model's own begins."""
+    task = (FOLDER / "corr2cause_choice.yaml").read_text()
+    asked = utils.asked_for_a_choice({"input": "Premise: P\nHypothesis: H"})
+    assert 'gen_prefix: "Answer:"' in task and asked.endswith("Premise: P\nHypothesis: H")
+
+
 def test_the_tasks_call_functions_that_there_are(utils):
     texts = [path.read_text() for path in FOLDER.glob("*.yaml")]
     called = {name for text in texts for name in re.findall(r"!function utils\.(\w+)", text)}
