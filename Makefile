@@ -19,10 +19,20 @@ BIN := .venv/bin
 OTHERS := .venv-integrations
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
+# $(call environment,DIR): with a Python that the project runs on, and anew if what is there is of another version. Else
+# gigabytes would be downloaded for one that then fails, and stay in the way of the right one.
+VERSION = -c 'import sys; print(sys.version_info[:2])'
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "error: $(PYTHON) is no Python 3.11 to 3.13; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@[ "$$($(1)/bin/python $(VERSION) 2> /dev/null)" = "$$($(PYTHON) $(VERSION))" ] || rm -rf $(1)
+	$(PYTHON) -m venv $(1)
+endef
+
 .PHONY: install demo results record smollm2 gpu-check tensorboard test test-page test-integrations slurm test-slurm lint
 
 .venv/installed: requirements.txt requirements-dev.txt
-	$(PYTHON) -m venv .venv
+	$(call environment,.venv)
 	# torch first and pinned: resolving it as a dependency of others may bring a build for GPUs of several gigabytes
 	$(BIN)/pip install --quiet $$(grep '^torch==' requirements.txt)
 	$(BIN)/pip install --quiet -r requirements-dev.txt
@@ -67,7 +77,7 @@ test-page: .venv/installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -m browser tests/scoring/test_page.py
 
 $(OTHERS)/installed: requirements.txt integrations/requirements.txt
-	$(PYTHON) -m venv $(OTHERS)
+	$(call environment,$(OTHERS))
 	$(OTHERS)/bin/pip install --quiet $$(grep '^torch==' requirements.txt)
 	$(OTHERS)/bin/pip install --quiet -r integrations/requirements.txt
 	touch $@
