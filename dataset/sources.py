@@ -129,10 +129,12 @@ def parse_row(record: dict) -> dict:
 
 
 def check_columns(record: dict) -> None:
-    """Raises ValueError naming the row unless the record has the columns input and label."""
+    """Raises ValueError naming the row unless the record has the columns input and label, with one value each."""
     missing = [column for column in ("input", "label") if column not in record]
     found = ", ".join(str(column) for column in record if column != "row")
     check(not missing, f"{record['row']}: no column {' and '.join(missing)}; the columns are {found}")
+    one = not any(isinstance(record[column], list | dict) for column in ("input", "label"))
+    check(one, f"{record['row']}: the file has columns, not rows; write it with orient='records'")
 
 
 def read_label(record: dict) -> int:

@@ -38,13 +38,23 @@ def test_missing_column_names_it_and_those_found(tmp_path, rows):
         build(DataConfig(source=path))
 
 
-@pytest.mark.parametrize("label", [2, "maybe", None, 0.5, "", [1], "01"])
+@pytest.mark.parametrize("label", [2, "maybe", None, 0.5, "", "01"])
 def test_label_other_than_0_and_1_names_row_and_value(tmp_path, rows, label):
     records = [{"input": row["input"], "label": row["label"]} for row in rows[:5]]
     records[3]["label"] = label
     with pytest.raises(ValueError) as error:
         build(DataConfig(source=write_jsonl(tmp_path / "rows.jsonl", records)))
     assert f"row 3: label is {label!r}" in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [list, lambda column: dict(enumerate(column))], ids=["list", "pandas"])
+def test_a_file_of_columns_is_refused_in_a_short_line(tmp_path, rows, shape):
+    """As to_dict("list") has it, and as to_json() writes it."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({name: shape([row[name] for row in rows]) for name in ("input", "label")}))
+    with pytest.raises(ValueError, match="the file has columns, not rows; write it with orient='records'$") as error:
+        build(DataConfig(source=str(path)))
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(
