@@ -154,6 +154,14 @@ def test_commands_of_the_pages_have_settings_that_the_scripts_take(script, optio
         preprocess.check_config(config)
 
 
+def test_a_recipe_of_the_public_rows_can_do_without_them():
+    options = re.search(r"a recipe without them: add `(.+?)`", (ROOT / "docs/data.md").read_text())[1].split()
+    of_hub = [path for path in RECIPES if path.name.startswith("data_") and parse(path).source == "hub"]
+    assert of_hub
+    for path in of_hub:
+        preprocess.check_config(parse_config(preprocess.DataConfig, ["--config", str(path), *options]))
+
+
 STUBS = {
     "sbatch": 'while [ "$1" != --wrap ]; do shift; done; sh -c "$2"',
     "scontrol": "printf 'first\\nsecond\\n'",
