@@ -189,6 +189,22 @@ def changed(config: DataConfig) -> set[str]:
     return {name for name, value in vars(config).items() if value != getattr(default, name)}
 
 
+def unread_fractions(config: DataConfig, rows: Iterable[dict] = ()) -> tuple[str, list[str]]:
+    """The split that is made, and the fractions that it does not read. `rows` may have splits of their own."""
+    own = config.split == "auto" and (config.source == "hub" or any(row.get("split") for row in rows))
+    split, both = "given" if own else config.split, ["validation_fraction", "test_fraction"]
+    return split, {"given": both, "released": both, "size": both[1:]}.get(split, [])
+
+
+def check_fractions(config: DataConfig, rows: Iterable[dict] = ()) -> None:
+    """Raises ValueError for fractions that the user has set and nothing would read."""
+    split, unread = unread_fractions(config, rows)
+    names = [name for name in unread if name in changed(config)]
+    reasons = {"given": "has the rows' own splits", "size": "has test_sizes for test"}
+    reason = f"split {split} {reasons.get(split, 'has its own rule')}"
+    check(not names, f"{', '.join(names)}: {reason}; add --split premise, or leave it out")
+
+
 def check_config(config: DataConfig) -> None:
     """Raises ValueError for settings that contradict each other, or that nothing would read."""
     corrects = config.source == "corrections"
@@ -212,6 +228,7 @@ def check_config(config: DataConfig) -> None:
     check(shared_out, f"train_sizes: split {config.split} has its own rule; set split premise, structure or size")
     both = sorted(set(config.train_sizes) & set(config.test_sizes))
     check(not both, f"train_sizes, test_sizes: {both} cannot be both")
+    check_fractions(config)
     sizes = len(config.num_variables)
     for name, allowed in (("relabelings", (1, sizes)), ("train_mix", (0, sizes))):
         fits = len(getattr(config, name)) in allowed
@@ -380,6 +397,7 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
         # What the template cannot do is said before the rows are read.
         templated(chat_writer(tokenizer, config.chat_template_args), QUESTION, ANSWER_LINES[0], special)
     source_rows, unparsable = labelled_rows(config)
+    check_fractions(config, source_rows)
     fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
     splits = split_rows(source_rows, config.split, fractions, config.seed, config.test_sizes, config.train_sizes)
     left_out = {"unparsable": unparsable}
@@ -400,7 +418,9 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
             splits[name] = subsample(splits[name], cap, balance, f"{config.seed}-{name}")
     if config.wordings:
         splits = {name: reworded(rows, config.wordings, config.seed) for name, rows in splits.items()}
-    check(not config.perturbations or "test" in splits, "perturbations: they need a test split; raise test_fraction")
+    raised = "test_fraction" not in unread_fractions(config, source_rows)[1]
+    remedy = "; raise test_fraction" if raised else ", and column split names none; name one, or add --split premise"
+    check(not config.perturbations or "test" in splits, f"perturbations: they need a test split{remedy}")
     splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
     if tokenizer is not None:
         form = {name: getattr(config, name) for name in ("target", "trace_style", "instruction", "chat_template_args")}
@@ -429,6 +449,7 @@ def export_rows(config: DataConfig) -> dict[str, dict]:
     if config.source == "hub":
         for name in HUB_CONFIGS[1:]:
             own = {"hub_config": name, "split": "given", "perturbations": [], "max_grpo_samples": None, "export": None}
+            own |= {share: getattr(DataConfig, share) for share in ("validation_fraction", "test_fraction")}
             found[name], _, reports[name] = build(replace(config, **own))
     path, columns = Path(config.export), export.columns_of(COLUMNS)
     disable_progress_bars()

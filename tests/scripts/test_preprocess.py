@@ -56,7 +56,7 @@ def run_main(monkeypatch, *argv: str) -> None:
         ({"structures": 0}, "structures: must be at least 1, got 0"),
         ({"split": "size"}, "test_sizes: split size needs them, no other split does"),
         ({"test_sizes": [3]}, "test_sizes: split size needs them, no other split does"),
-        ({"split": "size", "test_sizes": [4]}, r"test_sizes: \[4\]: name some but not all of the sizes \[3\]"),
+        ({"split": "size", "test_sizes": [4], "test_fraction": 0.1}, r"test_sizes: \[4\]: name some but not all of"),
         ({"train_sizes": [3], "split": "given"}, "train_sizes: split given has its own rule; set split premise"),
         ({"train_sizes": [3], "test_sizes": [3], "split": "size"}, r"train_sizes, test_sizes: \[3\] cannot be both"),
         ({"train_sizes": [3], "split": "structure"}, "split: no rows for validation, test"),
@@ -109,7 +109,20 @@ def run_main(monkeypatch, *argv: str) -> None:
             "wordings: a teacher's texts have their rows' words",
         ),
         ({"seed": -1}, "seed: must be between 0 and"),
-        ({"split": "given"}, "split given: row 0 has no column split"),
+        (
+            {"split": "given", "validation_fraction": 0.1, "test_fraction": 0.1},
+            "split given: row 0 has no column split",
+        ),
+        ({"split": "given"}, "^validation_fraction, test_fraction: split given has the rows' own splits; add --split"),
+        ({"split": "released", "test_fraction": 0.1}, "^validation_fraction: split released has its own rule; add --s"),
+        (
+            {"split": "size", "test_sizes": [3]},
+            "^test_fraction: split size has test_sizes for test; add --split premise",
+        ),
+        (
+            {"source": "hub", "num_variables": [3, 4]},
+            "^validation_fraction, test_fraction: split given has the rows' o",
+        ),
         ({"instruction": "Say <|end|>"}, "instruction: holds the special token <|end|>"),
     ],
 )
@@ -226,6 +239,21 @@ def test_empty_split_is_an_error_and_share_0_leaves_it_out():
     with pytest.raises(ValueError, match="split: no rows for validation; change validation_fraction"):
         build(DataConfig(num_variables=[3], split="structure", validation_fraction=0.05, test_fraction=0.4))
     assert list(build(DataConfig(num_variables=[3], validation_fraction=0.0, test_fraction=1.0))[0]) == ["test"]
+
+
+def test_shares_that_the_rows_own_splits_leave_unread(tmp_path, rows):
+    """A file with a column split has its own, unless another split is asked for."""
+    part = ("train", "validation")
+    own = write_jsonl(tmp_path / "rows.jsonl", [row | {"split": part[k % 20 == 0]} for k, row in enumerate(rows)])
+    build(DataConfig(source=own, raw=True))
+    with pytest.raises(ValueError, match="^test_fraction: split given has the rows' own splits; add --split premise"):
+        build(DataConfig(source=own, raw=True, test_fraction=0.3))
+    perturbations = {"source": own, "raw": True, "perturbations": ["paraphrase"]}
+    with pytest.raises(ValueError, match="^perturbations: .* test split, and column split names none; .* --split p"):
+        build(DataConfig(**perturbations))
+    assert "test_paraphrase" in build(DataConfig(**perturbations, split="premise", test_fraction=0.3))[0]
+    with pytest.raises(ValueError, match="^perturbations: they need a test split; raise test_fraction"):
+        build(DataConfig(**perturbations, split="premise", test_fraction=0.0))
 
 
 def test_balance_is_exact_in_train_alone(source):
