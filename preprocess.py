@@ -465,10 +465,10 @@ def export_rows(config: DataConfig) -> dict[str, dict]:
 
 
 def command_of(config: DataConfig) -> str:
-    """The command that makes these rows again, without the user's places."""
+    """The command that makes these rows again, without the user's places, and without settings of prompts."""
     default, words = export.public(asdict(DataConfig())), ["python", "preprocess.py"]
     for name, value in export.public(asdict(config)).items():
-        if name != "raw" and value != default[name]:
+        if name not in ("raw", *FORM) and value != default[name]:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join([*words, "--export", "DIR"])
 

@@ -37,7 +37,7 @@ OF_SOURCE = {  # where the rows are from, and under which licence
         "are under the MIT licence.",
     ),
     "generate": (
-        "Generated from the definition of the task, in the words of the public rows, of which none is copied.",
+        "Generated from the definition of the task, no row of the public ones copied.",
         "MIT, as the code that generates the rows.",
     ),
     "file": (
@@ -46,10 +46,11 @@ OF_SOURCE = {  # where the rows are from, and under which licence
         "exact labels are under the MIT licence.",
     ),
 }
-RELEASED = (  # in addition, of generated rows with the released labels
+RELEASED = (  # of generated rows with the released labels: in addition, and instead
     "They are the rows of the public dataset with its labels, mistakes included, computed anew by its generator's "
     "algorithm.",
-    "The public rows, which these equal, were found to have no stated licence.",
+    "The licence is unknown: the public rows, which these equal{words}, were found to have none stated. The code that "
+    "generates them is under the MIT licence.",
 )
 MISTAKES = """The public generator makes three mistakes. It counts relations with the renaming of variables turned
 around. It sees a confounder's second leg only if that is a single edge. And it gets the descendants in some graphs of
@@ -124,7 +125,7 @@ def write_export(
     source = kind_of(config["source"])
     header = DatasetCardData(
         language="en",
-        license="mit" if source == "generate" else "unknown",
+        license="mit" if source == "generate" and config["labels"] != "released" else "unknown",
         pretty_name="Corr2Cause with exact labels",
         task_categories=["text-classification"],
         task_ids=["natural-language-inference"],
@@ -168,7 +169,12 @@ def card_text(parts: dict[str, dict[str, Dataset]], reports: dict[str, dict], co
     kind, file = kind_of(config["source"]), Path(config["source"]).name
     origin, licence = (text.format(file=file) for text in OF_SOURCE[kind])
     if config["labels"] == "released":
-        origin, licence = (" ".join(pair) for pair in zip((origin, licence), RELEASED, strict=True))
+        words = " but for their words" if config["wordings"] else ""
+        origin, licence = f"{origin} {RELEASED[0]}", RELEASED[1].format(words=words)
+    if config["wordings"]:
+        origin += f" Their words are drawn at random from {', '.join(f'`{name}`' for name in config['wordings'])}."
+    elif kind == "generate":
+        origin += " They are in the words of the public rows."
     paper, project = citations()
     sections = {
         "Rows": [origin, f"```bash\n{command}\n```", rows_table(parts, reports), *left_out(reports)],

@@ -18,6 +18,7 @@ from causal.classes import LETTERS, Premise
 from causal.rows import PERTURBATIONS, generate_rows
 from dataset.sources import HUB_CONFIGS, HUB_NAME, LABEL_2
 from preprocess import DataConfig, build
+from runtime.settings import parse_config
 
 FLIPPED = (2, 50, 100)
 
@@ -123,7 +124,10 @@ def test_the_hub_with_all_its_configurations(export, monkeypatch, records):
             yield record | more | {"split": splits[k % len(splits)], "row": f"row {k} of {splits[k % len(splits)]}"}
 
     monkeypatch.setattr(preprocess, "read_hub", read_hub)
-    folder, load = export("--source", "hub", "--skip_unparsable", "true")
+    options = ("--source", "hub", "--skip_unparsable", "true", "--overwrite", "true")
+    folder, load = export(*options, "--split", "premise", "--test_fraction", "0.4")
+    assert set(load()) == {"train", "validation", "test"} and set(load(HUB_CONFIGS[1])) == {"test"}, "as it is there"
+    folder, load = export(*options)
     assert set(get_dataset_config_names(str(folder))) == set(HUB_CONFIGS)
     assert set(load()) == {"train", "validation", "test"} and set(load(HUB_CONFIGS[1])) == {"test"}
     check_card(folder, load)
@@ -149,12 +153,41 @@ def test_generated_rows_are_split_by_structure_and_made_again_by_the_command_of_
     assert {name: part["input"][:] for name, part in load().items()} == {n: p["input"][:] for n, p in first.items()}
 
 
+def test_the_command_of_the_card_has_every_setting_that_made_the_rows_in_a_form_that_is_read():
+    """And none of prompts, which an export has not."""
+    other = {
+        "source": "rows.csv", "hub_config": HUB_CONFIGS[1], "num_variables": [3, 5], "structures": 7, "max_given": 2,
+        "relabelings": [1, 2], "wordings": ["names", "story"], "predictions": ["a", "b"], "correction_share": 0.3,
+        "labels": "given", "skip_unparsable": True, "split": "size", "test_sizes": [5], "train_sizes": [3, 4],
+        "validation_fraction": 0.2, "test_fraction": 0.0, "max_train_samples": 90, "max_grpo_samples": 30,
+        "max_validation_samples": 8, "max_test_samples": 9, "balance": ["label", "relation"], "train_mix": [0.5, 2.0],
+        "repeat_rows": True, "perturbations": ["names", "paraphrase"], "seed": 5, "teacher_file": "t.jsonl",
+    }  # fmt: skip
+    of_prompts = {"target": "trace", "trace_style": "full", "instruction": "Why?", "max_length": 90}
+    of_prompts |= {"tokenizer": "other", "revision": "main", "chat_template_args": {"enable_thinking": False}}
+    elsewhere = {"audit", "raw", "output_dir", "export", "overwrite"}
+    assert {*other, *of_prompts, *elsewhere} == set(vars(DataConfig()))
+    command = shlex.split(preprocess.command_of(DataConfig(**other, **of_prompts, raw=True)))
+    assert parse_config(DataConfig, command[2:]) == DataConfig(**other, export="DIR")
+
+
+def test_the_card_says_whose_words_the_rows_have(export):
+    options = ("--num_variables", 4, "--overwrite", "true")
+    for wordings, labels in (((), "exact"), (("names", "story"), "exact"), (("names", "story"), "released")):
+        folder, _ = export(*options, "--labels", labels, *(["--wordings", *wordings] if wordings else []))
+        text = (folder / "README.md").read_text()
+        assert ("in the words of the public rows" in text) == (not wordings)
+        assert ("Their words are drawn at random from `names`, `story`." in text) == bool(wordings)
+
+
 def test_generated_rows_with_the_released_labels(export):
     folder, load = export("--num_variables", 4, "--labels", "released", "--split", "released")
     every = [row for part in load().values() for row in part]
     assert sum(row["given_label_wrong"] for row in every) == 7 and all(r["label"] == r["given_label"] for r in every)
     check_card(folder, load)
-    assert "mistakes included" in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert "mistakes included" in text and "The licence is unknown: the public rows, which these equal" in text
+    assert DatasetCard.load(folder / "README.md").data.license == "unknown"
 
 
 def test_nothing_else_is_overwritten(export, tmp_path):
