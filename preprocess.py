@@ -183,12 +183,6 @@ OF_SOURCE = {
 }
 
 
-def changed(config: DataConfig) -> set[str]:
-    """The settings that are not at their defaults."""
-    default = DataConfig()
-    return {name for name, value in vars(config).items() if value != getattr(default, name)}
-
-
 def unread_fractions(config: DataConfig, rows: Iterable[dict] = ()) -> tuple[str, list[str]]:
     """The split that is made, and the fractions that it does not read. `rows` may have splits of their own."""
     own = config.split == "auto" and (config.source == "hub" or any(row.get("split") for row in rows))
@@ -199,7 +193,7 @@ def unread_fractions(config: DataConfig, rows: Iterable[dict] = ()) -> tuple[str
 def check_fractions(config: DataConfig, rows: Iterable[dict] = ()) -> None:
     """Raises ValueError for fractions that the user has set and nothing would read."""
     split, unread = unread_fractions(config, rows)
-    names = [name for name in unread if name in changed(config)]
+    names = [name for name in unread if name in config.changed()]
     reasons = {"given": "has the rows' own splits", "size": "has test_sizes for test"}
     reason = f"split {split} {reasons.get(split, 'has its own rule')}"
     check(not names, f"{', '.join(names)}: {reason}; add --split premise, or leave it out")
@@ -209,7 +203,7 @@ def check_config(config: DataConfig) -> None:
     """Raises ValueError for settings that contradict each other, or that nothing would read."""
     corrects = config.source == "corrections"
     check(corrects == bool(config.predictions), "predictions: source corrections needs them, and no other source does")
-    given = changed(config)
+    given = config.changed()
     for source, names in OF_SOURCE.items():
         unread = [name for name in names if name in given and source != config.source]
         check(not unread, f"{', '.join(unread)}: only source {source} reads that, not {config.source}; leave it out")
@@ -317,7 +311,7 @@ def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, 
     traces = form["target"] == "trace"
     check(traces, f"predictions: dataset {names[0]} has target {form['target']}; there are corrections of traces alone")
     as_there = {name for name in FORM if getattr(config, name) == form.get(name)}
-    unread = sorted(changed(config) - OF_MIXTURE - as_there)
+    unread = sorted(config.changed() - OF_MIXTURE - as_there)
     check(not unread, f"{', '.join(unread)}: corrections are as their dataset {names[0]} is; leave that out")
     check_not_read(Path(config.output_dir), names[0])
     config = replace(config, **{name: form[name] for name in FORM if name in form})
