@@ -165,6 +165,7 @@ class Config(Settings):
     name: str = arg("", "label in tables and figures; empty: the model's directory")
 
     def __post_init__(self):
+        check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
         unread = self.changed() - OF_COMPARE if self.compare else set()
         check(not unread, f"{', '.join(sorted(unread))}: compare reads earlier runs and runs no model; leave it out")
         trained = read_beside(self.model, CONFIGURATION)
@@ -189,7 +190,6 @@ class Config(Settings):
         remedy = "give more, or leave num_samples out for greedy answers"
         check(not several or self.temperature > 0, f"temperature: no sampling at {self.temperature}; {remedy}")
         check(bool(self.compare or self.model), "model: name a directory or a hub model (or directories to compare)")
-        check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
         if self.compare:
             check(len(self.split) < 2, "split: a comparison is of one; write one for each")
         else:
