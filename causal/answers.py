@@ -37,8 +37,8 @@ _CONCLUSION = re.compile(r"^\W*(?:therefore|thus|hence|in conclusion|conclusion)
 _HEADER = re.compile(r"^\W*(?:(?:the|my|final|correct)\W+)*(?:answer|verdict|conclusion|therefore)\W*$")
 _BARE = re.compile(r"\W*(?:yes|no)\W*", re.IGNORECASE)
 # "Yes or No" as an instruction, unless the sentence states it as the answer ("Answer: Yes or No" is a hedge).
-_OR = r"\W*(?:\bor\b|/)\W*(?:answer\W+)?"
-_CHOICE = re.compile(rf"\b(?:yes{_OR}no|no{_OR}yes)\b")
+_OR = r"\W*(?:\bor\b|/)\W*"
+_CHOICE = re.compile(rf"\b(?:yes{_OR}(?:answer\W+)?no|no{_OR}(?:answer\W+)?yes)\b")
 _STATED = re.compile(
     r"^\W*(?:(?:so|the|my|final|correct|therefore)\W+)*(?:answer|verdict|therefore|conclusion) ?(?:[:=]|is\b)"
 )
@@ -55,7 +55,7 @@ _THOUGHT_BEFORE = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)  # the prompt ha
 _MARKUP = (
     (re.compile(r"<answer>|\\boxed\b"), " answer: "),
     (re.compile(r"</answer>"), "\n"),
-    (re.compile(r"\(\W*(?:yes\W*(?:\bor\b|/)\W*no|no\W*(?:\bor\b|/)\W*yes)\W*\)"), " "),
+    (re.compile(rf"\(\W*(?:yes{_OR}no|no{_OR}yes)\W*\)"), " "),
     (re.compile(r"<\|?/?\w+\|?>|\\[a-z]+\s*\{?|\\.|[*_`#~$\\{}\"'“”‘’|]|^[^\S\n]*>", re.MULTILINE), " "),
     (re.compile(r"[^\S\n]+"), " "),
 )
