@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from scoring.metrics import BASELINE_NAMES, COMPARED_SCORES, PROBABILITY_SCORES, grouped_summaries
+from scoring.metrics import BASELINE_NAMES, COMPARED_SCORES, grouped_summaries
+from scoring.probabilities import PROBABILITY_SCORES
 
 LOW_MASS = 0.5  # below it, the two answers are not what the model would say
 

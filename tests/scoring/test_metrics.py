@@ -10,17 +10,20 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from scoring.metrics import (
-    PROBABILITY_SCORES,
     SCORES,
     baselines,
-    calibration_bins,
     classification_metrics,
     clustered_bootstrap,
     compare,
-    constant_probability,
     mean_scores,
-    probability_metrics,
     report,
+)
+from scoring.probabilities import (
+    PROBABILITY_SCORES,
+    calibration_bins,
+    constant_probability,
+    probability_metrics,
+    weighted_probability_scores,
 )
 
 TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
@@ -197,8 +200,6 @@ def test_certainty_that_is_wrong_costs_a_finite_loss():
 @pytest.mark.parametrize("seed", range(4))
 def test_resampled_scores_equal_scikit_learn_with_the_weights(seed):
     """The array formulas of the intervals, on weights among which are zeros, against scikit-learn on each resample."""
-    from scoring.metrics import weighted_probability_scores
-
     labels, probabilities = (np.array(column, dtype=float) for column in random_scores(80, seed))
     weights = np.random.default_rng(seed).integers(0, 4, (5, 80)).astype(float)
     weights[0] = 1
@@ -248,7 +249,7 @@ def test_chunks_and_copies_of_rows_change_no_probability_interval(monkeypatch):
     labels, probabilities = random_scores(90, 2)
     clusters = [i // 3 for i in range(90)]
     once = clustered_bootstrap(make_scored_rows(labels, probabilities, clusters), num_resamples=50)
-    monkeypatch.setattr("scoring.metrics._WEIGHTS_AT_ONCE", 7 * 90)
+    monkeypatch.setattr("scoring.resampling._WEIGHTS_AT_ONCE", 7 * 90)
     twice = clustered_bootstrap(make_scored_rows(labels * 2, probabilities * 2, clusters * 2), num_resamples=50)
     for name in once:
         assert twice[name] == pytest.approx(once[name])
@@ -376,7 +377,7 @@ def test_seed_decides_the_interval():
 def test_chunked_resampling_gives_the_same_intervals(monkeypatch):
     rows = make_rows(*random_pair(120), clusters=[i // 4 for i in range(120)])
     whole = clustered_bootstrap(rows, num_resamples=100)
-    monkeypatch.setattr("scoring.metrics._WEIGHTS_AT_ONCE", 30 * 7)
+    monkeypatch.setattr("scoring.resampling._WEIGHTS_AT_ONCE", 30 * 7)
     assert clustered_bootstrap(rows, num_resamples=100) == whole
 
 
