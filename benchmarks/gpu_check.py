@@ -237,7 +237,11 @@ def killed(place: Place) -> str:
 
 
 def is_there(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    """Nor is a zombie, which stays for as long as nobody asks for its exit status."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(condition: Callable[[], bool], seconds: float, fault: str) -> None:

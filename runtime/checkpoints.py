@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from runtime.files import check_vacant, lock, make_output_dir, sha256
+from runtime.files import SET_APART, check_vacant, lock, make_output_dir, sha256
 from runtime.settings import check
 
 MANIFEST = "manifest.json"
@@ -71,8 +71,8 @@ def set_apart(output_dir: Path, step: int) -> None:
     later = [path for path in list_checkpoints(output_dir) if step_of(path) > step]
     if not later:
         return
-    number = 1 + max((int(path.name.split("-")[1]) for path in output_dir.glob("set_apart-*")), default=0)
-    folder = output_dir / f"set_apart-{number}"
+    number = 1 + max((int(path.name.removeprefix(SET_APART)) for path in output_dir.glob(f"{SET_APART}*")), default=0)
+    folder = output_dir / f"{SET_APART}{number}"
     folder.mkdir()
     for path in later:
         path.rename(folder / path.name)

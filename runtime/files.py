@@ -13,6 +13,8 @@ from typing import Any
 
 from runtime.settings import check
 
+SET_APART = "set_apart-"  # and a number: a folder in a run's, of checkpoints from which it has turned back
+
 # --- files that are whole or not there
 
 
@@ -83,7 +85,7 @@ def read_beside(model: str, file: str) -> dict:
     """A JSON file beside a model, or beside the run that its checkpoint is of; empty if there is none."""
     folder = Path(model).parent
     # What was set apart is of the run around it, until another goes on there.
-    run = folder.parent if folder.name.startswith("set_apart-") else folder
+    run = folder.parent if folder.name.startswith(SET_APART) else folder
     for directory in (Path(model), folder, run):
         if model and (directory / file).is_file():
             return json.loads((directory / file).read_text(encoding="utf-8"))
