@@ -1,5 +1,6 @@
 """Evaluations during training: greedy answers to the validation rows, and the best model so far in output_dir."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -35,19 +36,12 @@ class Validation:
             values |= self._answers(step, loss)
         elif s.writer is not None:
             report_means(s.writer, values, len(s.validation), step)
-        if not s.config.keep_best or self._is_best(values):
+        if not s.config.keep_best or is_best(values, self.best):
             self.best.clear()
             self.best.update(values, step=step)
             card = model_card(s.stage, asdict(s.config), s.data_hash, step, values)
             s.run.keep_model(s.policy, s.tokenizer, card, self.best)
         s.monitor.update(step, {f"eval/{name}": value for name, value in values.items()})
-
-    def _is_best(self, values: dict[str, float]) -> bool:
-        """Whether none before was better; of equal ones the last is kept."""
-        name = next(iter(values))  # loss, f1 or reward
-        if name not in self.best:
-            return True
-        return values[name] <= self.best[name] if name == "loss" else values[name] >= self.best[name]
 
     def _answers(self, step: int, loss: float | None) -> dict[str, float]:
         rows = self.s.validation
@@ -65,3 +59,10 @@ class Validation:
         if self.s.writer is not None:
             report_means(self.s.writer, means, len(judged), step)
         return means
+
+
+def is_best(values: dict[str, float], before: dict[str, Any]) -> bool:
+    """Whether none before had a better score, the first of `values`: of equal ones the last is kept, and of NaN any."""
+    name = next(iter(values))  # loss, f1 or reward
+    score, best = values[name], before.get(name, math.nan)
+    return math.isnan(best) or (score <= best if name == "loss" else score >= best)
