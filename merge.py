@@ -106,7 +106,7 @@ def answer(accelerator: Accelerator, model: torch.nn.Module, tokenizer, rows, qu
         accelerator.device, model.dtype, config.model, quantization, longest, config.max_new_tokens, config.revision
     )
     sampler = Sampler(model, tokenizer, stop_token_ids(tokenizer, model), config.max_new_tokens, cache)
-    return [text for ((text, _),) in complete(accelerator, sampler, prompts, premise_ids_of(rows))]
+    return [sample.text for (sample,) in complete(accelerator, sampler, prompts, premise_ids_of(rows))]
 
 
 def changes(before: list[str], after: list[str]) -> dict[str, int]:

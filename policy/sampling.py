@@ -35,12 +35,19 @@ SPARE = 4  # one sequence in so many may have stopped before the cache is rearra
 
 @dataclass
 class Completion:
-    """A sampled completion: tokens (the stop token included), their log-probabilities, whether it stopped, its text."""
+    """A sampled completion: tokens (the stop token included), their log-probabilities, whether it stopped, its text.
+
+    One whose log-probabilities are no longer finite, as an overflow in half precision makes them, ends there.
+    """
 
     tokens: Tokens = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     stopped: bool = False
     text: str = ""
+
+    @property
+    def finite(self) -> bool:
+        return all(map(math.isfinite, self.logps))
 
 
 def character_ends(tokenizer, tokens: Tokens) -> list[int]:
@@ -349,8 +356,9 @@ def _extend(
         completion = completions[one.group][one.index]
         completion.tokens.append(token)
         completion.logps.append(logp)
-        completion.stopped = bool(end)
-        one.stopped = bool(end) or t + 1 == max_new_tokens
+        broken = not math.isfinite(logp)  # the token is nobody's choice
+        completion.stopped = bool(end) and not broken
+        one.stopped = bool(end) or broken or t + 1 == max_new_tokens
         one.depth += t > 0  # the first own token stands right behind the prompt
 
 

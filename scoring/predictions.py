@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,12 +15,21 @@ from dataset.batches import premise_groups, share_of_rank
 from policy.prefix_sharing import Tokens, alone, pack, plan_micro_batches, sequence_logps
 from policy.sampling import Sampler
 from runtime.processes import gather
+from runtime.settings import check
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_PER_GROUP = 64  # claims of a premise, or their samples, that share its tokens: few enough to divide among ranks
 RESULT_COLUMNS = ("input", "label", "premise_id", "structure_id", "num_variables", "template")
+
+
+class Sample(NamedTuple):
+    """A completion as it is judged: its text, whether it stopped, whether its log-probabilities are finite."""
+
+    text: str
+    stopped: bool = True
+    finite: bool = True
 
 
 def complete(
@@ -31,8 +40,8 @@ def complete(
     num_samples: int = 1,
     temperature: float = 0.0,
     seed: int = 0,
-) -> list[list[tuple[str, bool]]]:
-    """`num_samples` completions of every prompt, (text, stopped) each: each rank writes its share, every rank gets all.
+) -> list[list[Sample]]:
+    """`num_samples` completions of every prompt: each rank writes its share, every rank gets all.
 
     Prompts of one premise share its tokens. The random stream of a sample is named by (seed, row, sample), so neither
     grouping nor the number of ranks changes what is sampled.
@@ -52,12 +61,12 @@ def complete(
         temperature,
         [[(seed, *divmod(s, num_samples)) for s in group] for group in mine],
     )
-    texts = [
-        (s, completion.text, completion.stopped)
+    found = [
+        (s, (completion.text, completion.stopped, completion.finite))
         for group, group_completions in zip(mine, completions, strict=True)
         for s, completion in zip(group, group_completions, strict=True)
     ]
-    samples = [(text, stopped) for _, text, stopped in sorted(gather(accelerator, texts))]
+    samples = [Sample(*values) for _, values in sorted(gather(accelerator, found))]
     return [samples[s : s + num_samples] for s in range(0, len(samples), num_samples)]
 
 
@@ -81,7 +90,7 @@ def predict(
     for row, of_row in zip(rows.select_columns(list(RESULT_COLUMNS)), samples, strict=True):
         means = sample_means(row["label"], of_row)
         if check_traces:
-            means["exact_trace"] = sum(is_exact(text, row["input"]) for text, _ in of_row) / len(of_row)
+            means["exact_trace"] = sum(is_exact(sample.text, row["input"]) for sample in of_row) / len(of_row)
         results.append(row | majority(of_row) | ({"means": means} if means else {}))
     return results
 
@@ -94,30 +103,32 @@ def is_exact(completion: str, question: str) -> bool:
         return False
 
 
-def sample_means(label: int, samples: list[tuple[str, bool]]) -> dict[str, float]:
-    """pass@k of a row's n samples, (text, stopped) each, for k = 1, 2, 4, ... up to n; nothing of a single one.
+def sample_means(label: int, samples: list[Sample]) -> dict[str, float]:
+    """pass@k of a row's n samples, for k = 1, 2, 4, ... up to n; nothing of a single one.
 
     The chance that of k samples drawn without replacement from the n some are right: 1 - C(n - c, k) / C(n, k) where c
     are right (Chen et al. 2021, arXiv 2107.03374, equation 1).
     """
-    n, right = len(samples), sum(extract_answer(text) is bool(label) for text, _ in samples)
+    n, right = len(samples), sum(extract_answer(sample.text) is bool(label) for sample in samples)
     ks = [2**power for power in range(n.bit_length()) if n > 1]
     return {f"pass@{k}": 1 - math.comb(n - right, k) / math.comb(n, k) for k in ks}
 
 
-def majority(samples: list[tuple[str, bool]]) -> dict:
-    """What the samples of a row, (text, stopped) each, answer together: self-consistency (arXiv 2203.11171).
+def majority(samples: list[Sample]) -> dict:
+    """What the samples of a row answer together: self-consistency (arXiv 2203.11171).
 
     `prediction` is the answer that more of them give than the other; None after a tie, or where none of them answers.
     `completion` is the first text with that answer, the first of all if there is none; `stopped` says that no sample
-    was cut. Of several samples also `votes`, how many say No, say Yes and give no answer, and `completions`, the texts.
+    was cut; `finite` is there, and false, where the log-probabilities of one were not. Of several samples also `votes`,
+    how many say No, say Yes and give no answer, and `completions`, the texts.
     """
-    texts, stopped = zip(*samples, strict=True)
+    texts, stopped, finite = zip(*samples, strict=True)
     answers = [extract_answer(text) for text in texts]
     no, yes, unanswered = (answers.count(answer) for answer in (False, True, None))
     prediction = None if no == yes else int(yes > no)
     completion = texts[answers.index(prediction)] if prediction in answers else texts[0]
     result = {"prediction": prediction, "completion": completion, "stopped": all(stopped)}
+    result |= {} if all(finite) else {"finite": False}
     return result | ({"votes": [no, yes, unanswered], "completions": list(texts)} if len(samples) > 1 else {})
 
 
@@ -138,7 +149,8 @@ def score_answers(
     `answers[i]` is (No, Yes) as row i's response would write it, the end of the turn included. Ranks share the rows as
     in `predict`. Each result has the columns that metrics.py reads, `logp_no` and `logp_yes`, in nats, the sums over an
     answer's tokens given the prompt, `probability` of Yes if it is one of the two, sigmoid(logp_yes - logp_no), and
-    `prediction`, 1 where that is more than `threshold`.
+    `prediction`, 1 where that is more than `threshold`. Raises ValueError, naming the row, for log-probabilities that
+    are not finite.
     """
 
     def sequences(group: list[int]) -> list[Tokens]:
@@ -165,6 +177,10 @@ def score_answers(
     model.train(was_training)
     results = []
     for index, logp_no, logp_yes in sorted(gather(accelerator, found)):
+        check(
+            math.isfinite(logp_no) and math.isfinite(logp_yes),
+            f"row {index}: the log-probabilities of its answers are not finite in {model.dtype}; set dtype float32",
+        )
         probability = torch.tensor(logp_yes - logp_no, dtype=torch.float64).sigmoid().item()
         row = {name: rows[index][name] for name in RESULT_COLUMNS}
         scores = {"probability": probability, "logp_yes": logp_yes, "logp_no": logp_no}

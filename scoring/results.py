@@ -27,16 +27,19 @@ def model_name(model: str) -> str:
 
 
 def answer_figures(rows: list[dict]) -> dict[str, float]:
-    """Of generated answers `truncated_rate`, the share of rows with a cut one; of several samples a row, `agreement`.
+    """Of generated answers `truncated_rate`, the share of rows with a cut one; of several samples a row, `agreement`;
+    `not_finite_rate` if there are rows whose log-probabilities were not.
 
     Of scored answers `answer_mass`: how probable it is that the model says either of them at all.
     """
     if "stopped" not in rows[0]:
         return {"answer_mass": float(np.mean([np.exp([row["logp_no"], row["logp_yes"]]).sum() for row in rows]))}
-    shares = {"truncated_rate": sum(not row["stopped"] for row in rows) / len(rows)}
+    finite = [row.get("finite", True) for row in rows]
+    cut = sum(not row["stopped"] and known for row, known in zip(rows, finite, strict=True))
+    shares = {"truncated_rate": cut / len(rows)}
     if "votes" in rows[0]:
         shares["agreement"] = float(np.mean([max(row["votes"][:2]) / sum(row["votes"]) for row in rows]))
-    return shares
+    return shares | ({} if all(finite) else {"not_finite_rate": finite.count(False) / len(rows)})
 
 
 def clear_results(output_dir: Path) -> None:

@@ -36,6 +36,11 @@ def result_lines(results: dict) -> list[str]:
         lines.append(
             f"{results['truncated_rate']:.1%} of rows have a completion cut at max_new_tokens; raise it if many do"
         )
+    if "not_finite_rate" in results:
+        lines.append(
+            f"{results['not_finite_rate']:.1%} of rows have no answer by the model: log-probabilities are not finite "
+            f"in {results['dtype']}; set dtype float32"
+        )
     return lines
 
 

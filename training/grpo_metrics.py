@@ -128,7 +128,8 @@ def rollout_sums(rollout: Rollout, end_ids: set[int]) -> dict[str, float]:
         "group_std": rewards.std(dim=1, correction=0).sum(),
         "dead_right": (dead & right).sum(),
         "dead_wrong": (dead & ~right).sum(),
-        "truncated": sum(not completion.stopped for completion in completions),
+        "truncated": sum(not completion.stopped and completion.finite for completion in completions),
+        "not_finite": sum(not completion.finite for completion in completions),
         "past_end": sum(not end_ids.isdisjoint(completion.tokens[:-1]) for completion in completions),
         "abs_advantage": advantages.sum(),
         "signal": advantages[rollout.trained].sum(),
@@ -167,6 +168,7 @@ def rollout_means(s: dict[str, float]) -> dict[str, float]:
         "reward/frac_all_wrong": s["dead_wrong"] / s["groups"],
         "rollout/completion_length": s["tokens"] / s["sequences"],
         "rollout/truncated_rate": s["truncated"] / s["sequences"],
+        "health/not_finite_rate": s["not_finite"] / s["sequences"],
         "health/ran_past_end": s["past_end"] / s["sequences"],
     }
 

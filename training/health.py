@@ -245,6 +245,11 @@ SIGNS = (
         "the loss is not finite: lower learning_rate ({learning_rate}); in fp16 use bf16 or fp32 (accelerate_configs/)",
     ),
     Sign(
+        "not_finite", 1, lambda h: h["health/not_finite_rate"] > 0,
+        "{health/not_finite_rate:.1%} of the completions end where the log-probabilities are not finite: lower "
+        "learning_rate ({learning_rate}); in fp16 use bf16 or fp32 (accelerate_configs/)",
+    ),
+    Sign(
         "skipped_steps", 3, lambda h: h["health/step_skipped"] > 0,
         "steps are skipped because gradients overflow: lower learning_rate ({learning_rate}), or train in bf16 or fp32",
     ),
@@ -360,6 +365,11 @@ SIGNS = (
         "eval_unparsable", 2, lambda h: h["eval/unanswered_rate"] > 0.2,
         "{eval/unanswered_rate:.0%} of the validation completions give no answer: train longer, or raise "
         "max_new_tokens ({max_new_tokens})",
+    ),
+    Sign(
+        "eval_not_finite", 1, lambda h: h["eval/not_finite_rate"] > 0,
+        "{eval/not_finite_rate:.1%} of the validation completions end where the log-probabilities are not finite: in "
+        "fp16 use bf16 or fp32 (accelerate_configs/), or lower learning_rate ({learning_rate})",
     ),
     Sign(
         "overfitting", 3, lambda h: h["eval/loss"] > 1.1 * min(h.values["eval/loss"]),

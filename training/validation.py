@@ -45,16 +45,19 @@ class Validation:
 
     def _answers(self, step: int, loss: float | None) -> dict[str, float]:
         rows = self.s.validation
-        predictions = [row["prediction"] for row in predict(self.s.accelerator, self.s.sampler, rows, self.prompts)]
+        answered = predict(self.s.accelerator, self.s.sampler, rows, self.prompts)
+        predictions = [row["prediction"] for row in answered]
         scores = classification_metrics(rows["label"], predictions)
+        not_finite = sum(not row.get("finite", True) for row in answered) / len(answered)
         if self.s.writer is not None:
             report_scores(self.s.writer, scores, rows["label"], predictions, step, loss)
-        return {name: scores[name] for name in EVAL_SCORES}
+        values = {name: scores[name] for name in EVAL_SCORES}
+        return values | ({"not_finite_rate": not_finite} if not_finite else {})
 
     def _rewards(self, step: int) -> dict[str, float]:
         rows = self.s.validation
-        texts = complete(self.s.accelerator, self.s.sampler, self.prompts, premise_ids_of(rows))
-        judged = [self.reward(text, row).reward for [(text, _)], row in zip(texts, rows, strict=True)]
+        answers = complete(self.s.accelerator, self.s.sampler, self.prompts, premise_ids_of(rows))
+        judged = [self.reward(sample.text, row).reward for [sample], row in zip(answers, rows, strict=True)]
         means = {"reward": sum(judged) / len(judged)}
         if self.s.writer is not None:
             report_means(self.s.writer, means, len(judged), step)

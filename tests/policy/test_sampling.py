@@ -1,8 +1,10 @@
 """Sampling against a loop that runs the full model on one sequence at a time, and against the softmax itself."""
 
+import math
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from threading import Barrier
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ from policy import sampling
 from policy.prefix_sharing import as_bias, attend, sequence_logps
 from policy.sampling import BranchCache, Completion, Sampler, generate
 from scoring import predictions
-from scoring.predictions import majority, predict
+from scoring.predictions import Sample, majority, predict
 
 STOPS = set(range(0, VOCABULARY, 9))
 
@@ -88,6 +90,26 @@ def test_a_completion_ends_at_its_first_stop_token_or_at_the_limit(family):
         assert completion.stopped == (completion.tokens[-1] in STOPS)
         assert completion.stopped or len(completion.tokens) == 9
         assert len(completion.logps) == len(completion.tokens)
+
+
+@torch.no_grad()
+def test_a_completion_ends_where_its_log_probabilities_are_not_finite(family):
+    """As an overflow in half precision makes them: what follows would be nobody's choice. The others go on."""
+    model, prompts, calls = build_model(family), random_prompts(), count(1)
+    options = {"stop_ids": set(), "max_new_tokens": 6}
+    whole = generate_all(model, prompts, groups=1, **options)
+
+    def overflow(module, inputs, output):
+        if next(calls) == 3:  # the first is of the prompts
+            output[0, 1] = math.nan
+
+    with model.lm_head.register_forward_hook(overflow):
+        completions = generate_all(model, prompts, groups=1, **options)
+    (broken,) = [completion for completion in completions if not completion.finite]
+    assert len(broken.tokens) == 3 and not broken.stopped and math.isnan(broken.logps[-1])
+    for one, undisturbed in zip(completions, whole, strict=True):
+        assert undisturbed.finite and one.tokens[:2] == undisturbed.tokens[:2]
+        assert one is broken or one.tokens == undisturbed.tokens
 
 
 @torch.no_grad()
@@ -498,8 +520,10 @@ YES, NO, MAYBE = "Answer: Yes", "Answer: No", "Perhaps."
 )
 def test_the_majority_by_hand(texts, prediction, completion, votes):
     expected = {"prediction": prediction, "completion": texts[completion], "votes": votes, "completions": texts}
-    assert majority([(text, True) for text in texts]) == expected | {"stopped": True}
+    assert majority([Sample(text) for text in texts]) == expected | {"stopped": True}
     for cut in range(len(texts)):
-        assert majority([(text, k != cut) for k, text in enumerate(texts)]) == expected | {"stopped": False}
+        assert majority([Sample(text, k != cut) for k, text in enumerate(texts)]) == expected | {"stopped": False}
+        broken = [Sample(text, finite=k != cut) for k, text in enumerate(texts)]
+        assert majority(broken) == expected | {"stopped": True, "finite": False}
     for text, answer in ((YES, 1), (NO, 0), (MAYBE, None)):
-        assert majority([(text, True)]) == {"prediction": answer, "completion": text, "stopped": True}
+        assert majority([Sample(text)]) == {"prediction": answer, "completion": text, "stopped": True}

@@ -6,7 +6,7 @@ import pytest
 
 from causal.reasoning import trace
 from causal.wording import parse_input
-from scoring.predictions import is_exact, sample_means
+from scoring.predictions import Sample, is_exact, sample_means
 
 QUESTION = (
     "Premise: Suppose there is a closed system of 3 variables, A, B and C. All the statistical relations among these 3 "
@@ -19,7 +19,7 @@ QUESTION = (
 @pytest.mark.parametrize("right", range(7))
 def test_pass_at_k_is_the_share_of_draws_with_a_right_sample(right, label):
     answers = ["Answer: Yes" if label else "Answer: No"] * right + ["Answer: No" if label else "Answer: Yes", "hm"] * 3
-    samples = [(text, True) for text in answers[:6]]
+    samples = [Sample(text) for text in answers[:6]]
     means = sample_means(label, samples)
     assert list(means) == ["pass@1", "pass@2", "pass@4"]
     for name, value in means.items():
@@ -28,7 +28,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_sample(right, label):
 
 
 def test_a_single_answer_has_no_chances():
-    assert sample_means(1, [("Answer: Yes", True)]) == {}
+    assert sample_means(1, [Sample("Answer: Yes")]) == {}
 
 
 def test_exact_reasoning_has_every_step_and_nothing_else():

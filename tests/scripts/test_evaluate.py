@@ -20,12 +20,13 @@ import evaluate
 from causal.tiny import tiny_model, tiny_tokenizer
 from dataset.chat import encode
 from dataset.reading import answer_candidates, load_split, training_data, write_training_data
+from policy import sampling
 from policy.loading import load_tokenizer, stop_token_ids
 from policy.prefix_sharing import ATTENTION
 from policy.sampling import Sampler
 from preprocess import DataConfig, build, write_dataset
-from scoring import asking, metrics
-from scoring.predictions import majority, predict, score_answers
+from scoring import asking, metrics, predictions
+from scoring.predictions import Sample, majority, predict, score_answers
 from scoring.results import answer_figures
 
 
@@ -98,6 +99,28 @@ def is_png(path: Path) -> bool:
 # --- one model
 
 
+def test_answers_that_are_no_answers_of_the_model_are_told(place, run, tmp_path, capsys, monkeypatch):
+    """As an overflow in half precision makes them."""
+    choose = sampling._choose
+
+    def overflow(*arguments):
+        tokens, logps = choose(*arguments)
+        return tokens, np.where(np.arange(len(logps)) == 0, np.nan, logps)
+
+    shared = ("--model", place / "yes", "--dataset", place / "data", "--max_rows", 20, "--num_resamples", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "check_model_numbers", lambda *arguments: None)  # at the start all was well
+        patch.setattr(sampling, "_choose", overflow)
+        run(*shared, "--output_dir", "out")
+    broken = [row for row in read_predictions(tmp_path / "out") if not row.get("finite", True)]
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert 0 < len(broken) < 20 and results["not_finite_rate"] == len(broken) / 20 and results["truncated_rate"] == 0
+    assert "log-probabilities are not finite in float32; set dtype" in capsys.readouterr().out
+    monkeypatch.setattr(predictions, "sequence_logps", lambda *a, **k: (torch.full((40, 3), torch.nan), None, None))
+    with pytest.raises(ValueError, match="row 0: the log-probabilities of its answers are not finite in torch.float32"):
+        run(*shared, "--mode", "score", "--micro_batch_tokens", 100_000, "--output_dir", "scored")
+
+
 def test_a_constant_yes_scores_what_always_yes_scores(place, run, tmp_path, capsys):
     run("--model", place / "yes", "--dataset", place / "data", "--num_resamples", 50, "--output_dir", "out")
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -166,7 +189,7 @@ def test_a_majority_as_users_run_it(place, run, tmp_path, capsys):
     assert {row["prediction"] for row in five} == {1, None}
     assert [row["completions"] for row in five] != [row["completions"] for row in other]
     for row in five:
-        told = majority([(text, True) for text in row["completions"]])
+        told = majority([Sample(text) for text in row["completions"]])
         assert len(row["completions"]) == 5 and {**row, "stopped": True} == row | told
     of_greedy, of_sharp, of_five = (json.loads((output / name / "metrics.json").read_text()) for name in names[:3])
     assert (of_greedy["num_samples"], of_greedy["temperature"]) == (1, 0) and "agreement" not in of_greedy

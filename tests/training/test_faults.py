@@ -249,3 +249,18 @@ def test_a_loss_that_is_not_a_number(grpo, monkeypatch):
     monkeypatch.setattr(train_grpo, "grpo_loss", infinite)
     signs, fault, _ = grpo()
     assert "nan_loss" in signs and "nan_loss: the loss is not finite" in fault
+
+
+def test_samples_that_overflow(grpo, monkeypatch):
+    choose = sampling._choose
+
+    def overflow(*arguments):
+        tokens, logps = choose(*arguments)
+        logps[:1] = float("nan")
+        return tokens, logps
+
+    monkeypatch.setattr(setup, "check_model_numbers", lambda *arguments: None)  # at the start all was well
+    monkeypatch.setattr(sampling, "_choose", overflow)
+    signs, fault, output = grpo(max_steps=2)
+    assert signs == {"not_finite", "eval_not_finite"} and fault == ""
+    assert "of the completions end where the log-probabilities are not finite: lower learning_rate (0.0002)" in output

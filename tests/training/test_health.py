@@ -158,6 +158,7 @@ HEALTHY = {
     "health/mask_error": 0.0,
     "health/weight_sum_error": 0.0,
     "health/ran_past_end": 0.0,
+    "health/not_finite_rate": 0.0,
     "health/baseline_error": 0.3,
     "train/grad_norm": 0.05,
     "policy/mean_abs_advantage": 0.4,
@@ -174,11 +175,13 @@ HEALTHY = {
     "rollout/completion_length": 40.0,
     "eval/predicted_yes_rate": 0.2,
     "eval/unanswered_rate": 0.0,
+    "eval/not_finite_rate": 0.0,
     "eval/loss": 0.5,
 }
 # sign: (healthy steps before, what changes then, how many steps of it until the advice)
 TROUBLE = {
     "nan_loss": (0, {"health/loss_finite": 0.0}, 1),
+    "not_finite": (0, {"health/not_finite_rate": 0.01}, 1),
     "skipped_steps": (0, {"health/step_skipped": 1.0}, 3),
     "no_reward_signal": (0, {"policy/mean_abs_advantage": 0.0}, 3),
     "no_gradient": (0, {"train/grad_norm": 0.0}, 1),
@@ -203,6 +206,7 @@ TROUBLE = {
     "reward_flat": (60, {"reward/mean": 0.3}, 139),
     "eval_one_answer": (0, {"eval/predicted_yes_rate": 0.0}, 3),
     "eval_unparsable": (0, {"eval/unanswered_rate": 0.3}, 2),
+    "eval_not_finite": (0, {"eval/not_finite_rate": 0.01}, 1),
     "overfitting": (1, {"eval/loss": 0.6}, 3),
 }
 SETTINGS = {"learning_rate": 1e-5, "beta": 0.03, "temperature": 1.0}
