@@ -50,6 +50,7 @@ from runtime.processes import start
 from runtime.settings import AUTO, AutoInt, Settings, arg, check, parse_config, seed_arg
 from scoring import metrics
 from scoring.predictions import RESULT_COLUMNS, predict, score_answers
+from scoring.resampling import Bootstrap
 from scoring.results import (
     RESULTS,
     answer_figures,
@@ -196,6 +197,10 @@ class Config(Settings):
             check(not (self.rows and self.split), "split: a file of rows has none; leave it out")
             self.split = self.split or ["test"]
 
+    @property
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(self.cluster, self.num_resamples, self.seed)
+
 
 def claim_results_dir(directory: str, overwrite: bool) -> Path:
     """Create the output directory. One with checkpoints is a model's, and never taken, not even with `overwrite`."""
@@ -328,7 +333,7 @@ def evaluate(config: Config) -> None:
             "num_processes": accelerator.num_processes,
             "seconds": seconds,
             **answer_figures(metrics.main_rows(rows)),
-            **metrics.report(rows, config.cluster, config.num_resamples, config.seed),
+            **metrics.report(rows, config.bootstrap),
         }
         write_results(rows, results, output_dir)
         print("\n".join(result_lines(results)))
@@ -339,8 +344,8 @@ def evaluate(config: Config) -> None:
 def compare(config: Config) -> None:
     """`--compare`: everything is read before anything is written."""
     check(os.environ.get("WORLD_SIZE", "1") == "1", "compare: run python evaluate.py, not accelerate launch")
-    resampling = {key: getattr(config, key) for key in ("cluster", "num_resamples", "seed")}
-    comparison, models = compare_results(config.compare, *config.split, **resampling)
+    split = config.split[0] if config.split else None
+    comparison, models = compare_results(config.compare, split, config.bootstrap)
     output_dir = claim_results_dir(config.output_dir or f"{RESULTS}/comparison", config.overwrite)
     clear_results(output_dir)
     write_comparison(comparison, models, output_dir)

@@ -34,7 +34,7 @@ from scoring.probabilities import (
     probability_metrics,
     resampled_probability_scores,
 )
-from scoring.resampling import cluster_index, cluster_of, percentile_intervals, ratio, resampled_sums
+from scoring.resampling import DEFAULT, Bootstrap, ratio
 
 SCORES = ("f1", "accuracy", "balanced_accuracy", "mcc", "precision", "recall")
 COMPARED_SCORES = {  # with their names in tables
@@ -74,44 +74,30 @@ def baselines(labels: Sequence[int]) -> dict[str, dict]:
     return {name: classification_metrics(labels, [answer] * len(labels)) for name, answer in constants.items()}
 
 
-def clustered_bootstrap(
-    rows: Sequence[Mapping],
-    cluster: str = "premise_id",
-    num_resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> dict[str, list[float]]:
+def clustered_bootstrap(rows: Sequence[Mapping], bootstrap: Bootstrap = DEFAULT) -> dict[str, list[float]]:
     """Percentile intervals {score: [low, high]} from resampling clusters with replacement.
 
     Those of PROBABILITY_SCORES too if the rows have probabilities; None where every resample holds one class only.
-    Raises ValueError for no rows, a row without the cluster column, num_resamples < 1, confidence outside (0, 1).
+    Raises ValueError for no rows and a row without the cluster column.
     """
-    counts = _cluster_counts(rows, cluster)
-    scores = _resampled_scores(resampled_sums(counts, num_resamples, seed), counts.sum(axis=0))
+    counts = _cluster_counts(rows, bootstrap)
+    scores = _resampled_scores(bootstrap.sums(counts), counts.sum(axis=0))
     if has_probabilities(rows):
-        scores |= resampled_probability_scores(rows, cluster, num_resamples, seed)
-    return percentile_intervals(scores, confidence)
+        scores |= resampled_probability_scores(rows, bootstrap)
+    return bootstrap.intervals(scores)
 
 
-def mean_scores(
-    rows: Sequence[Mapping],
-    cluster: str = "premise_id",
-    num_resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> dict[str, dict]:
+def mean_scores(rows: Sequence[Mapping], bootstrap: Bootstrap = DEFAULT) -> dict[str, dict]:
     """{name: mean and clustered `interval`} of the numbers in the rows' `means`; empty if they have none.
 
     Raises ValueError for rows whose names differ.
     """
-    sums = _mean_sums(rows, *cluster_index(rows, cluster))
+    sums = _mean_sums(rows, *bootstrap.clusters(rows))
     names = list(rows[0].get("means", {}))
     if not names:
         return {}
-    resampled = resampled_sums(sums, num_resamples, seed)
-    intervals = percentile_intervals(
-        {name: ratio(resampled[:, k], resampled[:, -1]) for k, name in enumerate(names)}, confidence
-    )
+    resampled = bootstrap.sums(sums)
+    intervals = bootstrap.intervals({name: ratio(resampled[:, k], resampled[:, -1]) for k, name in enumerate(names)})
     totals = sums.sum(axis=0)
     return {name: {"mean": totals[k] / totals[-1], "interval": intervals[name]} for k, name in enumerate(names)}
 
@@ -131,13 +117,7 @@ def main_rows(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row.get("split") == rows[0].get("split")]
 
 
-def report(
-    rows: Sequence[Mapping],
-    cluster: str = "premise_id",
-    num_resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> dict:
+def report(rows: Sequence[Mapping], bootstrap: Bootstrap = DEFAULT) -> dict:
     """Everything about one model's predictions, ready for JSON: overall, baselines, and by size and relation.
 
     Each summary holds the metrics, their `intervals` and `num_clusters`. Rows without a template are left out of
@@ -152,21 +132,20 @@ def report(
     scored = has_probabilities(rows)
     splits = _groups(rows, [row.get("split") for row in rows])
     rows = next(iter(splits.values()), rows)
-    resampling = (cluster, num_resamples, seed, confidence)
 
     def summary(selected: Sequence[Mapping]) -> dict:
         return {
             **classification_metrics(*_columns(selected)),
             **(probability_metrics(*probability_columns(selected)) if scored else {}),
-            "intervals": clustered_bootstrap(selected, *resampling),
-            "means": mean_scores(selected, *resampling),
-            "num_clusters": len({row[cluster] for row in selected}),
+            "intervals": clustered_bootstrap(selected, bootstrap),
+            "means": mean_scores(selected, bootstrap),
+            "num_clusters": bootstrap.clusters(selected)[1],
         }
 
     def difference(others: Sequence[Mapping]) -> dict:
         if others is rows or [_told(row) for row in others] != [_told(row) for row in rows]:
             return {}
-        paired = compare(*([{**row, "input": k} for k, row in enumerate(part)] for part in (rows, others)), *resampling)
+        paired = compare(*([{**row, "input": k} for k, row in enumerate(part)] for part in (rows, others)), bootstrap)
         return {"difference": paired["difference"], "difference_intervals": paired["intervals"]}
 
     sizes = _groups(rows, [row.get("num_variables") for row in rows])
@@ -183,13 +162,13 @@ def report(
         more["by_split"] = {name: summary(part) | difference(part) for name, part in splits.items()}
     if scored:
         more["constant_probability"] = constant_probability(_columns(rows)[0])
-        more["calibration"] = calibration_bins(rows, *resampling)
+        more["calibration"] = calibration_bins(rows, bootstrap)
     return {
         "num_rows": len(rows),
-        "num_clusters": len({cluster_of(i, row, cluster) for i, row in enumerate(rows)}),
-        "cluster": cluster,
-        "confidence": confidence,
-        "num_resamples": num_resamples,
+        "num_clusters": bootstrap.clusters(rows)[1],
+        "cluster": bootstrap.cluster,
+        "confidence": bootstrap.confidence,
+        "num_resamples": bootstrap.num_resamples,
         "overall": summary(rows),
         "baselines": baselines(_columns(rows)[0]),
         "by_num_variables": {str(size): summary(sizes[size]) for size in sorted(sizes)},
@@ -216,10 +195,7 @@ def grouped_summaries(results: dict) -> dict[str, dict]:
 def compare(
     rows_a: Sequence[Mapping],
     rows_b: Sequence[Mapping],
-    cluster: str = "premise_id",
-    num_resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> dict:
     """Paired comparison of two models on the same rows, matched by `input`; differences are b - a.
 
@@ -230,10 +206,11 @@ def compare(
     """
     rows_a, rows_b = _paired(rows_a, rows_b)
     # b's rows take a's clusters, so that one set of weights resamples both.
-    in_clusters_of_a = [{**b, cluster: a.get(cluster)} for a, b in zip(rows_a, rows_b, strict=True)]
+    column = bootstrap.cluster
+    in_clusters_of_a = [{**b, column: a.get(column)} for a, b in zip(rows_a, rows_b, strict=True)]
     scored = has_probabilities(rows_a) and has_probabilities(rows_b)
-    counts = np.concatenate([_cluster_counts(rows_a, cluster), _cluster_counts(in_clusters_of_a, cluster)], axis=1)
-    resampled = resampled_sums(counts, num_resamples, seed)
+    counts = np.concatenate([_cluster_counts(rows, bootstrap) for rows in (rows_a, in_clusters_of_a)], axis=1)
+    resampled = bootstrap.sums(counts)
     whole = counts.sum(axis=0)
     scores_a, scores_b = (_resampled_scores(resampled[:, k : k + 4], whole[k : k + 4]) for k in (0, 4))
     differences = {name: scores_b[name] - scores_a[name] for name in COMPARED_SCORES}
@@ -241,9 +218,7 @@ def compare(
     if scored:
         for rows, figures in ((rows_a, metrics_a), (rows_b, metrics_b)):
             figures |= probability_metrics(*probability_columns(rows))
-        more_a, more_b = (
-            resampled_probability_scores(rows, cluster, num_resamples, seed) for rows in (rows_a, in_clusters_of_a)
-        )
+        more_a, more_b = (resampled_probability_scores(rows, bootstrap) for rows in (rows_a, in_clusters_of_a))
         differences |= {name: more_b[name] - more_a[name] for name in more_a if metrics_a[name] is not None}
     changes = [
         {**a, "means": {k: b["means"][k] - value for k, value in a.get("means", {}).items() if k in b.get("means", {})}}
@@ -252,13 +227,13 @@ def compare(
     return {
         "num_rows": len(rows_a),
         "num_clusters": len(counts),
-        "cluster": cluster,
-        "confidence": confidence,
-        "means": mean_scores(changes, cluster, num_resamples, seed, confidence),
+        "cluster": bootstrap.cluster,
+        "confidence": bootstrap.confidence,
+        "means": mean_scores(changes, bootstrap),
         "a": metrics_a,
         "b": metrics_b,
         "difference": {name: metrics_b[name] - metrics_a[name] for name in differences},
-        "intervals": percentile_intervals(differences, confidence),
+        "intervals": bootstrap.intervals(differences),
         "mcnemar": _mcnemar(rows_a, rows_b),
     }
 
@@ -309,15 +284,12 @@ def _resampled_scores(resampled: np.ndarray, whole: np.ndarray) -> dict[str, np.
     return scores | {name: np.where(there[name] & ~here[name], np.nan, scores[name]) for name in here}
 
 
-def _cluster_counts(rows: Sequence[Mapping], cluster: str) -> np.ndarray:
+def _cluster_counts(rows: Sequence[Mapping], bootstrap: Bootstrap) -> np.ndarray:
     """Counts (C, 4), clusters in order of first appearance."""
-    counts: dict[object, np.ndarray] = {}
-    for index, row in enumerate(rows):
-        key = cluster_of(index, row, cluster)
-        counts[key] = counts.get(key, 0) + _row_counts(index, row["label"], row["prediction"])
-    if not counts:
-        raise ValueError("no rows to resample: check the split and its filters")
-    return np.stack(list(counts.values()))
+    of_row, num_clusters = bootstrap.clusters(rows)
+    counts = np.zeros((num_clusters, 4), dtype=np.int64)
+    np.add.at(counts, of_row, [_row_counts(i, row["label"], row["prediction"]) for i, row in enumerate(rows)])
+    return counts
 
 
 def _columns(rows: Sequence[Mapping]) -> tuple[list, list]:

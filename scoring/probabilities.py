@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from scoring.resampling import cluster_index, percentile_intervals, ratio, resampled_sums, resampling_weights
+from scoring.resampling import DEFAULT, Bootstrap, ratio
 
 PROBABILITY_SCORES = {
     "auroc": "AUROC",
@@ -51,25 +51,19 @@ def constant_probability(labels: Sequence[int]) -> dict:
     return probability_metrics(labels, [sum(labels) / len(labels)] * len(labels))
 
 
-def calibration_bins(
-    rows: Sequence[Mapping],
-    cluster: str = "premise_id",
-    num_resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> list[dict]:
+def calibration_bins(rows: Sequence[Mapping], bootstrap: Bootstrap = DEFAULT) -> list[dict]:
     """The reliability diagram: a dict for each of the NUM_BINS bins that holds rows, by rising probability.
 
     `low` < probability <= `high` (the first bin holds 0 too), `n` rows, `mean_probability`, `frequency` of Yes and its
     clustered `interval`.
     """
     y, p = _labels_and_probabilities(*probability_columns(rows))
-    of_row, num_clusters = cluster_index(rows, cluster)
+    of_row, num_clusters = bootstrap.clusters(rows)
     bins = _bin_of(p)
     counts = np.zeros((num_clusters, 2 * NUM_BINS))  # rows of each bin, then those of them that are Yes
     np.add.at(counts, (of_row, bins), 1)
     np.add.at(counts, (of_row, NUM_BINS + bins), y)
-    resampled = resampled_sums(counts, num_resamples, seed)
+    resampled = bootstrap.sums(counts)
     held, yes = resampled[:, :NUM_BINS], resampled[:, NUM_BINS:]
     frequencies = np.where(held > 0, ratio(yes, held), np.nan)
     return [
@@ -79,7 +73,7 @@ def calibration_bins(
             "n": int((bins == b).sum()),
             "mean_probability": float(p[bins == b].mean()),
             "frequency": float(y[bins == b].mean()),
-            **percentile_intervals({"interval": frequencies[:, b]}, confidence),
+            **bootstrap.intervals({"interval": frequencies[:, b]}),
         }
         for b in np.unique(bins).tolist()
     ]
@@ -121,15 +115,13 @@ def weighted_probability_scores(weights: np.ndarray, y: np.ndarray, p: np.ndarra
     }
 
 
-def resampled_probability_scores(
-    rows: Sequence[Mapping], cluster: str, num_resamples: int, seed: int
-) -> dict[str, np.ndarray]:
-    """PROBABILITY_SCORES (num_resamples,) over the resamples that `resampled_sums` draws."""
+def resampled_probability_scores(rows: Sequence[Mapping], bootstrap: Bootstrap) -> dict[str, np.ndarray]:
+    """PROBABILITY_SCORES (R,) over the resamples."""
     y, p = _labels_and_probabilities(*probability_columns(rows))
-    of_row, num_clusters = cluster_index(rows, cluster)
+    of_row, num_clusters = bootstrap.clusters(rows)
     chunks = [
         weighted_probability_scores(weights[:, of_row].astype(np.float64), y, p)
-        for weights in resampling_weights(num_clusters, num_resamples, seed, at_once=len(rows))
+        for weights in bootstrap.weights(num_clusters, at_once=len(rows))
     ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in PROBABILITY_SCORES}
 

@@ -10,6 +10,7 @@ from runtime.settings import check
 from scoring import metrics
 from scoring.figures import calibration_figure, confusion_figure, score_figure
 from scoring.report import page
+from scoring.resampling import Bootstrap
 from scoring.tables import comparison_lines, result_lines
 
 RESULTS = "evaluation_results"
@@ -101,22 +102,21 @@ def of_split(rows: list[dict], split: str | None, directory: str) -> list[dict]:
     return rows if split is None else sorted(rows, key=lambda row: row["split"] != split)
 
 
-def compare_results(directories: list[str], split: str | None = None, **resampling) -> tuple[dict, list[dict]]:
+def compare_results(directories: list[str], split: str | None, bootstrap: Bootstrap) -> tuple[dict, list[dict]]:
     """Scores of every directory with intervals, and metrics.compare of each with the first and the one before it.
 
     They are about the split, or what each directory has first. Returns that, for JSON, and the models as `report.page`
-    takes them. `resampling`: `cluster`, `num_resamples` and `seed` of metrics.py. Raises ValueError if the rows are not
-    the same.
+    takes them. Raises ValueError if the rows are not the same.
     """
     results, rows = zip(*map(read_results, directories), strict=True)
     rows = [of_split(part, split, directory) for part, directory in zip(rows, directories, strict=True)]
     names = distinct([found["name"] for found in results], directories)
-    reports = [metrics.report(part, **resampling) for part in rows]
+    reports = [metrics.report(part, bootstrap) for part in rows]
     rows = [metrics.main_rows(part) for part in rows]
     pairs = []
     for a, b in [(0, k) for k in range(1, len(names))] + [(k - 1, k) for k in range(2, len(names))]:
         try:
-            pairs.append({"names": [names[a], names[b]], **metrics.compare(rows[a], rows[b], **resampling)})
+            pairs.append({"names": [names[a], names[b]], **metrics.compare(rows[a], rows[b], bootstrap)})
         except ValueError as error:
             raise ValueError(f"compare: {directories[a]} and {directories[b]}: {error}") from None
     models = [
@@ -124,6 +124,7 @@ def compare_results(directories: list[str], split: str | None = None, **resampli
         for name, directory, part, results in zip(names, directories, rows, reports, strict=True)
     ]
     shared = {key: pairs[0][key] for key in ("num_rows", "num_clusters", "confidence")}
+    shared |= {key: getattr(bootstrap, key) for key in ("cluster", "num_resamples", "seed")}
     shared |= {key: reports[0][key] for key in ("baselines", "given_labels") if key in reports[0]}
     parts = ("by_num_variables", "by_relation", "by_split")
     listed = [
@@ -131,7 +132,7 @@ def compare_results(directories: list[str], split: str | None = None, **resampli
         | {part: m["results"][part] for part in parts if part in m["results"]}
         for m in models
     ]
-    return {**resampling, **shared, "models": listed, "pairs": pairs}, models
+    return {**shared, "models": listed, "pairs": pairs}, models
 
 
 def write_comparison(comparison: dict, models: list[dict], output_dir: Path) -> None:

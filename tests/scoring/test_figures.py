@@ -3,12 +3,15 @@
 from made_up import make_predictions
 
 from scoring import figures, metrics
+from scoring.resampling import Bootstrap
 
 MODELS = (("a", 0.7), ("b", 1.0))
 
 
 def test_scores_are_drawn_by_group_and_model():
-    scores = {name: metrics.report(make_predictions(name, accuracy), num_resamples=5) for name, accuracy in MODELS}
+    scores = {
+        name: metrics.report(make_predictions(name, accuracy), Bootstrap(num_resamples=5)) for name, accuracy in MODELS
+    }
     names = {name: metrics.grouped_summaries(report) for name, report in scores.items()}
     del names["b"][next(label for label in names["b"] if label.startswith("N = 3"))]
     figure = figures.score_figure(names, 0.95, "title")

@@ -25,6 +25,7 @@ from scoring.probabilities import (
     probability_metrics,
     weighted_probability_scores,
 )
+from scoring.resampling import Bootstrap
 
 TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
 
@@ -34,6 +35,10 @@ def warnings_are_errors():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
+
+
+def resampled(times: int) -> Bootstrap:
+    return Bootstrap(num_resamples=times)
 
 
 def make_rows(labels, predictions, clusters=None):
@@ -219,7 +224,7 @@ def test_resampled_scores_equal_scikit_learn_with_the_weights(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_calibration_equals_scikit_learn(seed):
     labels, probabilities = random_scores(200, seed)
-    bins = calibration_bins(make_scored_rows(labels, probabilities, [i // 5 for i in range(200)]), num_resamples=100)
+    bins = calibration_bins(make_scored_rows(labels, probabilities, [i // 5 for i in range(200)]), resampled(100))
     frequencies, means = calibration_curve(labels, probabilities, n_bins=10, strategy="uniform")
     assert [part["frequency"] for part in bins] == pytest.approx(frequencies)
     assert [part["mean_probability"] for part in bins] == pytest.approx(means)
@@ -235,7 +240,7 @@ def test_probability_intervals_come_from_the_same_resamples():
     """scikit-learn on the resamples themselves, drawn again as the other scores' are."""
     labels, probabilities = random_scores(120, 5)
     rows = make_scored_rows(labels, probabilities, [i // 6 for i in range(120)])
-    intervals = clustered_bootstrap(rows, num_resamples=60, seed=7)
+    intervals = clustered_bootstrap(rows, Bootstrap(num_resamples=60, seed=7))
     draws = np.random.default_rng(7).multinomial(20, np.full(20, 1 / 20), size=60)
     weights = [np.repeat(draw, 6) for draw in draws]
     aucs = [sk.roc_auc_score(labels, probabilities, sample_weight=w) for w in weights]
@@ -248,38 +253,38 @@ def test_probability_intervals_come_from_the_same_resamples():
 def test_chunks_and_copies_of_rows_change_no_probability_interval(monkeypatch):
     labels, probabilities = random_scores(90, 2)
     clusters = [i // 3 for i in range(90)]
-    once = clustered_bootstrap(make_scored_rows(labels, probabilities, clusters), num_resamples=50)
+    once = clustered_bootstrap(make_scored_rows(labels, probabilities, clusters), resampled(50))
     monkeypatch.setattr("scoring.resampling._WEIGHTS_AT_ONCE", 7 * 90)
-    twice = clustered_bootstrap(make_scored_rows(labels * 2, probabilities * 2, clusters * 2), num_resamples=50)
+    twice = clustered_bootstrap(make_scored_rows(labels * 2, probabilities * 2, clusters * 2), resampled(50))
     for name in once:
         assert twice[name] == pytest.approx(once[name])
 
 
 def test_one_class_only_has_no_auroc():
     rows = make_scored_rows([0] * 6, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    overall = report(rows, num_resamples=20)["overall"]
+    overall = report(rows, resampled(20))["overall"]
     assert overall["auroc"] is overall["average_precision"] is overall["intervals"]["auroc"] is None
     assert "one class only" in overall["note"] and overall["brier"] > 0 and width(overall["intervals"]["brier"]) > 0
-    assert compare(rows, rows, num_resamples=20)["intervals"].keys().isdisjoint({"auroc", "average_precision"})
+    assert compare(rows, rows, resampled(20))["intervals"].keys().isdisjoint({"auroc", "average_precision"})
 
 
 def test_resamples_of_one_class_are_left_out():
     # Two clusters, one of each class: half of the resamples hold one class only; in the others the ranking is right.
     rows = make_scored_rows([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
-    assert clustered_bootstrap(rows, num_resamples=40)["auroc"] == [1.0, 1.0]
+    assert clustered_bootstrap(rows, resampled(40))["auroc"] == [1.0, 1.0]
 
 
 def test_a_resample_without_what_a_score_needs_is_left_out():
     """Eight structures, two of them with a Yes, and no mistake: no resample has a lower score, some have none."""
     labels = [int(k // 5 in (2, 6) and k % 5 == 0) for k in range(40)]
     rows = make_rows(labels, labels, [k // 5 for k in range(40)])
-    assert set(map(tuple, clustered_bootstrap(rows, num_resamples=200).values())) == {(1.0, 1.0)}
+    assert set(map(tuple, clustered_bootstrap(rows, resampled(200)).values())) == {(1.0, 1.0)}
     never = make_rows(labels, [0] * 40, [k // 5 for k in range(40)])
-    found = compare(never, rows, num_resamples=200)
+    found = compare(never, rows, resampled(200))
     assert found["intervals"]["f1"] == [1.0, 1.0] and found["intervals"]["mcc"] == [1.0, 1.0]
     assert found["intervals"]["balanced_accuracy"] == [0.5, 0.5]
     no_yes = make_rows([0] * 8, [0] * 8, range(8))
-    assert clustered_bootstrap(no_yes, num_resamples=20)["f1"] == [0.0, 0.0], "of data without a Yes F1 is 0"
+    assert clustered_bootstrap(no_yes, resampled(20))["f1"] == [0.0, 0.0], "of data without a Yes F1 is 0"
 
 
 def test_probabilities_that_are_not():
@@ -299,16 +304,16 @@ def test_probabilities_that_are_not():
 def test_a_report_of_scored_rows():
     labels, probabilities = random_scores(240)
     rows = make_scored_rows(labels, probabilities, [i // 12 for i in range(240)])
-    result = report(rows, num_resamples=50)
+    result = report(rows, resampled(50))
     for group in (result["overall"], *result["by_num_variables"].values(), *result["by_relation"].values()):
         assert set(group["intervals"]) == {*SCORES, *PROBABILITY_SCORES}
     for name in PROBABILITY_SCORES:
         low, high = result["overall"]["intervals"][name]
         assert low < result["overall"][name] < high or name == "ece"  # whose resamples lie higher: noise adds to it
-    assert result["calibration"] == calibration_bins(rows, num_resamples=50)
+    assert result["calibration"] == calibration_bins(rows, resampled(50))
     assert result["constant_probability"] == constant_probability(labels)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    unscored = report([{k: v for k, v in row.items() if k != "probability"} for row in rows], num_resamples=50)
+    unscored = report([{k: v for k, v in row.items() if k != "probability"} for row in rows], resampled(50))
     assert unscored.keys() == result.keys() - {"calibration", "constant_probability"}
     assert unscored["overall"].items() <= {**result["overall"], "intervals": unscored["overall"]["intervals"]}.items()
 
@@ -318,16 +323,16 @@ def test_probabilities_are_compared_on_the_same_resamples():
     clusters = [i // 5 for i in range(150)]
     better = [0.5 * p + 0.5 * label for label, p in zip(labels, probabilities, strict=True)]
     a, b = make_scored_rows(labels, probabilities, clusters), make_scored_rows(labels, better, clusters)
-    result = compare(a, b[::-1], num_resamples=100)
+    result = compare(a, b[::-1], resampled(100))
     for name in PROBABILITY_SCORES:
         assert result["difference"][name] == result["b"][name] - result["a"][name]
     low, high = result["intervals"]["auroc"]
     assert 0 < low < result["difference"]["auroc"] < high
-    assert set(compare(a, a, num_resamples=10)["difference"].values()) == {0.0}
+    assert set(compare(a, a, resampled(10))["difference"].values()) == {0.0}
     same_ranks = make_scored_rows(labels, [p / 2 for p in probabilities], clusters)
-    assert compare(a, same_ranks, num_resamples=50)["intervals"]["auroc"] == [0.0, 0.0]
+    assert compare(a, same_ranks, resampled(50))["intervals"]["auroc"] == [0.0, 0.0]
     answers = [{k: v for k, v in row.items() if k != "probability"} for row in b]
-    assert "auroc" not in compare(a, answers, num_resamples=10)["difference"]
+    assert "auroc" not in compare(a, answers, resampled(10))["difference"]
 
 
 # ---- bootstrap
@@ -336,7 +341,7 @@ def test_probabilities_are_compared_on_the_same_resamples():
 def test_one_row_clusters_agree_with_the_normal_approximation():
     n, p = 400, 0.7
     rows = make_rows([0] * n, [0] * int(n * p) + [1] * int(n * (1 - p) + 0.5))
-    low, high = clustered_bootstrap(rows, num_resamples=4000)["accuracy"]
+    low, high = clustered_bootstrap(rows, resampled(4000))["accuracy"]
     half = norm.ppf(0.975) * np.sqrt(p * (1 - p) / n)
     assert [low, high] == pytest.approx([p - half, p + half], abs=0.1 * half)
 
@@ -347,7 +352,7 @@ def test_duplicated_rows_in_a_cluster_add_no_information():
     rows = make_rows(labels * copies, predictions * copies, list(range(200)) * copies)
     once = clustered_bootstrap(make_rows(labels, predictions))
     clustered = clustered_bootstrap(rows)
-    by_row = clustered_bootstrap(rows, cluster="input")
+    by_row = clustered_bootstrap(rows, Bootstrap(cluster="input"))
     for score in SCORES:
         assert clustered[score] == pytest.approx(once[score])
         assert width(clustered[score]) == pytest.approx(np.sqrt(copies) * width(by_row[score]), rel=0.15)
@@ -356,29 +361,32 @@ def test_duplicated_rows_in_a_cluster_add_no_information():
 def test_known_distribution_of_two_unequal_clusters():
     # Draws of two clusters: both right (1/4), one each (1/2): accuracy 3/4, both wrong (1/4).
     rows = make_rows([0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1])
-    assert clustered_bootstrap(rows, confidence=0.95)["accuracy"] == [0.0, 1.0]
-    assert clustered_bootstrap(rows, confidence=0.4)["accuracy"] == [0.75, 0.75]
+    assert clustered_bootstrap(rows, Bootstrap(confidence=0.95))["accuracy"] == [0.0, 1.0]
+    assert clustered_bootstrap(rows, Bootstrap(confidence=0.4))["accuracy"] == [0.75, 0.75]
 
 
 def test_intervals_hold_the_estimate_and_grow_with_confidence():
     rows = make_rows(*random_pair(300, answered=False), clusters=[i // 10 for i in range(300)])
     estimate = classification_metrics([r["label"] for r in rows], [r["prediction"] for r in rows])
-    wide, narrow = clustered_bootstrap(rows, confidence=0.99), clustered_bootstrap(rows, confidence=0.8)
+    wide, narrow = (
+        clustered_bootstrap(rows, Bootstrap(confidence=0.99)),
+        clustered_bootstrap(rows, Bootstrap(confidence=0.8)),
+    )
     for score in SCORES:
         assert wide[score][0] < narrow[score][0] < estimate[score] < narrow[score][1] < wide[score][1]
 
 
 def test_seed_decides_the_interval():
     rows = make_rows(*random_pair(120), clusters=[i // 4 for i in range(120)])
-    assert clustered_bootstrap(rows, seed=3) == clustered_bootstrap(rows, seed=3)
-    assert clustered_bootstrap(rows, seed=3) != clustered_bootstrap(rows, seed=4)
+    assert clustered_bootstrap(rows, Bootstrap(seed=3)) == clustered_bootstrap(rows, Bootstrap(seed=3))
+    assert clustered_bootstrap(rows, Bootstrap(seed=3)) != clustered_bootstrap(rows, Bootstrap(seed=4))
 
 
 def test_chunked_resampling_gives_the_same_intervals(monkeypatch):
     rows = make_rows(*random_pair(120), clusters=[i // 4 for i in range(120)])
-    whole = clustered_bootstrap(rows, num_resamples=100)
+    whole = clustered_bootstrap(rows, resampled(100))
     monkeypatch.setattr("scoring.resampling._WEIGHTS_AT_ONCE", 30 * 7)
-    assert clustered_bootstrap(rows, num_resamples=100) == whole
+    assert clustered_bootstrap(rows, resampled(100)) == whole
 
 
 def test_single_cluster_is_degenerate():
@@ -404,7 +412,7 @@ def test_one_class_only():
 )
 def test_bad_bootstrap_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        clustered_bootstrap(make_rows([0, 1], [0, 1]), **settings)
+        clustered_bootstrap(make_rows([0, 1], [0, 1]), Bootstrap(**settings))
 
 
 def test_no_rows_to_resample():
@@ -417,7 +425,7 @@ def test_no_rows_to_resample():
 
 def test_report_groups_rows():
     rows = make_rows(*random_pair(240, answered=False), clusters=[i // 12 for i in range(240)])
-    result = report(rows, num_resamples=50)
+    result = report(rows, resampled(50))
     assert (result["num_rows"], result["num_clusters"], result["overall"]["num_clusters"]) == (240, 20, 20)
     assert set(result["by_num_variables"]) == {"4", "5"}
     expected = {"direct": TEMPLATES[:2], "indirect": TEMPLATES[2:4], "collider": ("has_collider",)}
@@ -437,7 +445,7 @@ def test_report_by_structure_has_wider_intervals_where_premises_share_one():
     rows = make_rows(labels * 4, predictions * 4)
     for i, row in enumerate(rows):
         row["structure_id"] = f"s{i % 100}"
-    by_premise, by_structure = report(rows)["overall"], report(rows, cluster="structure_id")["overall"]
+    by_premise, by_structure = report(rows)["overall"], report(rows, Bootstrap(cluster="structure_id"))["overall"]
     assert by_premise["f1"] == by_structure["f1"]
     assert width(by_structure["intervals"]["f1"]) > 1.5 * width(by_premise["intervals"]["f1"])
 
@@ -458,19 +466,19 @@ def test_other_splits_stand_beside_the_first():
         b | {"label": a["label"], "input": f"in other words {a['input']}"} for a, b in zip(rows, other, strict=True)
     ]
     splits = {"test": rows, "test_paraphrase": worded, "validation": other[:50]}
-    result = report([{**row, "split": name} for name, part in splits.items() for row in part], num_resamples=40)
+    result = report([{**row, "split": name} for name, part in splits.items() for row in part], resampled(40))
     by_split = result.pop("by_split")
-    assert result == report(rows, num_resamples=40)
+    assert result == report(rows, resampled(40))
     assert list(by_split) == list(splits) and by_split["test"] == result["overall"]
     numbered = ([row | {"input": k} for k, row in enumerate(part)] for part in (rows, worded))
-    paired = compare(*numbered, num_resamples=40)
+    paired = compare(*numbered, resampled(40))
     assert by_split["test_paraphrase"]["difference"] == paired["difference"]
     assert by_split["test_paraphrase"]["difference_intervals"] == paired["intervals"]
     assert "difference" not in by_split["validation"] and by_split["validation"]["n"] == 50
     others = [
         row | {"label": rows[k]["label"], "num_variables": 6, "split": "validation"} for k, row in enumerate(other)
     ]
-    result = report([{**row, "split": "test"} for row in rows] + others, num_resamples=5)
+    result = report([{**row, "split": "test"} for row in rows] + others, resampled(5))
     assert "difference" not in result["by_split"]["validation"], "other graphs, whose labels happen to be the same"
 
 
@@ -559,7 +567,7 @@ def rows_with_means(seed: int, shift: float = 0.0) -> list[dict]:
 
 def test_means_have_clustered_intervals():
     rows = rows_with_means(0)
-    scores = mean_scores(rows, num_resamples=3000)
+    scores = mean_scores(rows, resampled(3000))
     clusters = {row["premise_id"] for row in rows}
     rng, drawn = np.random.default_rng(1), {name: [] for name in scores}
     by_cluster = [[row["means"] for row in rows if row["premise_id"] == cluster] for cluster in sorted(clusters)]
@@ -570,15 +578,15 @@ def test_means_have_clustered_intervals():
     for name, score in scores.items():
         assert score["mean"] == pytest.approx(np.mean([row["means"][name] for row in rows]))
         assert score["interval"] == pytest.approx(np.quantile(drawn[name], [0.025, 0.975]), abs=0.02)
-    found = report(rows, num_resamples=50)
+    found = report(rows, resampled(50))
     assert found["overall"]["means"].keys() == scores.keys() and found["by_num_variables"]["4"]["means"]
 
 
 def test_means_are_compared_row_by_row():
     rows, better = rows_with_means(0), rows_with_means(0, shift=0.25)
-    found = compare(rows, better, num_resamples=50)["means"]
+    found = compare(rows, better, resampled(50))["means"]
     assert found["exact_trace"] == {"mean": pytest.approx(0.25), "interval": pytest.approx([0.25, 0.25])}
-    assert compare(rows, make_rows(*zip(*[(r["label"], 1) for r in rows], strict=True)), num_resamples=9)["means"] == {}
+    assert compare(rows, make_rows(*zip(*[(r["label"], 1) for r in rows], strict=True)), resampled(9))["means"] == {}
 
 
 def test_rows_with_other_means_are_refused():

@@ -13,6 +13,7 @@ from causal.rows import generate_rows
 from causal.wording import class_edges, parse_input
 from dataset.sources import parse_row
 from scoring import metrics, report
+from scoring.resampling import Bootstrap
 
 ROWS = [row | {"split": "test"} for row in generate_rows(3)] + [row | {"split": "test"} for row in generate_rows(4)][
     :96
@@ -45,7 +46,7 @@ def model(name: str, wrong, text: str = "", rows: list[dict] = ROWS) -> dict:
     """A model that is wrong on the rows k for which `wrong(k)` holds."""
     said = [row["label"] ^ bool(wrong(k)) for k, row in enumerate(rows)]
     rows = [{**row, "prediction": p, "completion": text or f"Answer: {p}"} for row, p in zip(rows, said, strict=True)]
-    return {"name": name, "rows": rows, "results": metrics.report(rows, num_resamples=5)}
+    return {"name": name, "rows": rows, "results": metrics.report(rows, Bootstrap(num_resamples=5))}
 
 
 def page(*models: dict) -> str:

@@ -1,6 +1,7 @@
 """Tables of scores: the right figure under the right name, in characters that any terminal has."""
 
 from scoring.metrics import baselines, report
+from scoring.resampling import Bootstrap
 from scoring.tables import format_probability_table, format_table, result_lines
 
 
@@ -23,7 +24,7 @@ def test_format_table():
 
 def test_scores_that_labels_of_one_class_do_not_have():
     rows = [{**row, "probability": 0.1 * k} for k, row in enumerate(make_rows([0] * 6, [0] * 6))]
-    overall = report(rows, num_resamples=20)["overall"]
+    overall = report(rows, Bootstrap(num_resamples=20))["overall"]
     line = format_probability_table([("model", overall)]).splitlines()[1]
     assert line.split()[:3] == ["model", "none", "none"]
 
@@ -31,5 +32,5 @@ def test_scores_that_labels_of_one_class_do_not_have():
 def test_any_terminal_can_show_the_scores():
     rows = make_rows([1, 1, 0, 0], [1, 0, 0, None])
     rows = [{**row, "split": split} for split in ("test", "test_paraphrase") for row in rows]
-    text = "\n".join(result_lines({"name": "sft", **report(rows, num_resamples=5)}))
+    text = "\n".join(result_lines({"name": "sft", **report(rows, Bootstrap(num_resamples=5))}))
     assert "test_paraphrase - test" in text and text.isascii()

@@ -27,6 +27,7 @@ from policy.sampling import Sampler
 from preprocess import DataConfig, build, write_dataset
 from scoring import asking, metrics, predictions
 from scoring.predictions import Sample, majority, predict, score_answers
+from scoring.resampling import Bootstrap
 from scoring.results import answer_figures
 
 
@@ -131,7 +132,7 @@ def test_a_constant_yes_scores_what_always_yes_scores(place, run, tmp_path, caps
     assert constant["f1"] > 0 and {key: results["overall"][key] for key in constant} == constant
     assert results["truncated_rate"] == 0 and results["seconds"] > 0
     assert (results["name"], results["split"], results["dtype"]) == ("yes", ["test"], "float32")
-    recomputed = metrics.report(rows, "premise_id", 50, 0)
+    recomputed = metrics.report(rows, Bootstrap("premise_id", 50, 0))
     assert {key: results[key] for key in recomputed} == json.loads(json.dumps(recomputed))
     assert all(is_png(tmp_path / "out" / name) for name in ("confusion_matrix.png", "scores.png"))
     assert f"Of {len(rows)} rows, {data['label'].count(0)} are wrong" in (tmp_path / "out" / "report.html").read_text()
@@ -399,7 +400,7 @@ def test_scoring_as_users_run_it(place, run, tmp_path, capsys):
     assert [row["input"] for row in rows] == load_split(str(place / "data"), "test")["input"]
     assert all(row["prediction"] == 1 and row["probability"] > 0.6 for row in rows)
     assert (results["mode"], results["threshold"]) == ("score", 0.6) and "max_new_tokens" not in results
-    recomputed = metrics.report(rows, "premise_id", 50, 0)
+    recomputed = metrics.report(rows, Bootstrap("premise_id", 50, 0))
     assert {key: results[key] for key in recomputed} == json.loads(json.dumps(recomputed))
     assert results["answer_mass"] == pytest.approx(
         np.mean([np.exp(r["logp_yes"]) + np.exp(r["logp_no"]) for r in rows])
@@ -517,10 +518,12 @@ def test_comparison_pairs_models_with_the_first_and_the_previous(run, tmp_path, 
     rows = {directory.name: read_predictions(directory) for directory in directories}
     for pair in comparison["pairs"]:
         a, b = (rows[name] for name in pair["names"])
-        expected = metrics.compare(a, b, "premise_id", 40, 3)
+        expected = metrics.compare(a, b, Bootstrap("premise_id", 40, 3))
         assert {key: pair[key] for key in expected} == json.loads(json.dumps(expected))
     assert [model["n"] for model in comparison["models"]] == [120] * 3
-    assert comparison["models"][2]["intervals"] == metrics.clustered_bootstrap(rows["grpo"], "premise_id", 40, 3)
+    assert comparison["models"][2]["intervals"] == metrics.clustered_bootstrap(
+        rows["grpo"], Bootstrap("premise_id", 40, 3)
+    )
     assert is_png(output / "comparison.png")
     printed = capsys.readouterr().out
     assert "majority answer" in printed and "always Yes" in printed and printed.isascii()
