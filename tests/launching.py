@@ -1,5 +1,6 @@
 """Settings of short launched runs, and what they have logged."""
 
+import math
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,3 +34,8 @@ def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
     """TensorBoard scalars: per name, (step, value)."""
     events = EventAccumulator(str(directory)).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_all_finite(curves: dict) -> None:
+    for name, points in curves.items():
+        assert all(math.isfinite(value) for _, value in points), name

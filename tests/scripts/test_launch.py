@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, launch, padded_logps, run_here
 from datasets import load_from_disk
-from launching import GRPO, OFTEN, SFT, curves
+from launching import GRPO, OFTEN, SFT, assert_all_finite, curves
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -28,11 +28,6 @@ from train_sft import Config as SftConfig
 from train_sft import learning_rate, plan_steps
 
 ADAPTER = "adapter_model.safetensors"
-
-
-def assert_all_finite(curves: dict) -> None:
-    for name, points in curves.items():
-        assert all(torch.isfinite(torch.tensor(value)) for _, value in points), name
 
 
 @pytest.fixture(scope="module")
@@ -239,23 +234,14 @@ def test_without_a_gpu_its_configuration_is_refused(folder, dataset, monkeypatch
     assert not (folder / "refused").exists()
 
 
-def test_the_configuration_of_two_l4_trains_in_bf16(folder, dataset, sft_two, start_adapter, monkeypatch):
-    """As it is, without the GPUs: the casts, the tolerances, the sums in fp32. SFT's losses are about those of fp32."""
+def test_the_configuration_of_two_l4_trains_in_bf16(folder, dataset, sft_two, monkeypatch):
+    """As it is, without the GPUs: the casts, the tolerances, the sums in fp32. Losses are about those of fp32."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    places = {"dataset": dataset} | OFTEN | {"eval_steps": 0, "save_steps": 0, "setup": "zero2_2xl4"}
-    stages = {"sft": SFT | {"model": "tiny"}, "grpo": GRPO | {"model": start_adapter, "learning_rate": 1e-3}}
-    for stage, options in stages.items():
-        output, logs = folder / f"{stage}_bf16", folder / "logs" / f"{stage}_bf16"
-        text = launch(2, f"train_{stage}.py", **places, **options, output_dir=output, logging_dir=logs)
-        assert f"{stage.upper()} on CPU, 2 processes, torch.bfloat16, DEEPSPEED\n" in text
-        assert f"next, scores on the test split: python evaluate.py --model {output}\n" in text
-        logged = curves(logs)
-        assert_all_finite(logged)
-        assert {value for _, value in logged["health/step_skipped"]} == {0}
-        assert logged["health/weight_change"][-1][1] > 0
+    output, logs = folder / "sft_bf16", folder / "logs" / "sft_bf16"
+    options = {"model": "tiny", "dataset": dataset} | SFT | OFTEN | {"eval_steps": 0, "save_steps": 0}
+    launch(2, "train_sft.py", "zero2_2xl4", **options, output_dir=output, logging_dir=logs)
     exact = [value for _, value in curves(folder / "logs" / sft_two.name)["train/loss"]]
-    assert [value for _, value in curves(folder / "logs" / "sft_bf16")["train/loss"]] == pytest.approx(exact, rel=0.05)
-    assert logged["health/first_ratio_deviation"][0][1] == 0 and logged["health/sampling_gap_ratio"][0][1] < 1
+    assert [value for _, value in curves(logs)["train/loss"]] == pytest.approx(exact, rel=0.05)
 
 
 # --- several machines
