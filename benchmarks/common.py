@@ -24,7 +24,7 @@ import time
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -418,11 +418,23 @@ def reason_of(printed: str) -> str:
 
 
 def end_with_children(process: subprocess.Popen) -> None:
-    """End a launcher and its ranks, which are in sessions of their own."""
-    for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
-        child.kill()
+    """End a launcher and its ranks, which are in sessions of their own, and wait until they have gone."""
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     process.kill()
     process.wait()
+    while any(map(is_there, children)):
+        time.sleep(0.05)
+
+
+def is_there(process: psutil.Process) -> bool:
+    """Nor is a zombie, which stays for as long as nobody asks for its exit status."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def write(figures: dict, path: str | None) -> None:

@@ -229,19 +229,13 @@ def killed(place: Place) -> str:
         of_ranks[-1].kill()
         since = time.monotonic()
         until(
-            lambda: not any(map(is_there, started)), PATIENCE, f"processes are left {PATIENCE} s after a rank has died"
+            lambda: not any(map(common.is_there, started)),
+            PATIENCE,
+            f"processes are left {PATIENCE} s after a rank has died",
         )
         return f"all gone {time.monotonic() - since:.0f} s after a rank has died"
     finally:
         common.end_with_children(launcher)
-
-
-def is_there(process: psutil.Process) -> bool:
-    """Nor is a zombie, which stays for as long as nobody asks for its exit status."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def until(condition: Callable[[], bool], seconds: float, fault: str) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import chain
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -617,6 +618,7 @@ def test_rollout_metrics_by_hand():
         "rollout/label_yes_rate": 1 / 3,
         "rollout/truncated_rate": 1 / 3,
         "health/ran_past_end": 0.0,
+        "health/not_finite_rate": 0.0,
     }
     assert got == pytest.approx(expected, rel=1e-5)
     sums = rollout_sums(scored_rollout(), set())
@@ -633,6 +635,14 @@ def test_a_label_that_no_prompt_has_leaves_its_metric_nan():
 def test_an_end_inside_a_completion_is_counted():
     sums = rollout_sums(scored_rollout(), end_ids={1})  # three have 1 token, six go on after the first
     assert sums["past_end"] == 6
+
+
+def test_a_completion_that_is_not_finite_is_counted_and_not_as_a_cut_one():
+    rollout = scored_rollout()
+    broken = next(one for one in chain.from_iterable(rollout.completions) if not one.stopped)
+    broken.logps[-1] = float("nan")
+    means = rollout_means(rollout_sums(rollout, end_ids=set()))
+    assert (means["health/not_finite_rate"], means["rollout/truncated_rate"]) == pytest.approx((1 / 9, 2 / 9))
 
 
 def test_step_metrics_by_hand():

