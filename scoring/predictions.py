@@ -132,6 +132,12 @@ def majority(samples: list[Sample]) -> dict:
     return result | ({"votes": [no, yes, unanswered], "completions": list(texts)} if len(samples) > 1 else {})
 
 
+def not_finite(results: Sequence[dict]) -> dict[str, float]:
+    """`not_finite_rate`, the share of results of `predict` that are marked so; nothing if none is."""
+    count = sum(not row.get("finite", True) for row in results)
+    return {"not_finite_rate": count / len(results)} if count else {}
+
+
 @torch.no_grad()
 def score_answers(
     accelerator: Accelerator,

@@ -9,6 +9,7 @@ import numpy as np
 from runtime.settings import check
 from scoring import metrics
 from scoring.figures import calibration_figure, confusion_figure, score_figure
+from scoring.predictions import not_finite
 from scoring.report import page
 from scoring.resampling import Bootstrap
 from scoring.tables import comparison_lines, result_lines
@@ -35,12 +36,10 @@ def answer_figures(rows: list[dict]) -> dict[str, float]:
     """
     if "stopped" not in rows[0]:
         return {"answer_mass": float(np.mean([np.exp([row["logp_no"], row["logp_yes"]]).sum() for row in rows]))}
-    finite = [row.get("finite", True) for row in rows]
-    cut = sum(not row["stopped"] and known for row, known in zip(rows, finite, strict=True))
-    shares = {"truncated_rate": cut / len(rows)}
+    shares = {"truncated_rate": sum(not row["stopped"] and row.get("finite", True) for row in rows) / len(rows)}
     if "votes" in rows[0]:
         shares["agreement"] = float(np.mean([max(row["votes"][:2]) / sum(row["votes"]) for row in rows]))
-    return shares | ({} if all(finite) else {"not_finite_rate": finite.count(False) / len(rows)})
+    return shares | not_finite(rows)
 
 
 def clear_results(output_dir: Path) -> None:

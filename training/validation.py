@@ -8,7 +8,7 @@ from dataset.chat import encode
 from dataset.reading import premise_ids_of
 from policy.loading import model_card
 from scoring.metrics import classification_metrics
-from scoring.predictions import complete, predict
+from scoring.predictions import complete, not_finite, predict
 from training.monitoring import EVAL_SCORES, report_means, report_scores
 from training.rewards import Reward
 from training.setup import Setup
@@ -48,11 +48,9 @@ class Validation:
         answered = predict(self.s.accelerator, self.s.sampler, rows, self.prompts)
         predictions = [row["prediction"] for row in answered]
         scores = classification_metrics(rows["label"], predictions)
-        not_finite = sum(not row.get("finite", True) for row in answered) / len(answered)
         if self.s.writer is not None:
             report_scores(self.s.writer, scores, rows["label"], predictions, step, loss)
-        values = {name: scores[name] for name in EVAL_SCORES}
-        return values | ({"not_finite_rate": not_finite} if not_finite else {})
+        return {name: scores[name] for name in EVAL_SCORES} | not_finite(answered)
 
     def _rewards(self, step: int) -> dict[str, float]:
         rows = self.s.validation
