@@ -44,6 +44,15 @@ class Config(TrainingSettings):
     adaptation: str = arg("full", "lora | full", choices=("lora", "full"), section="policy")
     lora_dropout: float = arg(0.0, "dropout probability before LoRA's A", at_least=0, below=1)
 
+    unknown_words: float = arg(
+        0.0,
+        "relabel_each_epoch: share of the rows in whose hypothesis words are made up, so that the model stays undecided "
+        "where it knows none, and GRPO has something to choose from",
+        at_least=0,
+        at_most=1,
+        section="model and data",
+    )
+
     prompt_loss_weight: float = arg(
         0.0,
         "loss weight of a prompt token; above 0 helps a model that starts from random weights",
@@ -67,6 +76,7 @@ class Config(TrainingSettings):
     def __post_init__(self):
         super().__post_init__()
         check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs: must be above 0 (or set max_steps)")
+        check(self.relabel_each_epoch or not self.unknown_words, "unknown_words: set relabel_each_epoch true too")
 
 
 def learning_rate(step: int, total: int, config: Config) -> float:
@@ -215,7 +225,8 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     part, fresh = train.shard(accelerator.num_processes, accelerator.process_index, contiguous=True), None
     if config.relabel_each_epoch:
         check_reads_english(tokenizer, "wordings", config.wordings)
-        fresh = FreshRows(part, trace_style(config.dataset), config.seed, config.wordings, config.letterings)
+        drawn = config.wordings, config.letterings, config.unknown_words
+        fresh = FreshRows(part, trace_style(config.dataset), config.seed, *drawn)
 
     @lru_cache(maxsize=1)
     def rows_of(epoch: int) -> Rows:

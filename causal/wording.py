@@ -401,6 +401,38 @@ def write_hypothesis(claim: Claim, variables: Sequence[str], template: str, word
     return _capital(WORDINGS[wording][template].format(a=variables[claim.i], b=variables[claim.j]))
 
 
+# ---------------------------------------------------------------- words that nobody knows
+
+_SYLLABLE = ("bcdfghklmnprstvw", "aeiou", ("", "", *"dlmnrst"))
+_SYLLABLES = 3
+# Characters, at most, of the words of a hypothesis that are made up, each with a space before it.
+LONGEST_UNKNOWN_HYPOTHESIS = (3 * _SYLLABLES + 1) * max(
+    len(sentence.split()) for wording in WORDINGS.values() for sentence in wording.values()
+)
+_SHARES = (0.3, 0.6, 1.0)  # of a hypothesis's words that are made up
+
+
+def _made_up(rng: random.Random) -> str:
+    return "".join(rng.choice(part) for _ in range(rng.randint(1, _SYLLABLES)) for part in _SYLLABLE)
+
+
+def with_unknown_words(hypothesis: str, variables: Sequence[str], rng: random.Random) -> str:
+    """The hypothesis with words made up in place of some of its own, or of all; the variables stay where they are.
+
+    Whoever is taught the claim with it learns what may be meant where words are not known: any of those that the others
+    leave. Words replaced at random, as noise for language models (Xie et al. 2017, https://arxiv.org/abs/1703.02573).
+    """
+    share = rng.choice(_SHARES)
+    names = "|".join(re.escape(form) for name in variables for form in (name, _capital(name)))
+
+    def replacement(match: re.Match) -> str:
+        if match["name"] or rng.random() >= share:
+            return match[0]
+        return _capital(_made_up(rng)) if match[0][0].isupper() else _made_up(rng)
+
+    return re.sub(rf"(?P<name>\b(?:{names})\b)|\w+(?:\(\w+\))?", replacement, hypothesis)
+
+
 # ---------------------------------------------------------------- edges in words
 
 

@@ -11,7 +11,14 @@ from causal.classes import Premise
 from causal.reasoning import trace
 from causal.rows import DRAWN_LETTERINGS, draw_letters, draw_names, render
 from causal.vocabulary import DRAWN_WORDINGS, NAMES, draw, drawn
-from causal.wording import parse_claim, telling_of, wording_of, write_input
+from causal.wording import (
+    LONGEST_UNKNOWN_HYPOTHESIS,
+    parse_claim,
+    telling_of,
+    with_unknown_words,
+    wording_of,
+    write_input,
+)
 from dataset.chat import encode_rows
 from dataset.reading import data_config
 from runtime.settings import check
@@ -53,7 +60,8 @@ class FreshRows:
 
     `style` is that of their traces, which are written anew; with None responses stay. `wordings` and `letterings`, by
     name, are drawn from (`vocabulary.draw`, `rows.draw_letters`); without any, a hypothesis and a premise keep their
-    words, and a premise its letters, in another order. An epoch is a function of (seed, epoch) and the row: rows of one
+    words, and a premise its letters, in another order. In a share `unknown_words` of the rows some of the hypothesis's
+    words are made up, so that it cannot be read. An epoch is a function of (seed, epoch) and the row: rows of one
     premise keep one, and an epoch repeats itself. Raises ValueError for an unknown name, for rows of another task, and
     for a row whose prompt or response has other text in it.
     """
@@ -65,6 +73,7 @@ class FreshRows:
         seed: int,
         wordings: Sequence[str] = (),
         letterings: Sequence[str] = (),
+        unknown_words: float = 0.0,
     ):
         for setting, names, known in (
             ("wordings", wordings, DRAWN_WORDINGS),
@@ -75,7 +84,7 @@ class FreshRows:
         lacking = [name for name in (*_PARSED, "prompt", "response") if name not in rows.column_names]
         check(not lacking, f"relabel_each_epoch: rows without {', '.join(lacking)} are not Corr2Cause's; set it false")
         self.style, self.seed = style, seed
-        self.wordings, self.letterings = list(wordings), list(letterings)
+        self.wordings, self.letterings, self.unknown_words = list(wordings), list(letterings), unknown_words
         self.rows = [row if row.get("kept") else self._parse(row) for row in rows]
 
     def _parse(self, row: dict) -> _Parsed:
@@ -110,7 +119,8 @@ class FreshRows:
                 letters = draw_names(subject, n, rng)
             own = random.Random(f"{self.seed}-{epoch}-{row.premise_id}-{row.claim}")  # of each row by itself
             wording = draw("hypotheses", self.wordings, own) or row.wording
-            self._write(columns, row, order, letters, wording, telling or row.telling)
+            unknown = own if own.random() < self.unknown_words else None
+            self._write(columns, row, order, letters, wording, telling or row.telling, unknown)
         return columns
 
     def longest(self, tokenizer, responses: bool) -> int:
@@ -119,7 +129,7 @@ class FreshRows:
         It is looked for among the 16 rows that have the most characters, in each story and under the longest names.
         """
         tellings, subjects = drawn("story", self.wordings), drawn("names", self.wordings)
-        if not (tellings or subjects):
+        if not (tellings or subjects or self.unknown_words):
             return 0
         first, columns = self.columns(0), {name: [] for name in COLUMNS}
         lengths = [
@@ -133,7 +143,8 @@ class FreshRows:
                 for telling, letters in product(tellings or {row.telling}, names):
                     self._write(columns, row, range(n), letters, row.wording, telling)
         encoded = zip(*encode_rows(tokenizer, columns), strict=True)
-        return max((len(asked) + responses * len(said) for asked, said in encoded), default=0)
+        unknown = LONGEST_UNKNOWN_HYPOTHESIS if self.unknown_words else 0  # of made-up words each character is a token
+        return max((len(asked) + responses * len(said) + unknown for asked, said in encoded), default=0)
 
     def _write(
         self,
@@ -143,9 +154,12 @@ class FreshRows:
         letters: Sequence[str],
         wording: str,
         telling: str,
+        unknown: random.Random | None = None,
     ) -> None:
-        """Adds the row in these letters and words to the columns."""
+        """Adds the row in these letters and words to the columns; `unknown` makes words up."""
         new = render(row.premise, row.claim, row.template, order, letters, wording, self.style, telling)
+        if unknown is not None:
+            new = new._replace(hypothesis=with_unknown_words(new.hypothesis, letters, unknown))
         text = write_input(new.premise, new.hypothesis)
         columns["input"].append(text)
         columns["prompt"].append(text.join(row.prompt))

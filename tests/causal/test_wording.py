@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 
 import pytest
 from brute_force import all_claims, premises_and_claims, rows, statements
@@ -266,6 +267,30 @@ def test_text_to_knowledge_to_text_is_the_identity(case, wording, telling, data)
     assert c.write_hypothesis(claim, premise.variables, template, found) == hypothesis
     assert c.write_hypothesis(read, premise.variables, read_template, wording) == hypothesis
     assert c.parse_premise(c.write_premise(premise, data.draw(st.randoms()), telling)) == premise
+
+
+# ---------------------------------------------------------------- words that nobody knows
+
+
+@given(premises_and_claims(), st.sampled_from([*c.WORDINGS]), st.randoms(use_true_random=False), st.data())
+def test_made_up_words_leave_the_variables_and_nothing_that_is_longer(case, wording, rng, data):
+    premise, claim, template = case
+    names = named(premise, data.draw(st.sampled_from([LETTERS, *v.NAMES.values()]))).variables
+    hypothesis = c.write_hypothesis(claim, names, template, wording)
+    unread = c.with_unknown_words(hypothesis, names, rng)
+    forms = "|".join(re.escape(form) for name in names for form in (name, name[0].upper() + name[1:]))
+    variables = re.compile(rf"\b(?:{forms})\b")
+    assert variables.findall(unread) == variables.findall(hypothesis)
+    assert len(variables.sub("", unread)) <= c.LONGEST_UNKNOWN_HYPOTHESIS
+    assert unread[0] == unread[0].upper() and unread[-1] == "."
+
+
+def test_of_a_hypothesis_some_words_or_all_are_made_up():
+    hypothesis, rng = "Some other variable(s) cause(s) both A and B.", random.Random(0)
+    drawn = [c.with_unknown_words(hypothesis, "AB", rng).split() for _ in range(900)]
+    assert {len(words) for words in drawn} == {8} and {(words[5], words[7]) for words in drawn} == {("A", "B.")}
+    kept = Counter(sum(map(str.__eq__, words, hypothesis.split())) - 2 for words in drawn)
+    assert set(kept) == set(range(7)) and 250 < kept[0] < 350  # a third of the time all six are made up
 
 
 # ---------------------------------------------------------------- names and tellings

@@ -1,5 +1,7 @@
 """Rows in other letters: the same questions and labels, other texts in every epoch."""
 
+from itertools import product
+
 import pytest
 from datasets import Dataset
 
@@ -106,14 +108,31 @@ def test_stories_and_names_are_drawn_anew_for_every_premise(traces):
 def test_no_epoch_has_a_longer_row_than_is_foreseen(traces, tokenizer):
     rows = load_split(traces, "train").select(range(72))
     assert FreshRows(rows, "full", 0, ["effect"], ["refactorization"]).longest(tokenizer, True) == 0
+    unread = FreshRows(rows, "full", 0, ["effect"], (), 1.0)
     fresh = FreshRows(rows, "full", 0, ["released", *vocabulary.KINDS])
-    for responses in (False, True):
+    for responses, (fresh, near) in product((False, True), ((fresh, 0.7), (unread, 0.5))):
         most = max(
             len(asked) + responses * len(said)
             for epoch in range(6)
             for asked, said in zip(*encode_rows(tokenizer, fresh.columns(epoch)), strict=True)
         )
-        assert 0.7 * fresh.longest(tokenizer, responses) < most <= fresh.longest(tokenizer, responses)
+        assert near * fresh.longest(tokenizer, responses) < most <= fresh.longest(tokenizer, responses)
+
+
+def test_a_share_of_the_hypotheses_has_words_that_nobody_knows_and_asks_the_same(traces):
+    rows = load_split(traces, "train").select(range(72))
+    options = ("full", 0, ["hypotheses", "composed"], ["released-spread"])
+    plain = FreshRows(rows, *options).columns(2)
+    assert FreshRows(rows, *options, 0.0).columns(2) == plain
+    for share, some in ((0.5, range(20, 53)), (1.0, range(60, 73))):
+        columns = FreshRows(rows, *options, share).columns(2)
+        assert columns == FreshRows(rows, *options, share).columns(2)
+        assert all(columns[name] == plain[name] for name in ("premise", "response", "kept"))
+        pairs = list(zip(columns["hypothesis"], plain["hypothesis"], strict=True))
+        assert sum(hypothesis != before for hypothesis, before in pairs) in some
+        for k, (hypothesis, before) in enumerate(pairs):
+            assert columns["prompt"][k] == plain["prompt"][k].replace(before, hypothesis)
+            assert columns["input"][k] == wording.write_input(columns["premise"][k], hypothesis)
 
 
 def test_without_wordings_a_hypothesis_keeps_its_own(traces):

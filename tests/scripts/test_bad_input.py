@@ -82,6 +82,8 @@ SETTINGS = [
     ("train_sft", {"min_lr_ratio": -0.1}, "min_lr_ratio: must be between 0 and 1"),
     ("train_sft", {"position_stretch": 0.5}, "position_stretch: must be at least 1"),
     ("train_sft", {"position_stretch": 1000}, r"position_stretch: sequences of up to \d+ tokens: .* 4096; lower it"),
+    ("train_sft", {"unknown_words": 1.5, "relabel_each_epoch": True}, "unknown_words: must be between 0 and 1"),
+    ("train_sft", {"unknown_words": 0.4}, "unknown_words: set relabel_each_epoch true too"),
     ("train_sft", {"lora_dropout": 1}, "lora_dropout: must be 0 or more and less than 1"),
     ("train_sft", {"weight_decay": -1}, "weight_decay: must be 0 or more"),
     ("train_sft", {"max_grad_norm": 0}, "max_grad_norm: must be above 0"),
