@@ -12,13 +12,14 @@ configs/*_results.yaml, configs/*_demo.yaml and configs/*_traces.yaml:
                SFT+       supervised on, for the passes over tokens that GRPO makes
                GRPO       sampled, 8 completions a prompt
     weighted   SFT with balanced classes in its loss, and GRPO from it
-    words      reasoner/, and from it, in words that it has never seen, GRPO from labels alone, beside the controls: the
-               majority of 8 samples, SFT in the words that it knows, and SFT on GRPO's labels as bare answers
-    credit     reasoner/, and from it, in words that it has never seen, GRPO from labels alone, and from labels and
-               checked steps, whose rewards count for the whole completion, or each from its step on, summed with the
-               label's before they are scaled, or after
-    edge       reasoner/, and from it, in words that it has never seen, GRPO from labels alone: on all prompts, and on
-               those that it solves sometimes, at as many samples, with those that tell which these are
+    words      the demo's SFT of reasoner/ in words that it knows, and from it, in words that it has never seen, GRPO
+               from labels alone, beside the controls: the majority of 8 samples, more SFT in the words that it knows,
+               and SFT on GRPO's labels as bare answers
+    credit     the same SFT, and from it GRPO from labels alone, and from labels and checked steps, whose rewards count
+               for the whole completion, or each from its step on, summed with the label's before they are scaled, or
+               after
+    edge       the same SFT, and from it GRPO from labels alone: on all prompts, and on those that it solves sometimes,
+               at as many samples, with those that tell which these are
     sizes      SFT on N = 3 to 5, some of it with gaps between positions, and from that GRPO from labels alone on N = 6
     traces     SFT on reasoning traces, and from it, on other graphs of N = 6, GRPO with outcome and process rewards
 
@@ -89,7 +90,7 @@ ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 WORD_TESTS = [("new words", "test"), ("new words", "test_recast")]
 # 80 steps of GRPO sample 20,480 traces of 180 tokens and update on a quarter: as SFT on 613 x 16 rows of 240 tokens.
 AS_MANY_TOKENS = ("--max_steps", "613")
-BARE = (*AS_MANY_TOKENS, "--wordings", "result", "drive")
+BARE = (*AS_MANY_TOKENS, "--wordings", "result", "drive", "--unknown_words", "0")
 TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
 SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
 REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]
@@ -98,12 +99,12 @@ REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]
 class Model(NamedTuple):
     """How a model is trained: on which dataset, from which other model (None: as the recipe says); how it is asked.
 
-    Without a script it is a directory of the project, as it is. With `passes`, options of evaluate.py, the model that
-    it starts from first answers rows of train, for the pass rates of its prompts.
+    Without a script it is the model that it starts from, asked in another way. With `passes`, options of evaluate.py,
+    the model that it starts from first answers rows of train, for the pass rates of its prompts.
     """
 
     script: str | None
-    recipe: str
+    recipe: str | None = None
     dataset: str | None = None
     start: str | None = None
     options: tuple[str, ...] = ()
@@ -125,8 +126,8 @@ class Arm(NamedTuple):
 
 
 SFT, GRPO = "train_sft.py", "train_grpo.py"
-REASONER = Model(None, "reasoner")
-FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", "reasoner")
+KNOWN = Model(SFT, "sft_demo", "old words")  # of reasoner/
+FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", "known words")
 CHECKED = ("--process_weight", "1")
 BY_STEP = (*CHECKED, "--advantages", "step")
 # 600 x 8 samples for the pass rates are 19 steps of 256, which its GRPO does without.
@@ -154,10 +155,10 @@ ARMS = {
         WORD_TESTS,
         [],
         {
-            "reasoner": REASONER,
-            "majority of 8": REASONER._replace(evaluation=("--num_samples", "8")),
-            "SFT, old words": Model(SFT, "sft_demo", "old words", options=AS_MANY_TOKENS),
-            "SFT, bare answers": Model(SFT, "sft_demo", "new words, answers", options=BARE),
+            "known words": KNOWN,
+            "majority of 8": Model(None, start="known words", evaluation=("--num_samples", "8")),
+            "known words, longer": KNOWN._replace(start="known words", options=AS_MANY_TOKENS),
+            "bare answers": Model(SFT, "sft_demo", "new words, answers", "known words", BARE),
             "GRPO, labels": FROM_LABELS,
         },
     ),
@@ -165,14 +166,14 @@ ARMS = {
         WORD_TESTS,
         [],
         {
-            "reasoner": REASONER,
+            "known words": KNOWN,
             "GRPO, labels": FROM_LABELS,
             "GRPO, steps, by sequence": FROM_LABELS._replace(options=CHECKED),
             "GRPO, steps, by step": FROM_LABELS._replace(options=BY_STEP),
             "GRPO, steps, scaled apart": FROM_LABELS._replace(options=(*BY_STEP, "--scale_components", "true")),
         },
     ),
-    "edge": Arm(WORD_TESTS, [], {"reasoner": REASONER, "GRPO, labels": FROM_LABELS, "GRPO, edge prompts": EDGE}),
+    "edge": Arm(WORD_TESTS, [], {"known words": KNOWN, "GRPO, labels": FROM_LABELS, "GRPO, edge prompts": EDGE}),
     "sizes": Arm(
         [("N = 6", "test"), ("N = 7", "test")],
         ["--max_new_tokens", "1000"],
@@ -246,7 +247,7 @@ def run_arm(arm: str, seed: int, folder: Path, launch: list) -> None:
         output = data / slug(dataset)
         options = ["--config", f"configs/{recipe}.yaml", "--output_dir", output, "--seed", seed, *more]
         stage(f"data, {dataset}", output, [sys.executable, "preprocess.py", *options], logs)
-    places = {name: folder / "models" / slug(name) if m.script else ROOT / m.recipe for name, m in models.items()}
+    places = {name: folder / "models" / slug(name if m.script else m.start) for name, m in models.items()}
     for name, model in models.items():
         output = places[name]
         if model.script:

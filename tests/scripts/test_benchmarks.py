@@ -320,7 +320,7 @@ def test_the_experiment_names_recipes_that_exist_and_models_that_it_has_made(res
         for name, model in arm.models.items():
             made.append(name)
             if model.script is None:
-                assert (ROOT / model.recipe / "config.json").is_file() and model.dataset is None
+                assert model.start in made[:-1] and (model.recipe, model.dataset) == (None, None)
                 continue
             assert (ROOT / model.script).is_file() and (ROOT / "configs" / f"{model.recipe}.yaml").is_file()
             assert model.dataset in results.DATASETS
@@ -346,7 +346,8 @@ def test_pass_rates_are_of_the_model_and_the_rows_that_a_training_begins_with(re
     for setting in ("--model", "--dataset", "--seed"):
         assert passes[setting] == training[setting]
     assert list(commands).index("GRPO, edge prompts: pass rates") < list(commands).index("GRPO, edge prompts")
-    assert "--pass_rates" not in commands["GRPO, labels"] and passes["--model"] == str(ROOT / "reasoner")
+    assert "--pass_rates" not in commands["GRPO, labels"]
+    assert passes["--model"] == commands["known words"]["--output_dir"]
 
 
 def test_an_interrupted_stage_is_done_anew_and_a_done_one_is_not(results, tmp_path):
