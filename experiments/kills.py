@@ -28,6 +28,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
+from benchmarks.common import is_there  # noqa: E402
 from runtime.checkpoints import damage, list_checkpoints, step_of  # noqa: E402
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2_2xcpu.yaml"]
@@ -72,11 +73,10 @@ class Launch:
                 [*LAUNCH, script, *options], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
             )
 
-    def ranks(self) -> list[int]:
-        pid = self.process.pid
+    def ranks(self) -> list[psutil.Process]:
         try:
-            return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-        except OSError:
+            return sorted(psutil.Process(self.process.pid).children(), key=lambda rank: rank.pid)
+        except psutil.NoSuchProcess:
             return []
 
     def is_training(self) -> bool:
@@ -85,7 +85,7 @@ class Launch:
     def kill(self, victim: str) -> float | None:
         """SIGKILL `victim`; seconds until all processes had ended. None if there was nothing to kill any more."""
         ranks = self.ranks()
-        wanted = {"launcher": self.process.pid} | {f"rank {k}": pid for k, pid in enumerate(ranks)}
+        wanted = {"launcher": self.process.pid} | {f"rank {k}": rank.pid for k, rank in enumerate(ranks)}
         if self.process.poll() is not None or victim not in wanted:
             return None
         os.kill(wanted[victim], signal.SIGKILL)
@@ -94,14 +94,6 @@ class Launch:
         while any(map(is_there, ranks)):
             time.sleep(0.05)
         return time.monotonic() - start
-
-
-def is_there(pid: int) -> bool:
-    """Nor is a zombie, which stays for as long as nobody asks for its exit status."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_for(moment: str, launch: Launch, output_dir: Path, seconds: float, rng: random.Random) -> None:

@@ -69,7 +69,7 @@ SIX = ["--num_variables", "6", "--structures", "400", *BALANCED_ROWS]
 SEVEN = ["--num_variables", "7", "--structures", "60", *BALANCED_ROWS, "--max_length", "2000"]
 FROM_RELEASED = ("--wordings", "released", "--letterings", "released-spread")
 GAPS = ("--position_stretch", "2.2", "--max_steps", "2000", "--learning_rate", "1e-3", "--small_first", "false")
-ON_SIX = ("--max_steps", "60", "--temperature", "1.0", "--max_new_tokens", "720", "--eval_rows", "200")
+ON_SIX = ("--max_steps", "60", "--max_new_tokens", "720", "--eval_rows", "200")
 
 # dataset: (recipe, options). A structure of N = 3 to 5 is in the same split of every dataset of a seed; N = 6, of which
 # those of traces have others at random, is not tested there.
@@ -131,7 +131,7 @@ FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", "known words")
 CHECKED = ("--process_weight", "1")
 BY_STEP = (*CHECKED, "--advantages", "step")
 # 600 x 8 samples for the pass rates are 19 steps of 256, which its GRPO does without.
-PASSES = ("--max_rows", "600", "--num_samples", "8", "--temperature", "1.4")
+PASSES = ("--max_rows", "600", "--num_samples", "8")
 EDGE = FROM_LABELS._replace(options=("--max_steps", "61"), passes=PASSES)
 ARMS = {
     "answers": Arm(

@@ -238,6 +238,22 @@ def compare(
     }
 
 
+def compare_relations(
+    rows_a: Sequence[Mapping], rows_b: Sequence[Mapping], bootstrap: Bootstrap = DEFAULT
+) -> dict[str, dict]:
+    """`compare` of the rows of each relation by itself: what rises as a whole may fall for one of them.
+
+    Relations are those of `rows_a`; rows without a template are left out. Raises ValueError as `compare` does, and for
+    an unknown template.
+    """
+    of_relation = _groups(rows_a, [_relation(row) for row in rows_a])
+    inputs = {name: {row["input"] for row in of_relation[name]} for name in sorted(of_relation)}
+    return {
+        name: compare(of_relation[name], [row for row in rows_b if row["input"] in asked], bootstrap)
+        for name, asked in inputs.items()
+    }
+
+
 def _row_counts(index: int, label: int, prediction: int | None) -> np.ndarray:
     """One row as counts (4,): a one at 2 * label + counted prediction."""
     check_label(index, label)

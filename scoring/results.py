@@ -115,7 +115,9 @@ def compare_results(directories: list[str], split: str | None, bootstrap: Bootst
     pairs = []
     for a, b in [(0, k) for k in range(1, len(names))] + [(k - 1, k) for k in range(2, len(names))]:
         try:
-            pairs.append({"names": [names[a], names[b]], **metrics.compare(rows[a], rows[b], bootstrap)})
+            pair = metrics.compare(rows[a], rows[b], bootstrap)
+            by_relation = metrics.compare_relations(rows[a], rows[b], bootstrap)
+            pairs.append({"names": [names[a], names[b]], **pair, "by_relation": by_relation})
         except ValueError as error:
             raise ValueError(f"compare: {directories[a]} and {directories[b]}: {error}") from None
     models = [

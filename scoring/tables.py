@@ -74,6 +74,13 @@ def comparison_lines(comparison: dict) -> list[str]:
         differences = [_difference(pair, score) for score in COMPARED_SCORES]
         cells.append([" - ".join(pair["names"][::-1]), *differences, f"{pair['mcnemar']['p_value']:.2g}"])
     lines.append("\n" + align(cells))
+    relations = list(comparison["pairs"][0]["by_relation"])
+    if len(relations) > 1:
+        cells = [["difference of F1", *relations]]
+        for pair in comparison["pairs"]:
+            of_each = [_difference(pair["by_relation"][name], "f1") for name in relations]
+            cells.append([" - ".join(pair["names"][::-1]), *of_each])
+        lines.append("\n" + align(cells))
     alike: dict[tuple, list] = {}  # pairs that have the same means
     for pair in comparison["pairs"]:
         alike.setdefault(tuple(pair["means"]), []).append((" - ".join(pair["names"][::-1]), pair))

@@ -15,6 +15,7 @@ from scoring.metrics import (
     classification_metrics,
     clustered_bootstrap,
     compare,
+    compare_relations,
     mean_scores,
     report,
 )
@@ -553,6 +554,20 @@ def test_rows_with_equal_inputs_are_matched_in_order():
     for row in a + b:
         row["input"] = "the same" if row["label"] == 0 else "another"
     assert compare(a, b)["mcnemar"]["only_a_right"] == compare(a, b)["mcnemar"]["only_b_right"] == 1
+
+
+def test_each_relation_is_compared_by_itself():
+    labels, templates = [1, 0] * 30, ["parent"] * 40 + ["has_collider"] * 20
+    clusters = [i // 4 for i in range(60)]
+    a = make_rows(labels, [0] * 40 + labels[40:], clusters)
+    b = make_rows(labels, labels[:40] + [0] * 20, clusters)
+    a = [row | {"template": template} for row, template in zip(a, templates, strict=True)]
+    assert compare(a, b)["difference"]["f1"] > 0
+    found = compare_relations(a, b[::-1], resampled(50))
+    assert {name: pair["difference"]["f1"] for name, pair in found.items()} == {"collider": -1, "direct": 1}
+    assert found["collider"] == compare(a[40:], b[40:], resampled(50)) and found["direct"]["intervals"]["f1"] == [1, 1]
+    untold = [row | {"template": None} for row in a]
+    assert compare_relations(untold, b) == {}
 
 
 # ---------------------------------------------------------------- means

@@ -530,6 +530,10 @@ def test_comparison_pairs_models_with_the_first_and_the_previous(run, tmp_path, 
     shown = next(line for line in printed.split("\n") if line.startswith("grpo - base"))
     assert f"{comparison['pairs'][1]['difference']['f1']:+.3f} [" in shown
     assert shown.endswith(f"{comparison['pairs'][1]['mcnemar']['p_value']:.2g}")
+    relations = printed.split("difference of F1")[1].splitlines()[:4]
+    of_each = comparison["pairs"][1]["by_relation"]
+    assert relations[0].split() == sorted(of_each) and len(of_each) > 1
+    assert all(f"{of_each[name]['difference']['f1']:+.3f} [" in relations[2] for name in of_each)
 
 
 def test_scored_models_are_compared_by_their_probabilities(run, tmp_path, capsys):
