@@ -406,7 +406,7 @@ def write_hypothesis(claim: Claim, variables: Sequence[str], template: str, word
 _SYLLABLE = ("bcdfghklmnprstvw", "aeiou", ("", "", *"dlmnrst"))
 _SYLLABLES = 3
 # Characters, at most, of the words of a hypothesis that are made up, each with a space before it.
-LONGEST_UNKNOWN_HYPOTHESIS = (3 * _SYLLABLES + 1) * max(
+LONGEST_UNKNOWN_HYPOTHESIS = (len(_SYLLABLE) * _SYLLABLES + 1) * max(
     len(sentence.split()) for wording in WORDINGS.values() for sentence in wording.values()
 )
 _SHARES = (0.3, 0.6, 1.0)  # of a hypothesis's words that are made up
@@ -428,7 +428,8 @@ def with_unknown_words(hypothesis: str, variables: Sequence[str], rng: random.Ra
     def replacement(match: re.Match) -> str:
         if match["name"] or rng.random() >= share:
             return match[0]
-        return _capital(_made_up(rng)) if match[0][0].isupper() else _made_up(rng)
+        word = _made_up(rng)
+        return _capital(word) if match[0][0].isupper() else word
 
     return re.sub(rf"(?P<name>\b(?:{names})\b)|\w+(?:\(\w+\))?", replacement, hypothesis)
 

@@ -69,26 +69,26 @@ def probability_lines(results: dict) -> list[str]:
 def comparison_lines(comparison: dict) -> list[str]:
     """A comparison as text."""
     lines = [score_table(comparison["baselines"], [(model["name"], model) for model in comparison["models"]])]
+    pairs = [(" - ".join(pair["names"][::-1]), pair) for pair in comparison["pairs"]]
     cells = [["difference", *COMPARED_SCORES.values(), "McNemar p"]]
-    for pair in comparison["pairs"]:
+    for label, pair in pairs:
         differences = [_difference(pair, score) for score in COMPARED_SCORES]
-        cells.append([" - ".join(pair["names"][::-1]), *differences, f"{pair['mcnemar']['p_value']:.2g}"])
+        cells.append([label, *differences, f"{pair['mcnemar']['p_value']:.2g}"])
     lines.append("\n" + align(cells))
-    relations = list(comparison["pairs"][0]["by_relation"])
+    relations = list(pairs[0][1]["by_relation"])
     if len(relations) > 1:
         cells = [["difference of F1", *relations]]
-        for pair in comparison["pairs"]:
-            of_each = [_difference(pair["by_relation"][name], "f1") for name in relations]
-            cells.append([" - ".join(pair["names"][::-1]), *of_each])
+        for label, pair in pairs:
+            cells.append([label, *(_difference(pair["by_relation"][name], "f1") for name in relations)])
         lines.append("\n" + align(cells))
     alike: dict[tuple, list] = {}  # pairs that have the same means
-    for pair in comparison["pairs"]:
-        alike.setdefault(tuple(pair["means"]), []).append((" - ".join(pair["names"][::-1]), pair))
-    lines += ["\n" + means_table(pairs, "+.3f") for names, pairs in alike.items() if names]
-    scored = [pair for pair in comparison["pairs"] if "brier" in pair["difference"]]
+    for label, pair in pairs:
+        alike.setdefault(tuple(pair["means"]), []).append((label, pair))
+    lines += ["\n" + means_table(of_these, "+.3f") for names, of_these in alike.items() if names]
+    scored = [(label, pair) for label, pair in pairs if "brier" in pair["difference"]]
     if scored:
         cells = [["difference", *PROBABILITY_SCORES.values()]]
-        cells += [[" - ".join(p["names"][::-1]), *(_difference(p, s) for s in PROBABILITY_SCORES)] for p in scored]
+        cells += [[label, *(_difference(pair, score) for score in PROBABILITY_SCORES)] for label, pair in scored]
         lines.append("\n" + align(cells))
     if "given_labels" in comparison:
         lines.append(ceiling_line(comparison["given_labels"]))
