@@ -14,7 +14,6 @@ SEED ?= 0
 WORKERS ?= 2
 LOGDIR ?= logs
 DEMO := demo/seed-$(SEED)
-TEST = --dataset $(DEMO)/data_words --split test test_recast --cluster structure_id
 BIN := .venv/bin
 OTHERS := .venv-integrations
 LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
@@ -27,6 +26,15 @@ define environment
 		{ echo "error: $(PYTHON) is no Python 3.11 to 3.13; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@[ "$$($(1)/bin/python $(VERSION) 2> /dev/null)" = "$$($(PYTHON) $(VERSION))" ] || rm -rf $(1)
 	$(PYTHON) -m venv $(1)
+endef
+
+# $(call compared,DIR,DATASET,SPLITS): the answers of the demo's two models to these tests, and what differs.
+define compared
+	$(LAUNCH) evaluate.py --name SFT --model $(DEMO)/sft_model --dataset $(2) --split $(3) --cluster structure_id \
+		--output_dir $(1)/SFT
+	$(LAUNCH) evaluate.py --name GRPO --model $(DEMO)/grpo_model --dataset $(2) --split $(3) --cluster structure_id \
+		--output_dir $(1)/GRPO
+	$(BIN)/python evaluate.py --compare $(1)/SFT $(1)/GRPO --cluster structure_id --output_dir $(1)/comparison
 endef
 
 .PHONY: install demo results record smollm2 gpu-check tensorboard test test-page test-integrations slurm test-slurm lint
@@ -48,10 +56,9 @@ demo: .venv/installed
 		--output_dir $(DEMO)/sft_model --logging_dir $(DEMO)/logs/SFT
 	$(LAUNCH) train_grpo.py --config configs/grpo_demo_words.yaml --seed $(SEED) --dataset $(DEMO)/data_words \
 		--model $(DEMO)/sft_model --output_dir $(DEMO)/grpo_model --logging_dir $(DEMO)/logs/GRPO
-	$(LAUNCH) evaluate.py --name SFT --model $(DEMO)/sft_model $(TEST) --output_dir $(DEMO)/evaluation/SFT
-	$(LAUNCH) evaluate.py --name GRPO --model $(DEMO)/grpo_model $(TEST) --output_dir $(DEMO)/evaluation/GRPO
-	$(BIN)/python evaluate.py --compare $(DEMO)/evaluation/SFT $(DEMO)/evaluation/GRPO --cluster structure_id \
-		--output_dir $(DEMO)/evaluation/comparison
+	# what it knew, and what it is to learn
+	$(call compared,$(DEMO)/evaluation/known_words,$(DEMO)/data,test)
+	$(call compared,$(DEMO)/evaluation,$(DEMO)/data_words,test test_recast)
 
 results: .venv/installed
 	$(BIN)/python experiments/results.py

@@ -24,8 +24,9 @@ configs/*_results.yaml, configs/*_demo.yaml and configs/*_traces.yaml:
     traces     SFT on reasoning traces, and from it, on other graphs of N = 6, GRPO with outcome and process rewards
 
 Answers are scored on the test set, its paraphrase and its relabelling; words, credit and edge on the test set in the
-new words, and in others that nothing was trained in; sizes on N = 6 and 7; traces on the test sets of N = 4 and N = 5.
-Intervals resample structures. What is done is not done again: an interrupted run goes on with the stage that it was in.
+new words, in others that nothing was trained in, and in those that it knows; sizes on N = 6 and 7; traces on the test
+sets of N = 4 and N = 5. Intervals resample structures. What is done is not done again: an interrupted run goes on with
+the stage that it was in.
 """
 
 import argparse
@@ -69,7 +70,7 @@ SIX = ["--num_variables", "6", "--structures", "400", *BALANCED_ROWS]
 SEVEN = ["--num_variables", "7", "--structures", "60", *BALANCED_ROWS, "--max_length", "2000"]
 FROM_RELEASED = ("--wordings", "released", "--letterings", "released-spread")
 GAPS = ("--position_stretch", "2.2", "--max_steps", "2000", "--learning_rate", "1e-3", "--small_first", "false")
-ON_SIX = ("--max_steps", "60", "--max_new_tokens", "720", "--eval_rows", "200")
+ON_SIX = ("--wordings", "released", "--max_steps", "60", "--max_new_tokens", "720", "--eval_rows", "200")
 
 # dataset: (recipe, options). A structure of N = 3 to 5 is in the same split of every dataset of a seed; N = 6, of which
 # those of traces have others at random, is not tested there.
@@ -87,10 +88,10 @@ DATASETS = {
     "N = 7": ("data_traces", [*SAME, *SEVEN]),
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
-WORD_TESTS = [("new words", "test"), ("new words", "test_recast")]
+WORD_TESTS = [("new words", "test"), ("new words", "test_recast"), ("old words", "test")]
 # 80 steps of GRPO sample 20,480 traces of 180 tokens and update on a quarter: as SFT on 613 x 16 rows of 240 tokens.
 AS_MANY_TOKENS = ("--max_steps", "613")
-BARE = (*AS_MANY_TOKENS, "--wordings", "result", "drive", "--unknown_words", "0")
+BARE = (*AS_MANY_TOKENS, "--wordings", "result", "drive", "released", "composed", "--unknown_words", "0")
 TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
 SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
 REASON = ["--max_new_tokens", "400", "--cache_tokens", "32768"]

@@ -227,13 +227,14 @@ def test_make_demo_runs_what_it_says(user, run):
     (user / "bin").symlink_to(Path(sys.executable).parent)
     commands = [shlex.split(line) for line in lines if any(f" {script} " in line for script in SHORTER)]
     assert [next(s for s in SHORTER if s in words) for words in commands] == [
-        *["preprocess.py"] * 2, "train_sft.py", "train_grpo.py", *["evaluate.py"] * 3
+        *["preprocess.py"] * 2, "train_sft.py", "train_grpo.py", *["evaluate.py"] * 6
     ]  # fmt: skip
     for words in commands:
         while "=" in words[0]:
             words = words[1:]
         run(shortened(words))
-    assert (demo / "evaluation/comparison/report.html").is_file()
+    for words in ("evaluation", "evaluation/known_words"):
+        assert (demo / words / "comparison/report.html").is_file()
     for stage in ("SFT", "GRPO"):
         tags = {tag for tag in tags_of(demo / "logs" / stage) if not tag.startswith(("health/sign_", "kept/"))}
         assert {tag for tag in tags if f"`{tag}`" not in PAGES["docs/metrics.md"]} == set()
