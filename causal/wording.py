@@ -417,21 +417,31 @@ def _made_up(rng: random.Random) -> str:
 
 
 def with_unknown_words(hypothesis: str, variables: Sequence[str], rng: random.Random) -> str:
-    """The hypothesis with words made up in place of some of its own, or of all; the variables stay where they are.
+    """The hypothesis with words made up in place of some of its own, or of all.
 
-    Whoever is taught the claim with it learns what may be meant where words are not known: any of those that the others
-    leave. Words replaced at random, as noise for language models (Xie et al. 2017, https://arxiv.org/abs/1703.02573).
+    Its variables stay where they are, but where no word is left to say which one is the cause: there they exchange
+    places half of the time. Whoever is taught the claim with it learns what may be meant where words are not known: any
+    of those that the others leave. Words replaced at random, as noise for language models (Xie et al. 2017,
+    https://arxiv.org/abs/1703.02573).
     """
-    share = rng.choice(_SHARES)
-    names = "|".join(re.escape(form) for name in variables for form in (name, _capital(name)))
+    share, forms = rng.choice(_SHARES), {form: name for name in variables for form in (name, _capital(name))}
+    words = re.compile(rf"(?P<name>\b(?:{'|'.join(map(re.escape, forms))})\b)|\w+(?:\(\w+\))?")
+    said = {name: name for name in variables}
+    if share == 1 and rng.random() < 0.5:
+        named = (forms[match["name"]] for match in words.finditer(hypothesis) if match["name"])
+        *_, first, second = dict.fromkeys(named)  # an article may be one too, "A third variable": it comes before them
+        said |= {first: second, second: first}
 
     def replacement(match: re.Match) -> str:
-        if match["name"] or rng.random() >= share:
+        if match["name"]:
+            word = said[forms[match["name"]]]
+            return _capital(word) if match.start() == 0 else word
+        if rng.random() >= share:
             return match[0]
         word = _made_up(rng)
         return _capital(word) if match[0][0].isupper() else word
 
-    return re.sub(rf"(?P<name>\b(?:{names})\b)|\w+(?:\(\w+\))?", replacement, hypothesis)
+    return words.sub(replacement, hypothesis)
 
 
 # ---------------------------------------------------------------- edges in words
