@@ -5,6 +5,7 @@ wording.py writes texts of these and reads them back.
 """
 
 import random
+import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
@@ -150,6 +151,12 @@ WORDINGS = {"released": _RELEASED} | {
     name: dict(zip(TEMPLATES, (direct, direct, indirect, indirect, collider, confounder), strict=True))
     for name, (direct, indirect, collider, confounder) in (_OTHER_WORDINGS | _COMPOSED).items()
 }
+
+# The words of a hypothesis of which one says which way its arrows point.
+DIRECTION = re.compile(
+    r"(?:caus|influenc|affect|effect|result|driv|chang|arrow|lead|meet|collider|confounder)\w*(?:\(\w+\))?|from|to",
+    re.IGNORECASE,
+)
 
 # ---------------------------------------------------------------- premises
 

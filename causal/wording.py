@@ -18,7 +18,7 @@ from itertools import combinations, cycle, permutations
 from causal.claims import Claim, claim_on
 from causal.classes import MAX_VARIABLES, Premise, cpdag, known_limit
 from causal.graphs import DAG, Corr2CauseError, Independence, bits, dag_edges
-from causal.vocabulary import RELATION_OF, TELLINGS, TEMPLATES, WORDINGS
+from causal.vocabulary import DIRECTION, RELATION_OF, TELLINGS, TEMPLATES, WORDINGS
 
 NAME = r"[^\W\d_]\w*(?:[ '-]\w+)*"  # of a variable: "A", "blood pressure"
 TAKEN = frozenset({"and", "nothing"})  # what a list of variables says between them, and of none
@@ -410,38 +410,48 @@ LONGEST_UNKNOWN_HYPOTHESIS = (len(_SYLLABLE) * _SYLLABLES + 1) * max(
     len(sentence.split()) for wording in WORDINGS.values() for sentence in wording.values()
 )
 _SHARES = (0.3, 0.6, 1.0)  # of a hypothesis's words that are made up
+_WORD = re.compile(r"(?P<slot>{\w+})|\w+(?:\(\w+\))?")
+_TURNED = {
+    "has_collider": "has_confounder",
+    "has_confounder": "has_collider",
+}  # of the others the variables trade places
 
 
 def _made_up(rng: random.Random) -> str:
     return "".join(rng.choice(part) for _ in range(rng.randint(1, _SYLLABLES)) for part in _SYLLABLE)
 
 
-def with_unknown_words(hypothesis: str, variables: Sequence[str], rng: random.Random) -> str:
-    """The hypothesis with words made up in place of some of its own, or of all.
-
-    Its variables stay where they are, but where no word is left to say which one is the cause: there they exchange
-    places half of the time. Whoever is taught the claim with it learns what may be meant where words are not known: any
-    of those that the others leave. Words replaced at random, as noise for language models (Xie et al. 2017,
-    https://arxiv.org/abs/1703.02573).
-    """
-    share, forms = rng.choice(_SHARES), {form: name for name in variables for form in (name, _capital(name))}
-    words = re.compile(rf"(?P<name>\b(?:{'|'.join(map(re.escape, forms))})\b)|\w+(?:\(\w+\))?")
-    said = {name: name for name in variables}
-    if share == 1 and rng.random() < 0.5:
-        named = (forms[match["name"]] for match in words.finditer(hypothesis) if match["name"])
-        *_, first, second = dict.fromkeys(named)  # an article may be one too, "A third variable": it comes before them
-        said |= {first: second, second: first}
+def _with_made_up(sentence: str, share: float, rng: random.Random, turned: bool = False) -> str:
+    """The sentence, its slots left, with a share of its words made up; of a `turned` one all of DIRECTION too."""
 
     def replacement(match: re.Match) -> str:
-        if match["name"]:
-            word = said[forms[match["name"]]]
-            return _capital(word) if match.start() == 0 else word
-        if rng.random() >= share:
+        if match["slot"] or not (rng.random() < share or (turned and DIRECTION.fullmatch(match[0]))):
             return match[0]
         word = _made_up(rng)
         return _capital(word) if match[0][0].isupper() else word
 
-    return words.sub(replacement, hypothesis)
+    return _WORD.sub(replacement, sentence)
+
+
+def write_unknown_hypothesis(
+    claim: Claim, variables: Sequence[str], template: str, wording: str, rng: random.Random
+) -> str:
+    """As `write_hypothesis`, with words made up in place of some or of all.
+
+    Where none of DIRECTION is left, the sentence is half of the time one of the claim with all arrows turned: nobody
+    who does not know the verb knows which one is the cause. So who is taught the claim with it learns what may be meant
+    where words are not known: any of those that the others leave. Words replaced at random, as noise for language
+    models (Xie et al. 2017, https://arxiv.org/abs/1703.02573).
+    """
+    share, (first, second) = rng.choice(_SHARES), (variables[claim.i], variables[claim.j])
+    sentence = _with_made_up(WORDINGS[wording][template], share, rng)
+    if not any(DIRECTION.fullmatch(match[0]) for match in _WORD.finditer(sentence)) and rng.random() < 0.5:
+        if template in _TURNED:
+            template = _TURNED[template]
+        else:
+            first, second = second, first
+        sentence = _with_made_up(WORDINGS[wording][template], share, rng, turned=True)
+    return _capital(sentence.format(a=first, b=second))
 
 
 # ---------------------------------------------------------------- edges in words

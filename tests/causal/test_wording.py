@@ -274,33 +274,58 @@ def test_text_to_knowledge_to_text_is_the_identity(case, wording, telling, data)
 @given(premises_and_claims(), st.sampled_from([*c.WORDINGS]), st.randoms(use_true_random=False), st.data())
 def test_made_up_words_leave_the_variables_and_nothing_that_is_longer(case, wording, rng, data):
     premise, claim, template = case
-    names = named(premise, data.draw(st.sampled_from([LETTERS, *v.NAMES.values()]))).variables
-    hypothesis = c.write_hypothesis(claim, names, template, wording)
-    unread = c.with_unknown_words(hypothesis, names, rng)
+    names = named(premise, data.draw(st.sampled_from([LETTERS[3:], *v.NAMES.values()]))).variables
+    unread = c.write_unknown_hypothesis(claim, names, template, wording, rng)
     forms = "|".join(re.escape(form) for name in names for form in (name, name[0].upper() + name[1:]))
     variables = re.compile(rf"\b(?:{forms})\b")
-    before, after = ([name.lower() for name in variables.findall(text)] for text in (hypothesis, unread))
-    assert after == before or sorted(after) == sorted(before)
+    found = [name.lower() for name in variables.findall(unread)]
+    assert sorted(found) == sorted(names[k].lower() for k in (claim.i, claim.j))
     assert len(variables.sub("", unread)) <= c.LONGEST_UNKNOWN_HYPOTHESIS
     assert unread[0] == unread[0].upper() and unread[-1] == "."
 
 
+def drawn(claim, template, wording, count=900):
+    """Hypotheses with made-up words, cut into words."""
+    rng = random.Random(0)
+    return [c.write_unknown_hypothesis(claim, "ABC", template, wording, rng).split() for _ in range(count)]
+
+
 def test_of_a_hypothesis_some_words_or_all_are_made_up():
-    hypothesis, rng = "Some other variable(s) cause(s) both A and B.", random.Random(0)
-    drawn = [c.with_unknown_words(hypothesis, "AB", rng).split() for _ in range(900)]
-    assert {len(words) for words in drawn} == {8}
-    others = [k for k in range(8) if k not in (5, 7)]
-    kept = [sum(words[k] == hypothesis.split()[k] for k in others) for words in drawn]
-    assert set(kept) == set(range(7)) and 280 < kept.count(0) < 380  # a third of the time all six are made up
-    exchanged = [k for words, k in zip(drawn, kept, strict=True) if (words[5], words[7]) == ("B", "A.")]
-    assert set(exchanged) == {0} and 110 < len(exchanged) < 190, "where no word says which is the cause"
-    assert {(words[5], words[7]) for words in drawn} == {("A", "B."), ("B", "A.")}
+    words = "B is a direct effect of A.".split()
+    kept = [
+        sum(map(str.__eq__, found[1:-1], words[1:-1])) for found in drawn(Claim("direct", 0, 1), "parent", "effect")
+    ]
+    assert set(kept) == set(range(6)) and 300 < kept.count(0) < 400  # a third of the time all five are made up
 
 
-def test_an_article_is_no_variable_that_exchanges_places():
-    rng, hypothesis = random.Random(0), "A third variable drives both B and C."
-    drawn = {re.sub("[^A-C]", "", c.with_unknown_words(hypothesis, "ABC", rng)) for _ in range(300)}
-    assert {text[0] + text[-2:] for text in drawn} >= {"ABC", "ACB"} and all(text[0] == "A" for text in drawn)
+@pytest.mark.parametrize(
+    "relation, template, wording, word, turned",
+    [
+        ("direct", "parent", "effect", "effect", ("A", "B.")),  # of B is a direct effect of A.
+        ("indirect", "non-parent ancestor", "cause", "cause", ("B", "A.")),  # of A is an indirect cause of B.
+    ],
+)
+def test_without_a_word_that_says_which_is_the_cause_it_may_be_either(relation, template, wording, word, turned):
+    found = drawn(Claim(relation, 0, 1), template, wording)
+    told = [words for words in found if word in words]
+    assert all((words[0], words[-1]) != turned for words in told) and 300 < len(told) < 500
+    untold = [(words[0], words[-1]) == turned for words in found if word not in words]
+    assert 0.4 < sum(untold) / len(untold) < 0.6
+
+
+def test_without_its_verb_a_common_effect_may_be_a_common_cause():
+    both = [drawn(Claim(relation, 0, 1), f"has_{relation}", "influence") for relation in ("collider", "confounder")]
+    for relation, found in zip(("collider", "confounder"), both, strict=True):
+        first = [words[0] == "A" for words in found if "influence" not in words]
+        assert 0.4 < sum(first) / len(first) < 0.6, relation  # of A and B both influence some other variable(s).
+        assert len({words[0] == "A" for words in found if "influence" in words}) == 1
+
+
+@pytest.mark.parametrize("template", c.TEMPLATES)
+@pytest.mark.parametrize("wording", c.WORDINGS)
+def test_every_sentence_says_which_way_its_arrows_point(wording, template):
+    words = re.findall(r"\w+(?:\(\w+\))?", re.sub(r"{\w+}", " ", c.WORDINGS[wording][template]))
+    assert any(v.DIRECTION.fullmatch(word) for word in words)
 
 
 # ---------------------------------------------------------------- names and tellings
