@@ -411,10 +411,8 @@ LONGEST_UNKNOWN_HYPOTHESIS = (len(_SYLLABLE) * _SYLLABLES + 1) * max(
 )
 _SHARES = (0.3, 0.6, 1.0)  # of a hypothesis's words that are made up
 _WORD = re.compile(r"(?P<slot>{\w+})|\w+(?:\(\w+\))?")
-_TURNED = {
-    "has_collider": "has_confounder",
-    "has_confounder": "has_collider",
-}  # of the others the variables trade places
+# The claim with all arrows turned; of the other templates the variables exchange places.
+_TURNED = {"has_collider": "has_confounder", "has_confounder": "has_collider"}
 
 
 def _made_up(rng: random.Random) -> str:
