@@ -70,7 +70,8 @@ SIX = ["--num_variables", "6", "--structures", "400", *BALANCED_ROWS]
 SEVEN = ["--num_variables", "7", "--structures", "60", *BALANCED_ROWS, "--max_length", "2000"]
 FROM_RELEASED = ("--wordings", "released", "--letterings", "released-spread")
 GAPS = ("--position_stretch", "2.2", "--max_steps", "2000", "--learning_rate", "1e-3", "--small_first", "false")
-ON_SIX = ("--wordings", "released", "--max_steps", "60", "--max_new_tokens", "720", "--eval_rows", "200")
+ON_SIX = ("--wordings", "released", "--prompts_per_step", "32", "--max_steps", "60")
+ON_SIX += ("--max_new_tokens", "720", "--eval_rows", "200")
 
 # dataset: (recipe, options). A structure of N = 3 to 5 is in the same split of every dataset of a seed; N = 6, of which
 # those of traces have others at random, is not tested there.
@@ -89,8 +90,8 @@ DATASETS = {
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 WORD_TESTS = [("new words", "test"), ("new words", "test_recast"), ("old words", "test")]
-# 80 steps of GRPO sample 20,480 traces of 180 tokens and update on a quarter: as SFT on 613 x 16 rows of 240 tokens.
-AS_MANY_TOKENS = ("--max_steps", "613")
+# 60 steps of GRPO sample 23,040 traces of 180 tokens and update on a quarter: as SFT on 690 x 16 rows of 240 tokens.
+AS_MANY_TOKENS = ("--max_steps", "690")
 BARE = (*AS_MANY_TOKENS, "--wordings", "result", "drive", "released", "composed", "--unknown_words", "0")
 TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
 SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
@@ -131,9 +132,9 @@ KNOWN = Model(SFT, "sft_demo", "old words")  # of reasoner/
 FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", "known words")
 CHECKED = ("--process_weight", "1")
 BY_STEP = (*CHECKED, "--advantages", "step")
-# 600 x 8 samples for the pass rates are 19 steps of 256, which its GRPO does without.
-PASSES = ("--max_rows", "600", "--num_samples", "8")
-EDGE = FROM_LABELS._replace(options=("--max_steps", "61"), passes=PASSES)
+# 576 x 8 samples for the pass rates are 12 steps of 384, which its GRPO does without.
+PASSES = ("--max_rows", "576", "--num_samples", "8")
+EDGE = FROM_LABELS._replace(options=("--max_steps", "48"), passes=PASSES)
 ARMS = {
     "answers": Arm(
         ANSWER_TESTS,
