@@ -27,6 +27,7 @@ from causal.wording import (
     write_input,
     write_premise,
     write_statements,
+    write_unknown_hypothesis,
 )
 
 NATURAL = ("names", "story", "hypotheses")  # each in variants that are held out
@@ -219,12 +220,14 @@ def render(
     wording: str = "released",
     style: str | None = "compact",
     telling: str = "released",
+    unknown: random.Random | None = None,
 ) -> Rendered:
     """A row in fresh letters and words, with the trace that belongs to them: cheap enough to draw anew every time.
 
     Variable v of the premise takes the place order[v] among `variables`, which are written in this order: the first N
-    of one of the LETTERINGS, say. Without a style there is no trace. Equals `perturb` and `reasoning.trace` of what it
-    says, without reading or checking it again; what the class says of a claim is asked of the given premise, once.
+    of one of the LETTERINGS, say. Without a style there is no trace. With `unknown` words of the hypothesis are made up
+    (`write_unknown_hypothesis`); else it equals `perturb` and `reasoning.trace` of what it says, without reading or
+    checking it again. What the class says of a claim is asked of the given premise, once.
     Raises Corr2CauseError if no graph satisfies the premise, or for an unknown style, wording, telling or template.
     """
     stated, asked, text = relabel_premise(premise, order), relabel_claim(claim, order), ""
@@ -234,7 +237,11 @@ def render(
         text = write_steps(steps, variables, style)
     in_order = sorted(stated.independences, key=released_order)
     premise_text = write_statements(in_order, tuple(variables), telling, stated.max_given)
-    return Rendered(premise_text, write_hypothesis(asked, variables, template, wording), text)
+    if unknown is None:
+        hypothesis = write_hypothesis(asked, variables, template, wording)
+    else:
+        hypothesis = write_unknown_hypothesis(asked, variables, template, wording, unknown)
+    return Rendered(premise_text, hypothesis, text)
 
 
 @lru_cache(maxsize=1 << 17)

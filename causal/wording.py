@@ -394,11 +394,16 @@ def parse_input(text: str) -> tuple[Premise, Claim]:
 
 def write_hypothesis(claim: Claim, variables: Sequence[str], template: str, wording: str = "released") -> str:
     """The claim in the words that a wording (one of WORDINGS) has for the template (one of TEMPLATES)."""
+    _check_words(claim, template, wording)
+    return _capital(WORDINGS[wording][template].format(a=variables[claim.i], b=variables[claim.j]))
+
+
+def _check_words(claim: Claim, template: str, wording: str) -> None:
+    """Raises Corr2CauseError for a template that words no such claim, or a wording that is none."""
     if RELATION_OF.get(template) != claim.relation:
         raise Corr2CauseError(f"template {template!r} does not word a {claim.relation} claim; use one of {TEMPLATES}")
     if wording not in WORDINGS:
         raise Corr2CauseError(f"wording {wording!r} is not one of {', '.join(WORDINGS)}")
-    return _capital(WORDINGS[wording][template].format(a=variables[claim.i], b=variables[claim.j]))
 
 
 # ---------------------------------------------------------------- words that nobody knows
@@ -441,6 +446,7 @@ def write_unknown_hypothesis(
     where words are not known: any of those that the others leave. Words replaced at random, as noise for language
     models (Xie et al. 2017, https://arxiv.org/abs/1703.02573).
     """
+    _check_words(claim, template, wording)
     share, (first, second) = rng.choice(_SHARES), (variables[claim.i], variables[claim.j])
     sentence = _with_made_up(WORDINGS[wording][template], share, rng)
     if not any(DIRECTION.fullmatch(match[0]) for match in _WORD.finditer(sentence)) and rng.random() < 0.5:

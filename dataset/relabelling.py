@@ -6,7 +6,7 @@ from heapq import nlargest
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
-from causal.claims import Claim, relabel_claim
+from causal.claims import Claim
 from causal.classes import Premise
 from causal.reasoning import trace
 from causal.rows import DRAWN_LETTERINGS, draw_letters, draw_names, render
@@ -17,7 +17,6 @@ from causal.wording import (
     telling_of,
     wording_of,
     write_input,
-    write_unknown_hypothesis,
 )
 from dataset.chat import encode_rows
 from dataset.reading import data_config
@@ -157,11 +156,7 @@ class FreshRows:
         unknown: random.Random | None = None,
     ) -> None:
         """Adds the row in these letters and words to the columns; `unknown` makes words up."""
-        new = render(row.premise, row.claim, row.template, order, letters, wording, self.style, telling)
-        if unknown is not None:
-            asked = relabel_claim(row.claim, order)
-            unread = write_unknown_hypothesis(asked, letters, row.template, wording, unknown)
-            new = new._replace(hypothesis=unread)
+        new = render(row.premise, row.claim, row.template, order, letters, wording, self.style, telling, unknown)
         text = write_input(new.premise, new.hypothesis)
         columns["input"].append(text)
         columns["prompt"].append(text.join(row.prompt))

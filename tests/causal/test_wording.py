@@ -314,8 +314,8 @@ def test_without_a_word_that_says_which_is_the_cause_it_may_be_either(relation, 
 
 
 def test_without_its_verb_a_common_effect_may_be_a_common_cause():
-    both = [drawn(Claim(relation, 0, 1), f"has_{relation}", "influence") for relation in ("collider", "confounder")]
-    for relation, found in zip(("collider", "confounder"), both, strict=True):
+    for relation in ("collider", "confounder"):
+        found = drawn(Claim(relation, 0, 1), f"has_{relation}", "influence")
         first = [words[0] == "A" for words in found if "influence" not in words]
         assert 0.4 < sum(first) / len(first) < 0.6, relation  # of A and B both influence some other variable(s).
         assert len({words[0] == "A" for words in found if "influence" in words}) == 1
@@ -324,8 +324,7 @@ def test_without_its_verb_a_common_effect_may_be_a_common_cause():
 @pytest.mark.parametrize("template", c.TEMPLATES)
 @pytest.mark.parametrize("wording", c.WORDINGS)
 def test_every_sentence_says_which_way_its_arrows_point(wording, template):
-    words = re.findall(r"\w+(?:\(\w+\))?", re.sub(r"{\w+}", " ", c.WORDINGS[wording][template]))
-    assert any(v.DIRECTION.fullmatch(word) for word in words)
+    assert any(map(v.DIRECTION.fullmatch, own_words(c.WORDINGS[wording][template])))
 
 
 # ---------------------------------------------------------------- names and tellings
