@@ -33,16 +33,10 @@ from dataset.chat import as_trained, check_reads_english, encode, encode_rows, l
 from dataset.reading import answer_candidates, check_whole, choose_rows, load_split, read_report, training_data
 from dataset.sources import label_records, parse_row, read_file
 from dataset.splits import perturbed
-from policy.loading import (
-    BF16_CAPABILITY,
-    check_context,
-    check_model,
-    load_for_inference,
-    load_tokenizer,
-    stop_token_ids,
-)
+from policy.loading import BF16_CAPABILITY, load_for_inference, load_tokenizer, stop_token_ids
 from policy.sampling import Sampler
 from policy.self_check import check_model_numbers
+from policy.shapes import check_context, check_model
 from runtime.checkpoints import CONFIGURATION, list_checkpoints
 from runtime.ending import run_script
 from runtime.files import check_vacant, make_output_dir, read_beside

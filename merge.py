@@ -22,18 +22,9 @@ from causal.answers import extract_answer
 from dataset.chat import encode
 from dataset.reading import TRAINING_DATA, choose_rows, load_split, premise_ids_of
 from policy.adapters import adapter_base, adapter_config, base_revision
-from policy.loading import (
-    check_context,
-    check_model,
-    load_adapted,
-    load_for_inference,
-    load_merged,
-    load_tokenizer,
-    own_dtype,
-    save_model,
-    stop_token_ids,
-)
+from policy.loading import load_adapted, load_for_inference, load_merged, load_tokenizer, save_model, stop_token_ids
 from policy.sampling import Sampler
+from policy.shapes import check_context, check_model, own_dtype
 from runtime.checkpoints import CONFIGURATION, list_checkpoints
 from runtime.ending import run_script
 from runtime.files import check_not_read, check_vacant, check_writable, read_beside, replacing

@@ -24,8 +24,8 @@ from dataset.batches import epoch_batches, premise_groups, share_of_rank
 from dataset.chat import check_reads_english, encode_rows
 from dataset.reading import premise_ids_of
 from dataset.relabelling import FreshRows, trace_style
-from policy.loading import check_context
 from policy.prefix_sharing import alone, pack, plan_micro_batches, sequence_logps
+from policy.shapes import check_context
 from runtime.ending import run_script
 from runtime.processes import gather, reduce
 from runtime.settings import arg, check, parse_config

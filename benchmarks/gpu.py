@@ -35,9 +35,10 @@ import train_sft
 from dataset.batches import premise_groups
 from dataset.chat import encode_rows
 from dataset.reading import load_split
-from policy.loading import empty_model, load_for_inference, load_tokenizer, model_shape, with_layers
+from policy.loading import load_for_inference, load_tokenizer
 from policy.prefix_sharing import pack
 from policy.sampling import generate
+from policy.shapes import empty_model, model_shape, with_layers
 from runtime.ending import run_script
 from runtime.settings import parse_config
 from training.hours import Rates, launches

@@ -28,9 +28,10 @@ from gpu import decoding, precision, write_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from policy.loading import load_policy, model_shape, with_layers
+from policy.loading import load_policy
 from policy.prefix_sharing import ATTENTION
 from policy.self_check import check_gradients, check_model_numbers
+from policy.shapes import model_shape, with_layers
 from runtime.ending import run_script
 from runtime.processes import gather, reduce, start
 from runtime.settings import check

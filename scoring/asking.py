@@ -17,8 +17,9 @@ from causal.reasoning import CheckedSentence, check_trace, required_steps, write
 from causal.wording import parse_input
 from dataset.chat import DAY, as_trained, encode
 from dataset.reading import training_data
-from policy.loading import check_context, check_model, load_for_inference, load_tokenizer, stop_token_ids
+from policy.loading import load_for_inference, load_tokenizer, stop_token_ids
 from policy.sampling import Sampler
+from policy.shapes import check_context, check_model
 from runtime.files import read_beside
 
 NEW_TOKENS = 1024  # of a model that does not say how many it was trained with

@@ -54,6 +54,8 @@ SMALL = {
     "initializer_range": 0.25,  # far from uniform predictions
     "attn_implementation": ATTENTION,
 }
+CPU = {"dtype": torch.float32, "device": torch.device("cpu")}  # what models are loaded with
+PLAIN = {"adaptation": "lora", "quantization": "none", **CPU}
 LORA_TARGETS = {
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
     "qwen2": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],

@@ -7,7 +7,7 @@ from conftest import ROOT, run_here
 from transformers import AutoModelForCausalLM
 
 from causal.tiny import tiny_tokenizer
-from policy.loading import model_shape
+from policy.shapes import model_shape
 from runtime.settings import read_yaml
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}

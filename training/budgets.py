@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
 from policy.adapters import adapter_base, base_revision
-from policy.loading import model_shape
 from policy.prefix_sharing import cached_elements, sequence_logps
+from policy.shapes import model_shape
 from runtime.ending import is_out_of_memory
 from runtime.processes import reduce
 from runtime.settings import AUTO, check

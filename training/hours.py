@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 from dataset.reading import read_report
-from policy.loading import empty_model
 from policy.prefix_sharing import attention_shape, cached_elements
+from policy.shapes import empty_model
 from runtime.settings import Settings, arg, check, parse_config
 from training.memory import (
     CLAIM_TOKENS,

@@ -29,9 +29,10 @@ from transformers import PreTrainedConfig
 
 from dataset.reading import read_report
 from policy.adapters import adapter_config, base_revision, check_adapter, lora_targets
-from policy.loading import empty_model, model_shape, recompute_activations, with_layers
+from policy.loading import recompute_activations
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import generate
+from policy.shapes import empty_model, model_shape, with_layers
 from runtime.settings import AUTO, AutoInt, read_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -32,7 +32,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dataset.reading import training_data
 from policy.adapters import adapter_base
-from policy.loading import load_trainable, save_model, training_dtype, weights_hash
+from policy.loading import load_trainable, save_model, training_dtype
+from policy.shapes import weights_hash
 from runtime.checkpoints import (
     CONFIGURATION,
     damage,

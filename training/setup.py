@@ -15,18 +15,11 @@ from torch.utils.tensorboard import SummaryWriter
 from dataset.chat import encode, longest_sequence
 from dataset.reading import choose_rows, load_split, read_dataset_hash, write_training_data
 from policy.adapters import add_reference, disable_dropout, experts_note
-from policy.loading import (
-    check_context,
-    check_model,
-    emulation_note,
-    load_policy,
-    load_tokenizer,
-    stop_token_ids,
-    training_dtype,
-)
+from policy.loading import emulation_note, load_policy, load_tokenizer, stop_token_ids, training_dtype
 from policy.prefix_sharing import Tokens
 from policy.sampling import Sampler
 from policy.self_check import check_gradients, check_model_numbers
+from policy.shapes import check_context, check_model
 from runtime.processes import device_name, start
 from runtime.settings import AUTO
 from training.budgets import find_budgets, of_all_ranks, tried_update

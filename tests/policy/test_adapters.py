@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, VOCABULARY, build_model, randomize_lora_b
+from conftest import CPU, SMALL, VOCABULARY, build_model, randomize_lora_b
 from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import save_file
@@ -23,7 +23,6 @@ from policy.adapters import (
     use_reference,
 )
 from policy.loading import (
-    check_model,
     load_adapted,
     load_base,
     load_for_inference,
@@ -34,10 +33,10 @@ from policy.loading import (
     stop_token_ids,
 )
 from policy.prefix_sharing import ATTENTION
+from policy.shapes import check_model
 from training.health import check_gradient_flow
 
 TOKENS = torch.tensor([[5, 3, 9, 1, 7]])
-CPU = {"dtype": torch.float32, "device": torch.device("cpu")}
 KINDS = {
     "plain": {},
     "dora": {"use_dora": True},

@@ -1,36 +1,26 @@
-"""Tokenizers, loading, quantization, adapters, precision gates and what is written to disk."""
+"""Loading, quantization, adapters, precision gates and what is written to disk."""
 
 import copy
 import importlib.util
 import json
 import os
-import random
 import subprocess
 import sys
-from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import LORA_TARGETS, ROOT, build_model, padded_logps, random_groups, randomize_lora_b
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
+from conftest import CPU, LORA_TARGETS, PLAIN, ROOT, build_model, padded_logps, random_groups, randomize_lora_b
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from causal import reasoning, wording
-from causal.rows import LETTERINGS, generate_rows
-from causal.tiny import PHI3_SPECIAL, TOKEN_WORDINGS, tiny_model, tiny_tokenizer
+from causal.tiny import tiny_model
 from dataset.chat import encode
 from policy.adapters import adapter_base, add_reference
 from policy.loading import (
     check_bf16,
-    check_context,
     emulation_note,
-    load_base,
     load_for_inference,
     load_policy,
     load_tokenizer,
@@ -39,13 +29,9 @@ from policy.loading import (
     save_model,
     stop_token_ids,
     training_dtype,
-    weights_hash,
 )
 from policy.prefix_sharing import ATTENTION, sequence_logps
 from training.health import check_gradient_flow
-
-CPU = {"dtype": torch.float32, "device": torch.device("cpu")}
-PLAIN = {"adaptation": "lora", "quantization": "none", **CPU}
 
 
 def scores(model) -> torch.Tensor:
@@ -61,98 +47,7 @@ def full_dir(family, tokenizer, tmp_path):
     return str(tmp_path / "full")
 
 
-# --- tokenizer
-
-
-@settings(max_examples=100)
-@given(text=st.text(max_size=40))
-def test_tiny_tokenizer_is_lossless_on_any_text(tokenizer, text):
-    if not any(token in text for token in PHI3_SPECIAL):
-        assert tokenizer.decode(encode(tokenizer, text)) == text
-
-
-def test_tiny_tokenizer_is_lossless_and_short_on_the_task(tokenizer):
-    for row in list(generate_rows(3))[::9] + list(generate_rows(4))[::90]:
-        ids = encode(tokenizer, row["input"])
-        assert tokenizer.decode(ids) == row["input"]
-        assert len(ids) < len(row["input"]) / 3
-        premise = wording.parse_premise(row["premise"])
-        trace = reasoning.trace(premise, wording.parse_hypothesis(row["hypothesis"], premise.variables))
-        assert tokenizer.decode(encode(tokenizer, trace)) == trace
-
-
-def test_a_pair_and_a_set_are_one_token_in_every_lettering(tokenizer):
-    def pieces(text):
-        ids = encode(tokenizer, text)
-        assert tokenizer.decode(ids) == text
-        return [tokenizer.decode([k]) for k in ids]
-
-    for letters in LETTERINGS.values():
-        for n in (3, 4, 5, 6):
-            names = letters[:n]
-            for a, b in combinations(names, 2):
-                for text in (f", {a} {b}", f"Pair {a} {b}", f"Ends {a} {b}", f"Round 2 {a} {b}"):
-                    assert pieces(text) == [text]
-                rest = [v for v in names if v not in (a, b)]
-                for held in (held for k in range(1, n - 1) for held in combinations(rest, k)):
-                    listed = wording.listing(held)
-                    statement = f" {a} and {b} are independent given"
-                    assert pieces(f"{statement} {listed}.") == [statement, f" {listed}."]
-                    assert pieces(f"Pair {a} {b} none given {' '.join(held)}")[1:] == [
-                        " none given",
-                        f" {' '.join(held)}",
-                    ]
-    assert pieces(" There is a path of arrows from A to Z.") == [
-        " There", " is", " a", " path", " of", " arrows", " from", " A", " to", " Z."
-    ]  # fmt: skip
-    assert [pieces(f"Answer: {answer}") for answer in ("Yes", "No")] == [["Answer: Yes"], ["Answer: No"]]
-    assert pieces(" - same\nRound 1 A B none changed\n") == [" - same\n", "Round 1 A B", " none changed\n"]
-
-
-def test_no_words_of_a_hypothesis_are_one_token_together(tokenizer):
-    """Else who was taught one wording has not read these words apart, as others have them."""
-    for name in TOKEN_WORDINGS:
-        for sentence in wording.WORDINGS[name].values():
-            ids = encode(tokenizer, "\nHypothesis: " + sentence.format(a="C", b="E"))
-            pieces = [tokenizer.decode([k]).strip() for k in ids[1:]]
-            assert not [piece for piece in pieces if " " in piece and piece not in ("C and E", "C and E.")]
-
-
-def test_prompts_and_traces_are_short(tokenizer):
-    """Mean tokens of a row's input and of its trace: docs/traces.md."""
-    for n, most in ((4, (33, 100)), (5, (59, 205))):
-        lengths = []
-        for row in random.Random(0).sample(list(generate_rows(n)), 200):
-            trace = reasoning.trace(*wording.parse_claim(row["premise"], row["hypothesis"]))
-            lengths.append((len(encode(tokenizer, row["input"])), len(encode(tokenizer, trace))))
-        assert all(sum(some) / len(some) <= limit for some, limit in zip(zip(*lengths, strict=True), most, strict=True))
-
-
-def test_tiny_tokenizer_is_the_same_each_time(tokenizer):
-    assert tiny_tokenizer().get_vocab() == tokenizer.get_vocab()
-
-
-def test_special_tokens_are_single_and_not_added(tokenizer):
-    for token in PHI3_SPECIAL:
-        assert len(encode(tokenizer, token)) == 1
-        assert tokenizer.decode(encode(tokenizer, f"yes{token}"), skip_special_tokens=True) == "yes"
-    assert encode(tokenizer, "") == []
-
-
-def test_chat_template_is_phi3s(tokenizer):
-    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    assert prompt == "<|user|>\nWhy?<|end|>\n<|assistant|>\n"
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    assert whole == "<|user|>\nWhy?<|end|>\n<|assistant|>\nSo.<|end|>\n<|endoftext|>"
-
-
-def test_tokenizer_survives_saving_with_its_template(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    loaded = load_tokenizer(str(tmp_path))
-    assert loaded.get_vocab() == tokenizer.get_vocab() and loaded.chat_template == tokenizer.chat_template
-    text = " <|user|>\n Z and  Y, é<|end|>"
-    assert encode(loaded, text) == encode(tokenizer, text) and loaded.decode(encode(loaded, text)) == text
+# --- what ends a turn
 
 
 def test_stop_tokens_are_phi3s_three(tokenizer, tmp_path):
@@ -230,29 +125,12 @@ def test_nf4_without_bitsandbytes_is_refused(tmp_path, monkeypatch):
         load_policy(str(tmp_path), adaptation="lora", quantization="nf4", **CPU)
 
 
-@pytest.mark.parametrize(
-    "error, remedy",
-    [
-        (OSError("You are trying to access a gated repo."), "accept its licence .* HF_TOKEN"),
-        (OSError("We couldn't connect to the hub, and it is not in the cached files."), "download it where there is"),
-    ],
-)
-def test_a_hub_model_that_cannot_be_had_has_its_remedy(error, remedy, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def refuse(*args, **options):
-        raise error
-
-    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
-    with pytest.raises(ValueError, match=f"model someone/model: cannot be loaded .*{remedy}"):
-        load_base("someone/model", "none", **CPU)
-
-
 OFFLINE = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/policy"]
 import torch
-from test_loading import CPU, PLAIN, load_for_inference, load_policy, load_tokenizer, save_model
+from conftest import CPU, PLAIN
+from test_loading import load_for_inference, load_policy, load_tokenizer, save_model
 embeddings = lambda model: float(model.get_input_embeddings().weight.detach().sum())
 found = [embeddings(load_policy("some/model", **PLAIN, revision=at)) for at in (None, "v1", {second!r})]
 policy = load_policy("some/model", **PLAIN, revision={second!r})
@@ -310,21 +188,6 @@ def test_combinations_that_cannot_train_are_refused(tmp_path, tokenizer):
     assert adapter_base(str(tmp_path)) == "base"
     with pytest.raises(ValueError, match="is an adapter: set adaptation lora"):
         load_policy(str(tmp_path), adaptation="full", quantization="none", **CPU)
-
-
-@pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "models/not_trained_yet", "unknown/model"])
-def test_a_model_that_is_not_there_is_one_line(name):
-    with pytest.raises(ValueError, match=f"model {name}: ") as error:
-        load_policy(name, **PLAIN)
-    assert "\n" not in str(error.value)
-
-
-def test_tiny_model_is_a_function_of_the_seed():
-    one, same, other = (dict(tiny_model(seed, ATTENTION).named_parameters()) for seed in (1, 1, 2))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
-    policy = load_policy("tiny", adaptation="full", quantization="none", seed=1, **CPU)
-    assert all(p.requires_grad and torch.equal(p, one[name]) for name, p in policy.named_parameters())
 
 
 # --- saving
@@ -425,7 +288,7 @@ def test_a_model_that_is_stored_in_few_bits_is_loaded_as_such_or_refused(full_di
             load_for_inference(str(tmp_path / "nf4"), quantization, **CPU)
 
 
-# --- precision and context
+# --- precision
 
 
 def test_bf16_is_refused_where_it_would_be_emulated():
@@ -450,66 +313,6 @@ def test_training_dtype_is_deepspeeds(settings, dtype):
         mixed_precision="no", state=SimpleNamespace(deepspeed_plugin=plugin), device=torch.device("cpu")
     )
     assert training_dtype(accelerator) == dtype
-
-
-def test_weights_are_known_by_their_files(tmp_path, tokenizer):
-    """An adapter by those of its base too; nothing else in the directory matters."""
-
-    def put(seed: int, folder: Path) -> None:
-        save_model(build_model("phi3", seed=seed, vocab_size=len(tokenizer)), tokenizer, folder)
-
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    put(0, base)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules="all-linear"))
-    save_model(model, tokenizer, adapter)
-    before = {path: weights_hash(str(path)) for path in (base, adapter)}
-    assert None not in before.values() and before[base] != before[adapter]
-    for path in before:
-        (path / "notes.txt").write_text("")
-        (path / "rank-0.safetensors").write_bytes(b"")  # as in a checkpoint
-        assert weights_hash(str(path)) == before[path]
-    put(1, base)
-    assert all(weights_hash(str(path)) != known for path, known in before.items())
-    put(0, base)
-    assert {path: weights_hash(str(path)) for path in before} == before
-    tensors = load_file(base / "model.safetensors")
-    list(tensors.values())[-1].flatten()[-1] += 1.0  # in its last place
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    assert weights_hash(str(base)) != before[base]
-    assert weights_hash("nobody/has-this-model") is None
-
-
-def test_context_limit():
-    check_context(build_model("phi3"), 128)
-    model = build_model("phi3")
-    with pytest.raises(ValueError, match="129 tokens: the model takes 128"):
-        check_context(model, 129)
-    unbounded = SimpleNamespace()  # some models' configurations do not have the field
-    check_context(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: unbounded)), 10**6)
-
-
-def test_context_ends_where_longrope_changes_its_factors():
-    """Phi-3.5 takes 131,072 tokens, but beyond 4,096 the batch is rotated by other factors than its cache was."""
-    config = Phi3Config(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        vocab_size=61,
-        max_position_embeddings=131072,
-        original_max_position_embeddings=4096,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=0,
-        rope_scaling={"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
-    )
-    model = Phi3ForCausalLM(config)
-    for _ in range(2):
-        check_context(model, 4096)
-        with pytest.raises(ValueError, match="4097 tokens: the model takes 4096"):
-            check_context(model, 4097)
-        # As of models whose kinds of layers are rotated differently.
-        config.rope_parameters = {"sliding_attention": {"rope_type": "default"}, "full": config.rope_parameters}
 
 
 @pytest.mark.parametrize(

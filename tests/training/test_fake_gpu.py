@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from policy import sampling
 from policy.adapters import add_reference, use_reference
-from policy.loading import empty_model, model_shape, recompute_activations, with_layers
+from policy.loading import recompute_activations
 from policy.prefix_sharing import TreeAttention, attention_shape, pack, sequence_logps
+from policy.shapes import empty_model, model_shape, with_layers
 
 GPU, META = 1, 14  # c10::DeviceType
 RECIPES = [("phi3", torch.bfloat16), ("qwen", torch.float16)]

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_grpo
 import train_sft
-from policy.loading import empty_model, with_layers
+from policy.shapes import empty_model, with_layers
 from runtime.settings import parse_config
 from training import hours
 from training.hours import Clock, Lengths, Rates, Run, Size, lengths_of, nearest_rates, parts_of, read_rates, run_of

@@ -16,8 +16,9 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 import train_grpo
 import train_sft
-from policy.loading import SHAPES, TINY, model_shape, recompute_activations, with_layers
+from policy.loading import recompute_activations
 from policy.prefix_sharing import ATTENTION
+from policy.shapes import SHAPES, TINY, model_shape, with_layers
 from runtime.settings import AUTO, parse_config
 from training import memory
 from training.memory import (
