@@ -6,7 +6,7 @@
     python plan.py --stage sft --model Qwen/Qwen2.5-1.5B-Instruct --adaptation lora --quantization nf4 --card_gb 11
 
 It needs no weights, and for the models of the recipes no hub. With --card_gb it needs no GPU either. What it counts and
-how is in training/memory.py and training/hours.py. GB are 1e9 bytes.
+how is in training/demand.py, memory.py and hours.py. GB are 1e9 bytes.
 """
 
 import argparse
@@ -22,8 +22,10 @@ import train_grpo
 import train_sft
 from runtime.ending import run_script
 from runtime.settings import AUTO, check, parse_config, read_yaml
+from training.budgets import SHARE, with_budgets
+from training.demand import CLAIM_TOKENS, USUAL_PREMISE, demand_of
 from training.hours import Clock, Rates, lengths_of, nearest_rates, parts_of, read_rates, run_of, size_of
-from training.memory import CLAIM_TOKENS, GB, SHARE, USUAL_PREMISE, WORKS, Phase, Plan, demand_of, with_budgets
+from training.memory import GB, WORKS, Phase, Plan
 from training.settings import BUDGETS
 
 STAGES = {"sft": train_sft.Config, "grpo": train_grpo.Config}

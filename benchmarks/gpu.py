@@ -41,8 +41,9 @@ from policy.sampling import generate
 from policy.shapes import empty_model, model_shape, with_layers
 from runtime.ending import run_script
 from runtime.settings import parse_config
+from training.demand import Demand, demand_of
 from training.hours import Rates, launches
-from training.memory import GB, OUTSIDE, Demand, Phase, Plan, demand_of
+from training.memory import GB, OUTSIDE, Phase, Plan
 from training.settings import BUDGETS
 
 SCRIPTS = {"sft": train_sft, "grpo": train_grpo}

@@ -5,8 +5,11 @@ the memory that is free, and no more than is worth it. An update's size is tried
 loop a rank that ran out of memory would leave the others waiting for its gradients, so there it ends the run.
 """
 
+import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import psutil
 import torch
@@ -19,12 +22,89 @@ from policy.shapes import model_shape
 from runtime.ending import is_out_of_memory
 from runtime.processes import reduce
 from runtime.settings import AUTO, check
-from training.memory import cache_of_inference, rounded, with_budgets
+from training.demand import USUAL_PREMISE, Demand, Recipe, demand_of, group_tokens, in_group
+from training.memory import Plan
 from training.settings import BUDGETS, TrainingSettings
 
+SHARE = 0.9  # of a card that `auto` plans for: the plan is off by some percent, and memory is in fragments
+ENOUGH = 8192  # tokens of a micro-batch, at most, where it is `auto`: more keep no GPU busier, and take memory
+SEQUENCES = 512  # that an `auto` cache has room for, at most: with so many a step is no longer bound by its overhead
+GRAIN = 1024  # tokens: runs on the same card should find the same number, however its last MB differ
 CPU_SHARE = 0.25  # of the free memory, for the caches of all processes of a machine
 CPU_CACHE = 32768  # tokens, at most: twice as many as 16,384 still took a sixth off a rollout of the tiny model
 CPU_UPDATE = 2048  # tokens: of the tiny model, passes of 1,024 to 8,192 take the same time a token
+
+R = TypeVar("R", bound=Recipe)
+
+
+# --- what fits a card, by the plan
+
+
+def with_budgets(recipe: R, cards: int, card: float, dtype: torch.dtype = torch.bfloat16) -> R:
+    """The recipe with numbers where it says `auto`: the largest that fit SHARE of each of `cards` cards.
+
+    `card` is a card's bytes. Of `micro_batch_tokens`, ENOUGH at most. Where nothing fits it is 1: one group, or one
+    sequence, at a time.
+    """
+    found = {}
+    if recipe.micro_batch_tokens == AUTO:
+        plan = Plan(demand_of(recipe, dtype)[1], ["score", "update"])
+        found["micro_batch_tokens"] = min(ENOUGH, rounded(plan.largest("micro_batch_tokens", cards, SHARE * card)))
+    if recipe.cache_tokens == AUTO:
+
+        def demand_at(tokens: int) -> Demand:
+            return demand_of(replace(recipe, cache_tokens=tokens), dtype)[1]
+
+        of_one = group_tokens(recipe, USUAL_PREMISE) // math.prod(in_group(recipe))
+        found["cache_tokens"] = largest_cache(demand_at, SEQUENCES * of_one, cards, card)
+    return replace(recipe, **found)
+
+
+def largest_cache(demand_at: Callable[[int], Demand], most: int, cards: int, card: float) -> int:
+    """The largest cache, of at most `most` tokens, that fits SHARE of a card of `card` bytes.
+
+    `demand_at` is the demand with a cache of so many tokens: a larger one holds more sequences, each with logits and
+    activations, so what fits with one sequence is counted again with as many as that would hold.
+    """
+
+    def fitting(tokens: int) -> int:
+        return Plan(demand_at(tokens), ["sample"]).largest("cache_tokens", cards, SHARE * card)
+
+    first = min(most, fitting(1))
+    return rounded(min(first, fitting(max(1, first))))
+
+
+def cache_of_inference(
+    shape: PreTrainedConfig, dtype: torch.dtype, quantization: str, prompt: int, new_tokens: int, card: float
+) -> int:
+    """The largest cache beside a model that only samples, `new_tokens` tokens to prompts of `prompt`."""
+
+    def demand_at(tokens: int) -> Demand:
+        one = prompt + new_tokens
+        return Demand(
+            shape=shape,
+            dtype=dtype,
+            quantization=quantization,
+            lora_r=1,  # of no layer: nothing is trained
+            lora_dropout=0.0,
+            lora_targets=(),
+            reference=False,
+            gradient_checkpointing=False,
+            update_tokens=1,
+            cache_tokens=max(tokens, one),
+            sequences=max(1, tokens // one),
+            prompt_share=prompt / one,
+        )
+
+    return largest_cache(demand_at, SEQUENCES * (prompt + new_tokens), 1, card)
+
+
+def rounded(tokens: int) -> int:
+    """A multiple of GRAIN, downwards; what is below GRAIN as it is, but 1 at least."""
+    return max(0, tokens) // GRAIN * GRAIN or max(1, tokens)
+
+
+# --- what fits here
 
 
 def of_all_ranks(accelerator: Accelerator, budgets: dict[str, int]) -> dict[str, int]:

@@ -27,21 +27,8 @@ from dataset.reading import read_report
 from policy.prefix_sharing import attention_shape, cached_elements
 from policy.shapes import empty_model
 from runtime.settings import Settings, arg, check, parse_config
-from training.memory import (
-    CLAIM_TOKENS,
-    GB,
-    LENGTHS,
-    NF4_BYTES,
-    ROOT,
-    USUAL_PREMISE,
-    Allocations,
-    Demand,
-    GrpoRecipe,
-    SftRecipe,
-    perform,
-    policy_without_data,
-    recipe_that_writes,
-)
+from training.demand import CLAIM_TOKENS, ROOT, USUAL_PREMISE, Demand, GrpoRecipe, SftRecipe, recipe_that_writes
+from training.memory import GB, LENGTHS, NF4_BYTES, Allocations, perform, policy_without_data
 
 UNLAUNCHED = ("aten._unsafe_view.default", "aten.new_empty.default")  # no kernels; new_empty stands for unpacked nf4
 HALF = 2  # bytes of bf16 and fp16

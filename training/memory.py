@@ -4,188 +4,37 @@ What training and sampling allocate is counted, not guessed: the product's own c
 tensors have a shape and no data. It runs on the model with one layer and with two, and on rows of two lengths. From
 there memory is linear in layers and in tokens:
 
-    recipe -> Demand -> policy_without_data (1 and 2 layers) -> Counted (at 2 lengths) -> Lines -> Plan -> Phases
+    Demand -> policy_without_data (1 and 2 layers) -> Counted (at 2 lengths) -> Lines -> Plan -> Phases
 
-Backwards, from the memory of a card to the largest sizes that fit it, `with_budgets` finds what `auto` stands for.
+What a recipe demands, demand.py says. From a card's memory back to the largest sizes that fit it, budgets.py goes.
 
 Weights, gradients and the optimizer's state follow from the shapes. Those of the recipes' models are in configs/shapes,
 so that no weight, hub or GPU is needed. GB are 1e9 bytes.
 """
 
-import math
-import re
 import weakref
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedConfig
 
-from dataset.reading import read_report
-from policy.adapters import adapter_config, base_revision, check_adapter, lora_targets
 from policy.loading import recompute_activations
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import generate
-from policy.shapes import empty_model, model_shape, with_layers
-from runtime.settings import AUTO, AutoInt, read_yaml
+from policy.shapes import empty_model, with_layers
+from training.demand import Demand
 
-ROOT = Path(__file__).parents[1]
 GB = 1e9
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: 4 bits, a byte a block of 64, 4 bytes a block of 256 of these
 BUCKET = 5_000_000  # elements: reduce_bucket_size of ds_configs/
 OUTSIDE = 0.9 * GB  # what is not counted: the CUDA context and libraries (about 0.5), NCCL, fragments (not measured)
-LONGEST_ROW = 3072  # tokens, where no dataset or recipe says
-SHARE = 0.9  # of a card that `auto` plans for: the plan is off by some percent, and memory is in fragments
-ENOUGH = 8192  # tokens of a micro-batch, at most, where it is `auto`: more keep no GPU busier, and take memory
-SEQUENCES = 512  # that an `auto` cache has room for, at most: with so many a step is no longer bound by its overhead
-GRAIN = 1024  # tokens: runs on the same card should find the same number, however its last MB differ
-CLAIM_TOKENS = 64  # of a claim in a prompt, at most
-USUAL_PREMISE = 400  # tokens: a batch of short premises has more sequences, and their logits, at once
 # What takes memory in a step, and its parts.
 WORKS = {"sample": ("prefill", "decode"), "score": ("reference",), "update": ("forward", "backward")}
 LENGTHS = (640, 896)  # tokens that memory is counted at: with a vocabulary of 26,000, logits fill a chunk at either
-
-
-# --- what a recipe asks of a card
-
-
-class Recipe(Protocol):
-    """The settings that decide what takes memory, of train_sft.py and train_grpo.py alike."""
-
-    model: str
-    revision: str | None
-    dataset: str
-    quantization: str
-    lora_r: int
-    lora_target_modules: str
-    gradient_checkpointing: bool
-    claims_per_prefix: int
-    prefix_sharing: bool
-    max_new_tokens: int
-    micro_batch_tokens: AutoInt
-    cache_tokens: AutoInt
-
-
-class SftRecipe(Recipe, Protocol):
-    adaptation: str
-    lora_dropout: float
-
-
-@runtime_checkable
-class GrpoRecipe(Recipe, Protocol):
-    """GRPO always trains an adapter, and without dropout."""
-
-    num_generations: int
-    beta: float
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What of a run takes memory. Token counts are of one process."""
-
-    shape: PreTrainedConfig
-    dtype: torch.dtype
-    quantization: str  # nf4 | none
-    lora_r: int  # 0: all weights are trained
-    lora_dropout: float
-    lora_targets: tuple[str, ...]
-    reference: bool  # a second, frozen adapter, and a pass for its log-probabilities
-    gradient_checkpointing: bool
-    update_tokens: int  # packed tokens of a forward and backward pass
-    cache_tokens: int  # of the key-value cache in sampling
-    sequences: int  # that are sampled at once
-    prompt_share: float  # of the cache's tokens
-
-
-def demand_of(recipe: SftRecipe | GrpoRecipe, dtype: torch.dtype = torch.bfloat16) -> tuple[str, Demand]:
-    """The name of the recipe's full model, and what the recipe asks of a card, at least where a size is `auto`.
-
-    fp16 takes as much as bf16.
-    """
-    if isinstance(recipe, GrpoRecipe):
-        dropout, reference = 0.0, recipe.beta > 0
-    else:
-        dropout, reference = recipe.lora_dropout, False
-    base, shape, rank, targets = model_and_adapter(recipe)
-    cache, update = (1 if n == AUTO else n for n in (recipe.cache_tokens, recipe.micro_batch_tokens))
-    row = longest_row(recipe.dataset)
-    cache_tokens = max(cache, row + recipe.max_new_tokens)  # one sequence at least
-    sequences = max(1, cache * math.prod(in_group(recipe)) // group_tokens(recipe, USUAL_PREMISE))
-    return base, Demand(
-        shape=shape,
-        dtype=dtype,
-        quantization=recipe.quantization,
-        lora_r=rank,
-        lora_dropout=dropout,
-        lora_targets=tuple(targets),
-        reference=reference,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        update_tokens=max(update, group_tokens(recipe, row)),
-        cache_tokens=cache_tokens,
-        sequences=sequences,
-        prompt_share=max(0.1, 1 - sequences * recipe.max_new_tokens / cache_tokens),
-    )
-
-
-def samples_of(recipe: SftRecipe | GrpoRecipe) -> int:
-    """Completions of a prompt."""
-    return recipe.num_generations if isinstance(recipe, GrpoRecipe) else 1
-
-
-def in_group(recipe: SftRecipe | GrpoRecipe) -> tuple[int, int]:
-    """The claims whose sequences share a prefix, and the sequences of each; one of each where nothing is shared."""
-    return (recipe.claims_per_prefix, samples_of(recipe)) if recipe.prefix_sharing else (1, 1)
-
-
-def group_tokens(recipe: SftRecipe | GrpoRecipe, row: int) -> int:
-    """Tokens of a group whose longest prompt, or row in SFT, has `row`: an update never splits one."""
-    claims, samples = in_group(recipe)
-    return row + claims * (CLAIM_TOKENS + samples * recipe.max_new_tokens)
-
-
-def model_and_adapter(recipe: SftRecipe | GrpoRecipe) -> tuple[str, PreTrainedConfig, int, list[str]]:
-    """The full model under `recipe.model` and its shape; rank and targets of its adapter, 0 and none without one.
-
-    The adapter is a new one, or the one that is in `recipe.model`. If that directory is not there yet, the adapter is
-    the one that a recipe of configs/ will write into it.
-    """
-    if found := adapter_config(recipe.model):
-        check_adapter(recipe.model)
-        base, targets = found["base_model_name_or_path"], found.get("target_modules") or []
-        shape = model_shape(base, base_revision(recipe.model, recipe.revision))
-        if isinstance(targets, str):  # a pattern of whole names
-            names = [name for name, _ in empty_model(shape).named_modules()]
-            targets = sorted({name.split(".")[-1] for name in names if re.fullmatch(targets, name)})
-        return base, shape, found.get("r", 8), targets
-    adaptation = "lora" if isinstance(recipe, GrpoRecipe) else recipe.adaptation
-    rank, targets = recipe.lora_r, recipe.lora_target_modules
-    writer = {} if Path(recipe.model).exists() else recipe_that_writes(recipe.model)
-    base = writer.get("model", recipe.model)
-    shape = model_shape(base, recipe.revision or writer.get("revision"))
-    if writer.get("adaptation") == "lora":
-        adaptation = "lora"
-        rank, targets = writer.get("lora_r", rank), writer.get("lora_target_modules", targets)
-    if adaptation == "full":
-        return base, shape, 0, []
-    return base, shape, rank, lora_targets(empty_model(shape), targets)
-
-
-def longest_row(dataset: str) -> int:
-    """The max_length that the dataset was made with, or its recipe says."""
-    made = read_report(dataset).get("config") or recipe_that_writes(dataset)
-    return made.get("max_length") or LONGEST_ROW
-
-
-def recipe_that_writes(directory: str) -> dict[str, Any]:
-    """The recipe of configs/ whose output_dir is `directory`; empty if none is."""
-    recipes = (read_yaml(str(path)) for path in sorted((ROOT / "configs").glob("*.yaml")))
-    return next((recipe for recipe in recipes if recipe.get("output_dir") == directory), {})
 
 
 # --- the policy, without data
@@ -475,72 +324,3 @@ class Plan:
         }
         setting = "cache_tokens" if sampling else "micro_batch_tokens"
         return Phase(part, setting, tokens, parts, share * peak_line.slope)
-
-
-# --- what `auto` stands for
-
-R = TypeVar("R", bound=Recipe)
-
-
-def with_budgets(recipe: R, cards: int, card: float, dtype: torch.dtype = torch.bfloat16) -> R:
-    """The recipe with numbers where it says `auto`: the largest that fit SHARE of each of `cards` cards.
-
-    `card` is a card's bytes. Of `micro_batch_tokens`, ENOUGH at most. Where nothing fits it is 1: one group, or one
-    sequence, at a time.
-    """
-    found = {}
-    if recipe.micro_batch_tokens == AUTO:
-        plan = Plan(demand_of(recipe, dtype)[1], ["score", "update"])
-        found["micro_batch_tokens"] = min(ENOUGH, rounded(plan.largest("micro_batch_tokens", cards, SHARE * card)))
-    if recipe.cache_tokens == AUTO:
-
-        def demand_at(tokens: int) -> Demand:
-            return demand_of(replace(recipe, cache_tokens=tokens), dtype)[1]
-
-        of_one = group_tokens(recipe, USUAL_PREMISE) // math.prod(in_group(recipe))
-        found["cache_tokens"] = largest_cache(demand_at, SEQUENCES * of_one, cards, card)
-    return replace(recipe, **found)
-
-
-def largest_cache(demand_at: Callable[[int], Demand], most: int, cards: int, card: float) -> int:
-    """The largest cache, of at most `most` tokens, that fits SHARE of a card of `card` bytes.
-
-    `demand_at` is the demand with a cache of so many tokens: a larger one holds more sequences, each with logits and
-    activations, so what fits with one sequence is counted again with as many as that would hold.
-    """
-
-    def fitting(tokens: int) -> int:
-        return Plan(demand_at(tokens), ["sample"]).largest("cache_tokens", cards, SHARE * card)
-
-    first = min(most, fitting(1))
-    return rounded(min(first, fitting(max(1, first))))
-
-
-def cache_of_inference(
-    shape: PreTrainedConfig, dtype: torch.dtype, quantization: str, prompt: int, new_tokens: int, card: float
-) -> int:
-    """The largest cache beside a model that only samples, `new_tokens` tokens to prompts of `prompt`."""
-
-    def demand_at(tokens: int) -> Demand:
-        one = prompt + new_tokens
-        return Demand(
-            shape=shape,
-            dtype=dtype,
-            quantization=quantization,
-            lora_r=1,  # of no layer: nothing is trained
-            lora_dropout=0.0,
-            lora_targets=(),
-            reference=False,
-            gradient_checkpointing=False,
-            update_tokens=1,
-            cache_tokens=max(tokens, one),
-            sequences=max(1, tokens // one),
-            prompt_share=prompt / one,
-        )
-
-    return largest_cache(demand_at, SEQUENCES * (prompt + new_tokens), 1, card)
-
-
-def rounded(tokens: int) -> int:
-    """A multiple of GRAIN, downwards; what is below GRAIN as it is, but 1 at least."""
-    return max(0, tokens) // GRAIN * GRAIN or max(1, tokens)

@@ -23,8 +23,8 @@ from policy.shapes import check_context, check_model
 from runtime.processes import device_name, start
 from runtime.settings import AUTO
 from training.budgets import find_budgets, of_all_ranks, tried_update
+from training.demand import group_tokens
 from training.health import Monitor, Motion, check_gradient_flow, check_optimizer, check_stop_tokens
-from training.memory import group_tokens
 from training.monitoring import Progress, finish, nan_means, open_writer, write_scalars
 from training.optimization import check_launch, prepare
 from training.runs import Run

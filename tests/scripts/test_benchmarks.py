@@ -23,8 +23,8 @@ from dataset.chat import encode
 from policy.loading import load_for_inference, load_tokenizer, stop_token_ids
 from policy.sampling import generate
 from runtime.settings import parse_config
+from training.demand import demand_of
 from training.hours import Clock, Lengths, read_rates, size_of
-from training.memory import demand_of
 
 ROOT = Path(__file__).parents[2]
 

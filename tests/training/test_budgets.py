@@ -15,8 +15,15 @@ import train_grpo
 import train_sft
 from policy import prefix_sharing
 from training import budgets
-from training.budgets import CPU_CACHE, CPU_UPDATE, cache_of_evaluation, cpu_cache_tokens, find_budgets, tried_update
-from training.memory import ENOUGH
+from training.budgets import (
+    CPU_CACHE,
+    CPU_UPDATE,
+    ENOUGH,
+    cache_of_evaluation,
+    cpu_cache_tokens,
+    find_budgets,
+    tried_update,
+)
 
 LONGEST = 20
 

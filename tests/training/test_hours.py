@@ -14,8 +14,8 @@ import train_sft
 from policy.shapes import empty_model, with_layers
 from runtime.settings import parse_config
 from training import hours
+from training.demand import Demand, demand_of
 from training.hours import Clock, Lengths, Rates, Run, Size, lengths_of, nearest_rates, parts_of, read_rates, run_of
-from training.memory import Demand, demand_of
 
 RATES = Rates(
     memory_gb=1, bandwidth=100, operations=1000, bandwidth_share=0.5, operations_share=0.1, launch_us=1e6, nf4_rows=8

@@ -20,21 +20,11 @@ from policy.loading import recompute_activations
 from policy.prefix_sharing import ATTENTION
 from policy.shapes import SHAPES, TINY, model_shape, with_layers
 from runtime.settings import AUTO, parse_config
+from training import demand as demands
 from training import memory
-from training.memory import (
-    SHARE,
-    Counted,
-    Demand,
-    Phase,
-    Plan,
-    counted,
-    demand_of,
-    free_gradients,
-    held,
-    lines,
-    policy_without_data,
-    with_budgets,
-)
+from training.budgets import SHARE, with_budgets
+from training.demand import Demand, demand_of
+from training.memory import Counted, Phase, Plan, counted, free_gradients, held, lines, policy_without_data
 
 LAYERS = 5
 
@@ -287,13 +277,13 @@ def test_the_revision_whose_shape_is_planned(monkeypatch, tmp_path):
     """That of the settings, of the adapter that is there, or of the recipe that will write it."""
     asked = []
     shape = model_shape("tiny")
-    monkeypatch.setattr(memory, "model_shape", lambda name, revision=None: asked.append((name, revision)) or shape)
+    monkeypatch.setattr(demands, "model_shape", lambda name, revision=None: asked.append((name, revision)) or shape)
     demand_of(train_sft.Config(model="tiny", revision="one", adaptation="lora"))
     written = {"base_model_name_or_path": "tiny", "r": 8, "target_modules": ["q_proj"], "peft_type": "LORA"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(written | {"revision": "two"}))
     demand_of(train_grpo.Config(model=str(tmp_path)))
     recipe = {"model": "tiny", "revision": "three", "output_dir": "to_come", "adaptation": "lora"}
-    monkeypatch.setattr(memory, "recipe_that_writes", lambda directory: recipe if directory == "to_come" else {})
+    monkeypatch.setattr(demands, "recipe_that_writes", lambda directory: recipe if directory == "to_come" else {})
     demand_of(train_grpo.Config(model="to_come"))
     assert asked == [("tiny", "one"), ("tiny", "two"), ("tiny", "three")]
 
