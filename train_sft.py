@@ -46,8 +46,8 @@ class Config(TrainingSettings):
 
     unknown_words: float = arg(
         0.0,
-        "relabel_each_epoch: share of the rows in whose hypothesis words are made up, so that the model stays "
-        "undecided where it knows none, and GRPO has something to choose from",
+        "relabel_each_epoch: share of the rows in whose hypothesis the verb and others are made up, so that the model "
+        "stays undecided where it knows none, and GRPO has something to choose from",
         at_least=0,
         at_most=1,
         section="model and data",

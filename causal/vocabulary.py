@@ -154,7 +154,7 @@ WORDINGS = {"released": _RELEASED} | {
 
 # The words of a hypothesis of which one says which way its arrows point.
 DIRECTION = re.compile(
-    r"(?:caus|influenc|affect|effect|result|driv|chang|arrow|lead|meet|collider|confounder)\w*(?:\(\w+\))?|from|to",
+    r"(?:caus|influenc|affect|effect|result|driv|chang|arrow|lead|meet|collider|confounder)\w*(?:\(\w+\))?",
     re.IGNORECASE,
 )
 

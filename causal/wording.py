@@ -414,7 +414,7 @@ _SYLLABLES = 3
 LONGEST_UNKNOWN_HYPOTHESIS = (len(_SYLLABLE) * _SYLLABLES + 1) * max(
     len(sentence.split()) for wording in WORDINGS.values() for sentence in wording.values()
 )
-_SHARES = (0.3, 0.6, 1.0)  # of a hypothesis's words that are made up
+_SHARES = (0.0, 0.3, 0.6, 1.0)  # of the other words that are made up too
 _WORD = re.compile(r"(?P<slot>{\w+})|\w+(?:\(\w+\))?")
 # The claim with all arrows turned; of the other templates the variables exchange places.
 _TURNED = {"has_collider": "has_confounder", "has_confounder": "has_collider"}
@@ -424,37 +424,31 @@ def _made_up(rng: random.Random) -> str:
     return "".join(rng.choice(part) for _ in range(rng.randint(1, _SYLLABLES)) for part in _SYLLABLE)
 
 
-def _with_made_up(sentence: str, share: float, rng: random.Random, turned: bool = False) -> str:
-    """The sentence, its slots left, with a share of its words made up; of a `turned` one all of DIRECTION too."""
-
-    def replacement(match: re.Match) -> str:
-        if match["slot"] or not (rng.random() < share or (turned and DIRECTION.fullmatch(match[0]))):
-            return match[0]
-        word = _made_up(rng)
-        return _capital(word) if match[0][0].isupper() else word
-
-    return _WORD.sub(replacement, sentence)
-
-
 def write_unknown_hypothesis(
     claim: Claim, variables: Sequence[str], template: str, wording: str, rng: random.Random
 ) -> str:
-    """As `write_hypothesis`, with words made up in place of some or of all.
+    """As `write_hypothesis`, with words made up in place of all that say which way arrows point, and of some others.
 
-    Where none of DIRECTION is left, the sentence is half of the time one of the claim with all arrows turned: nobody
-    who does not know the verb knows which one is the cause. So who is taught the claim with it learns what may be meant
-    where words are not known: any of those that the others leave. Words replaced at random, as noise for language
-    models (Xie et al. 2017, https://arxiv.org/abs/1703.02573).
+    Half of the time it is a sentence of the claim with all arrows turned: nobody who does not know the verb knows which
+    one is the cause. So who is taught the claim with it learns what may be meant where words are not known: any of
+    those that the others leave. Words replaced at random, as noise for language models (Xie et al. 2017,
+    https://arxiv.org/abs/1703.02573).
     """
     _check_words(claim, template, wording)
     share, (first, second) = rng.choice(_SHARES), (variables[claim.i], variables[claim.j])
-    sentence = _with_made_up(WORDINGS[wording][template], share, rng)
-    if not any(DIRECTION.fullmatch(match[0]) for match in _WORD.finditer(sentence)) and rng.random() < 0.5:
+    if rng.random() < 0.5:
         if template in _TURNED:
             template = _TURNED[template]
         else:
             first, second = second, first
-        sentence = _with_made_up(WORDINGS[wording][template], share, rng, turned=True)
+
+    def replacement(match: re.Match) -> str:
+        if match["slot"] or not (DIRECTION.fullmatch(match[0]) or rng.random() < share):
+            return match[0]
+        word = _made_up(rng)
+        return _capital(word) if match[0][0].isupper() else word
+
+    sentence = _WORD.sub(replacement, WORDINGS[wording][template])
     return _capital(sentence.format(a=first, b=second))
 
 

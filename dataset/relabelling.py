@@ -59,8 +59,8 @@ class FreshRows:
 
     `style` is that of their traces, which are written anew; with None responses stay. `wordings` and `letterings`, by
     name, are drawn from (`vocabulary.draw`, `rows.draw_letters`); without any, a hypothesis and a premise keep their
-    words, and a premise its letters, in another order. In a share `unknown_words` of the rows some of the hypothesis's
-    words are made up, so that it cannot be read. An epoch is a function of (seed, epoch) and the row: rows of one
+    words, and a premise its letters, in another order. In a share `unknown_words` of the rows the hypothesis's verb
+    and others are made up, so that it cannot be read. An epoch is a function of (seed, epoch) and the row: rows of one
     premise keep one, and an epoch repeats itself. Raises ValueError for an unknown name, for rows of another task, and
     for a row whose prompt or response has other text in it.
     """
