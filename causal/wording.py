@@ -414,7 +414,7 @@ _SYLLABLES = 3
 LONGEST_UNKNOWN_HYPOTHESIS = (len(_SYLLABLE) * _SYLLABLES + 1) * max(
     len(sentence.split()) for wording in WORDINGS.values() for sentence in wording.values()
 )
-_SHARES = (0.0, 0.3, 0.6, 1.0)  # of the other words that are made up too
+_SHARES = (0.3, 0.6, 1.0)  # of the other words that are made up too
 _WORD = re.compile(r"(?P<slot>{\w+})|\w+(?:\(\w+\))?")
 # The claim with all arrows turned; of the other templates the variables exchange places.
 _TURNED = {"has_collider": "has_confounder", "has_confounder": "has_collider"}
