@@ -31,6 +31,7 @@ from runtime.processes import precision
 from runtime.settings import check, check_choice
 
 BF16_CAPABILITY = (8, 0)  # of the first GPUs that compute bf16: torch.cuda.is_bf16_supported() counts emulation too
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken")
 END_OF_TURN = (
     "<|end|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<turn|>", "<|return|>",
     "<|END_OF_TURN_TOKEN|>", "<|END_RESPONSE|>",
@@ -38,9 +39,6 @@ END_OF_TURN = (
 
 
 # --- tokenizers
-
-
-TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken")
 
 
 def load_tokenizer(name_or_path: str, revision: str | None = None):
