@@ -127,10 +127,10 @@ def test_nf4_without_bitsandbytes_is_refused(tmp_path, monkeypatch):
 
 OFFLINE = """
 import sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/policy"]
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 from conftest import CPU, PLAIN
-from test_loading import load_for_inference, load_policy, load_tokenizer, save_model
+from policy.loading import load_for_inference, load_policy, load_tokenizer, save_model
 embeddings = lambda model: float(model.get_input_embeddings().weight.detach().sum())
 found = [embeddings(load_policy("some/model", **PLAIN, revision=at)) for at in (None, "v1", {second!r})]
 policy = load_policy("some/model", **PLAIN, revision={second!r})

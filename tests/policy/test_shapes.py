@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import CPU, PLAIN, build_model
+from conftest import CPU, PLAIN, SMALL, VOCABULARY, build_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
@@ -76,19 +76,9 @@ def test_context_limit():
 
 def test_context_ends_where_longrope_changes_its_factors():
     """Phi-3.5 takes 131,072 tokens, but beyond 4,096 the batch is rotated by other factors than its cache was."""
-    config = Phi3Config(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        vocab_size=61,
-        max_position_embeddings=131072,
-        original_max_position_embeddings=4096,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=0,
-        rope_scaling={"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
-    )
+    lengths = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    config = Phi3Config(**SMALL | lengths, vocab_size=VOCABULARY, rope_scaling=scaling)
     model = Phi3ForCausalLM(config)
     for _ in range(2):
         check_context(model, 4096)

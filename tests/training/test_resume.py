@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from runtime.checkpoints import damage, list_checkpoints
 
+LONG = 300  # seconds, which a busy machine may need
 OFTEN = OFTEN | {"save_total_limit": 0, "logging_steps": 2}
 STAGES = {
     "sft": SFT | OFTEN | {"max_steps": 6, "adaptation": "lora", "lora_dropout": 0.3},
@@ -132,9 +133,6 @@ def long_run(tmp_path, dataset):
     for process in started:
         process.kill()
         process.wait()
-
-
-LONG = 300  # seconds, which a busy machine may need
 
 
 def wait_for(condition, seconds: float = LONG) -> None:
