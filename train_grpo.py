@@ -111,8 +111,8 @@ class Config(TrainingSettings):
     )
     best_reward: float | None = arg(
         None,
-        "the highest reward that there is, as one more sample of every group: one that is all wrong teaches too, to try "
-        "something else (NGRPO); null: none",
+        "the highest reward that there is, counted as one more sample of every group, so that one that is all wrong "
+        "teaches too (NGRPO); null: none",
     )
     num_iterations: int = arg(1, "optimizer steps a rollout", at_least=1)
     eps_low: float = arg(0.2, "lower clip of the probability ratio", at_least=0, below=1)
@@ -165,9 +165,9 @@ def group_advantages(
     reward above it.
     """
     if best is not None:
-        highest = float(rewards.max())
-        check(highest <= best, f"best_reward {best:g}: a completion is worth {highest:g}; name the highest that there is")
-        more = torch.cat((rewards, torch.full_like(rewards[:, :1], best)), dim=1)
+        more, highest = torch.cat((rewards, torch.full_like(rewards[:, :1], best)), dim=1), float(rewards.max())
+        is_best = highest <= float(more[0, -1].max())  # both in the same precision
+        check(is_best, f"best_reward {best:g}: a completion is worth {highest:g}; name the highest that there is")
         return group_advantages(more, scale, batch_std, eps=eps)[:, :-1]
     flat = rewards.flatten(1)  # (N, G·T)
     given = torch.ones_like(flat) if given is None else given.flatten(1).to(flat)

@@ -133,8 +133,8 @@ class Arm(NamedTuple):
 SFT, GRPO = "train_sft.py", "train_grpo.py"
 KNOWN = Model(SFT, "sft_demo", "old words")  # of reasoner/
 FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", "known words")
-CHECKED = ("--process_weight", "1")
-BY_STEP = (*CHECKED, "--advantages", "step")
+CHECKED = ("--process_weight", "1", "--best_reward", "2")
+BY_STEP = ("--process_weight", "1", "--best_reward", "null", "--advantages", "step")
 # 576 x 8 samples for the pass rates are 12 steps' rollouts, which its GRPO does without.
 PASSES = ("--max_rows", "576", "--num_samples", "8")
 EDGE = FROM_LABELS._replace(options=("--max_steps", "48"), passes=PASSES)

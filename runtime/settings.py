@@ -22,7 +22,8 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -231,6 +232,8 @@ def _parser(cls: type[Settings], known: dict[str, Any]) -> argparse.ArgumentPars
             action.option_strings = action.option_strings[:1]
             action.metavar = _metavar(known[action.dest])
             action.type = _auto_or_int if known[action.dest] == AutoInt else action.type
+            if type(None) in get_args(known[action.dest]):
+                action.type = _null_or(action.type)
             if action.option_strings != [f"--{action.dest}"]:
                 action.help = argparse.SUPPRESS  # --no_<field>: a switch is set to false
     return parser
@@ -255,6 +258,11 @@ def _shown(field: dataclasses.Field) -> str:
 def _auto_or_int(text: str) -> int | str:
     """An AutoInt of the command line; what is neither is for its bounds to refuse."""
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
+
+
+def _null_or(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What reads the value of an option that may have none, which is said as in a YAML file: null."""
+    return wraps(kind)(lambda text: None if text == "null" else kind(text))
 
 
 def _as_mapping(name: str, words: list[str]) -> dict[str, Any]:

@@ -132,6 +132,12 @@ def test_nothing_and_something(tmp_path):
     assert parse_config(Config, yaml_file(tmp_path, "cap: 3\npath: x")) == Config(cap=3, path="x")
     assert parse_config(Config, yaml_file(tmp_path, "cap: null\npath:\nratio: ~")) == Config()
     assert parse_config(Config, ["--cap", "8", "--ratio", "0.5"]) == Config(cap=8, ratio=0.5)
+    of_file = yaml_file(tmp_path, "cap: 3\npath: x\nratio: 2")
+    assert parse_config(Config, [*of_file, "--cap", "null", "--path", "null", "--ratio", "null"]) == Config()
+    with pytest.raises(ValueError, match="--cap: invalid int value: 'none'"):
+        parse_config(Config, ["--cap", "none"])
+    with pytest.raises(ValueError, match="--steps: invalid int value: 'null'"):
+        parse_config(Config, ["--steps", "null"])
 
 
 def test_lists(tmp_path):
