@@ -109,11 +109,6 @@ class Config(TrainingSettings):
     scale_components: bool = arg(
         False, "scale each component of the reward by itself, before their weighted sum (GDPO), instead of the sum"
     )
-    best_reward: float | None = arg(
-        None,
-        "the highest reward that there is, counted as one more sample of every group, so that one that is all wrong "
-        "teaches too (NGRPO); null: none",
-    )
     num_iterations: int = arg(1, "optimizer steps a rollout", at_least=1)
     eps_low: float = arg(0.2, "lower clip of the probability ratio", at_least=0, below=1)
     eps_high: float = arg(0.2, "upper clip of the probability ratio", at_least=0)
@@ -136,39 +131,19 @@ class Config(TrainingSettings):
         check(weighted, "outcome_weight, process_weight: one must be above 0")
         in_order = len(self.pass_rate) == 2 and self.pass_rate[0] <= self.pass_rate[1]
         check(in_order, f"pass_rate: two numbers, the lower one first, got {self.pass_rate}")
-        whole = self.advantages == "sequence" and not self.scale_components and len(set(self.class_weights)) == 1
-        check(
-            self.best_reward is None or whole,
-            "best_reward: is of whole completions and one for all prompts; leave it out, or set advantages sequence, "
-            "scale_components false and class_weights 1 1",
-        )
 
 
 # --- the algorithm
 
 
 def group_advantages(
-    rewards: torch.Tensor,
-    scale: str,
-    batch_std: float,
-    given: torch.Tensor | None = None,
-    best: float | None = None,
-    eps: float = 1e-4,
+    rewards: torch.Tensor, scale: str, batch_std: float, given: torch.Tensor | None = None, eps: float = 1e-4
 ) -> torch.Tensor:
     """Advantages of rewards (N, G) or (N, G, T): each group's mean is subtracted, then `group` or `batch` std divides.
 
     DeepSeekMath, section 4.1.2; the std is the population's. `given` marks which rewards there are, None all of them:
     the others count nowhere, and their advantage is 0. A group whose rewards agree has advantage exactly 0.
-
-    With `best`, the highest reward that a completion can have, the mean and std of a group count one more sample, of
-    that reward: a group that agrees on less has a negative advantage (NGRPO, arXiv 2509.18851). Raises ValueError for a
-    reward above it.
     """
-    if best is not None:
-        more, highest = torch.cat((rewards, torch.full_like(rewards[:, :1], best)), dim=1), float(rewards.max())
-        is_best = highest <= float(more[0, -1].max())  # both in the same precision
-        check(is_best, f"best_reward {best:g}: a completion is worth {highest:g}; name the highest that there is")
-        return group_advantages(more, scale, batch_std, eps=eps)[:, :-1]
     flat = rewards.flatten(1)  # (N, G·T)
     given = torch.ones_like(flat) if given is None else given.flatten(1).to(flat)
     count = given.sum(dim=1, keepdim=True).clamp(min=1)
@@ -190,14 +165,12 @@ def add_later(advantages: torch.Tensor) -> torch.Tensor:
     return advantages.flip(-1).cumsum(dim=-1).flip(-1)
 
 
-def token_advantages(
-    accelerator: Accelerator, parts: list[Part], scale: str, best: float | None = None
-) -> torch.Tensor:
+def token_advantages(accelerator: Accelerator, parts: list[Part], scale: str) -> torch.Tensor:
     """Advantages (N, G, T) of the parts of the reward, each scaled by itself (GDPO, arXiv 2601.05242), and summed."""
     total = torch.zeros(1)
     for weight, values, given in parts:
         batch_std = std_over_ranks(accelerator, values[given])
-        total = total + weight * add_later(group_advantages(values, scale, batch_std, given, best))
+        total = total + weight * add_later(group_advantages(values, scale, batch_std, given))
     return total
 
 
@@ -378,7 +351,7 @@ def main() -> None:
 
         # --- advantages; a completion that has none is computed for the KL term alone
         parts = parts_of_reward(s, reward, judgements, completions, config)
-        advantages = token_advantages(accelerator, parts, config.scale_rewards, config.best_reward)  # (N, G, T)
+        advantages = token_advantages(accelerator, parts, config.scale_rewards)  # (N, G, T)
         trained = (advantages != 0).any(dim=-1) | (config.beta > 0)  # (N, G)
         counts = LossCounts.over_ranks(accelerator, completions)
         batches = micro_batches(

@@ -91,9 +91,8 @@ DATASETS = {
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 WORD_TESTS = [("new words", "test"), ("new words", "test_recast"), ("old words", "test")]
-# 60 steps of GRPO sample 23,040 traces of 180 tokens and update four times on a quarter of them, an update being two
-# passes as in SFT: as much as SFT on 1,620 x 16 rows of 240 tokens.
-AS_MANY_TOKENS = ("--max_steps", "1620")
+# 60 steps of GRPO sample 23,040 traces of 180 tokens and update on a quarter: as SFT on 690 x 16 rows of 240 tokens.
+AS_MANY_TOKENS = ("--max_steps", "690")
 GRPO_WORDS = yaml.safe_load((ROOT / "configs" / "grpo_demo_words.yaml").read_text())["wordings"]
 BARE = (*AS_MANY_TOKENS, "--wordings", *GRPO_WORDS, "--unknown_words", "0")
 TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
@@ -133,9 +132,9 @@ class Arm(NamedTuple):
 SFT, GRPO = "train_sft.py", "train_grpo.py"
 KNOWN = Model(SFT, "sft_demo", "old words")  # of reasoner/
 FROM_LABELS = Model(GRPO, "grpo_demo_words", "new words", "known words")
-CHECKED = ("--process_weight", "1", "--best_reward", "2")
-BY_STEP = ("--process_weight", "1", "--best_reward", "null", "--advantages", "step")
-# 576 x 8 samples for the pass rates are 12 steps' rollouts, which its GRPO does without.
+CHECKED = ("--process_weight", "1")
+BY_STEP = (*CHECKED, "--advantages", "step")
+# 576 x 8 samples for the pass rates are 12 steps of 384, which its GRPO does without.
 PASSES = ("--max_rows", "576", "--num_samples", "8")
 EDGE = FROM_LABELS._replace(options=("--max_steps", "48"), passes=PASSES)
 ARMS = {

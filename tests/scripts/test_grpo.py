@@ -71,27 +71,6 @@ def test_a_group_whose_rewards_agree_has_advantage_exactly_zero(scale, value):
     assert (group_advantages(rewards[:1], scale, batch_std=0.0) == 0).all()
 
 
-def test_one_more_sample_of_the_best_reward_by_hand():
-    rewards = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0], [1.0, -1.0, -1.0]])
-    got = group_advantages(rewards, "group", batch_std=7.0, best=1.0, eps=0.0)
-    wrong = -(3**-0.5)  # mean (-3 + 1) / 4, std sqrt((3 * 0.25 + 2.25) / 4): -0.5 / 0.866
-    torch.testing.assert_close(got, torch.tensor([[wrong] * 3, [0.0] * 3, [1.0, -1.0, -1.0]]))
-    assert (got[1] == 0).all()  # exactly: such a group is not computed
-    none = group_advantages(rewards, "none", batch_std=7.0, best=1.0)
-    torch.testing.assert_close(none[0], torch.tensor([-0.5] * 3))
-
-
-def test_no_reward_is_above_the_best_one():
-    with pytest.raises(ValueError, match="best_reward 1: a completion is worth 2; name the highest"):
-        group_advantages(torch.tensor([[2.0, 1.0]]), "group", 1.0, best=1.0)
-
-
-@pytest.mark.parametrize("option", [{"advantages": "step"}, {"scale_components": True}, {"class_weights": [1.0, 2.0]}])
-def test_the_best_reward_is_of_whole_completions_alike(option):
-    with pytest.raises(ValueError, match="best_reward: is of whole completions and one for all prompts"):
-        Config(best_reward=1.0, **option)
-
-
 def test_the_std_over_ranks_is_that_of_all_rewards():
     rewards = torch.tensor([[1.0, -1.0, -0.5], [1.0, 1.0, -0.5]])
     assert std_over_ranks(ALONE, rewards) == pytest.approx(np.std(rewards.numpy()), rel=1e-6)
