@@ -19,7 +19,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 import preprocess
 import train_grpo
-import train_sft
 from dataset.chat import encode
 from policy.loading import load_for_inference, load_tokenizer, stop_token_ids
 from policy.sampling import generate
@@ -325,7 +324,7 @@ def test_the_experiment_names_recipes_that_exist_and_models_that_it_has_made(res
                 continue
             assert (ROOT / model.script).is_file() and (ROOT / "configs" / f"{model.recipe}.yaml").is_file()
             assert model.dataset in results.DATASETS
-            config = {"train_sft.py": train_sft.Config, "train_grpo.py": train_grpo.Config}[model.script]
+            config = importlib.import_module(model.script.removesuffix(".py")).Config
             parse_config(config, ["--config", str(ROOT / "configs" / f"{model.recipe}.yaml"), *model.options])
             assert model.start is None or model.start in made[:-1]
             assert model.start or not model.passes, "pass rates are those of what a training begins with"
