@@ -40,10 +40,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from sklearn.metrics import f1_score, precision_recall_curve
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from runtime.settings import read_yaml  # noqa: E402
+
 # By number of processes, which changes no result:
 LAUNCH = {
     1: [sys.executable],
@@ -93,7 +96,7 @@ ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 WORD_TESTS = [("new words", "test"), ("new words", "test_recast"), ("old words", "test")]
 # 60 steps of GRPO sample 23,040 traces of 180 tokens and update on a quarter: as SFT on 690 x 16 rows of 240 tokens.
 AS_MANY_TOKENS = ("--max_steps", "690")
-GRPO_WORDS = yaml.safe_load((ROOT / "configs" / "grpo_demo_words.yaml").read_text())["wordings"]
+GRPO_WORDS = read_yaml(str(ROOT / "configs" / "grpo_demo_words.yaml"))["wordings"]
 BARE = (*AS_MANY_TOKENS, "--wordings", *GRPO_WORDS, "--unknown_words", "0")
 TRACE_TESTS = [*(("traces of N = 4", split) for split in SPLITS), ("traces of N = 5", "test")]
 SCORE = ["--mode", "score"]  # the answer is the more probable one, as in greedy decoding, and its probability is kept
