@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from policy.adapters import folded
+from policy.adapters import lean_lora
 from policy.prefix_sharing import LOGITS_AT_ONCE, PackedTree, Tokens, alone, as_bias, attend, never_read, pack
 from runtime.ending import is_out_of_memory
 
@@ -129,6 +129,7 @@ class BranchCache:
         grid = torch.tensor([group + group[:1] * (width - len(group)) for group in groups])  # the first fills up
         place = {b: r * width + s for r, group in enumerate(groups) for s, b in enumerate(group)}
         self.grid = grid.to(self.device)
+        self.every = torch.arange(len(self.rows), device=self.device)  # (B,)
         self.place = torch.tensor([place[b] for b in range(len(place))]).to(self.device)
         self.depths = self.visible.cumsum(-1) - 1  # (B, C) where in its prompt a sequence sees a node
         self.prefix_bias: dict[int | None, torch.Tensor] = {}  # (R, 1, S·Q, C) by window, once a layer has asked for it
@@ -188,10 +189,9 @@ class BranchCache:
         The softmax over prefix and own tokens is the mean of those over each, weighted by their sums of exponentials:
         with l their logarithms, a sigmoid of the difference (as in FlashAttention, arXiv 2205.14135, section 3.1).
         """
-        size, heads = key.shape[2], key.shape[1]
-        every = torch.arange(size, device=self.device)
+        heads = key.shape[1]
         for held, new in zip(self.own[layer], (key, value), strict=True):
-            held[every, :, self.ends] = new[0].transpose(0, 1)
+            held[self.every, :, self.ends] = new[0].transpose(0, 1)
         query = query[0].transpose(0, 1).unflatten(1, (heads, -1))  # (B, H, Q, d)
         if window is not None and window > int(self._positions().max()):
             window = None
@@ -424,7 +424,7 @@ class Sampler:
 
     def _unless_out_of_memory(self, groups, temperature: float, seeds) -> list[list[Completion]] | None:
         try:
-            with folded(self.model):
+            with lean_lora(self.model):
                 return generate(
                     self.model, groups, stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
                     temperature=temperature, seeds=seeds, cache_tokens=self.cache_tokens,

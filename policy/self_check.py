@@ -15,7 +15,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from policy.adapters import folded
+from policy.adapters import lean_lora
 from policy.prefix_sharing import (
     ATTENTION,
     Tokens,
@@ -100,7 +100,7 @@ def _largest_gap(model: torch.nn.Module, first: list[Group], longest: list[Token
 def _gap_of_sampling(model: torch.nn.Module, first: list[Group], longest: list[Tokens]) -> float:
     """Of greedy tokens' log-probabilities; or by how much one of them is less probable than the model's own choice."""
     groups = [prompts for prompts, _ in first[:1]] + [[row[:-NEW_TOKENS]] for row in longest if len(row) > NEW_TOKENS]
-    with folded(model):
+    with lean_lora(model):
         drawn = generate(model, groups, stop_ids=set(), max_new_tokens=NEW_TOKENS)
     found, own = [], []
     for prompts, completions in zip(groups, drawn, strict=True):

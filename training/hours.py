@@ -191,7 +191,7 @@ def launches(demand: Demand) -> int:
     """Kernels of a step of decoding, counted without data on one layer and on two: each further one adds as many."""
     counts = []
     for layers in (1, 2):
-        model = policy_without_data(demand, layers)
+        model = policy_without_data(demand, layers, lean=True)
         with Launches(model) as seen:
             perform(model, "sample", 2 * demand.sequences + LENGTHS[0], demand.sequences, seen.restart)
         counts.append(seen.count)

@@ -70,9 +70,9 @@ class Nf4WithoutData(torch.nn.Linear):
 class LoraWithoutData(torch.nn.Module):
     """A linear layer with peft's LoRA; peft itself takes seconds to import."""
 
-    def __init__(self, layer: torch.nn.Module, demand: Demand):
+    def __init__(self, layer: torch.nn.Module, demand: Demand, lean: bool):
         super().__init__()
-        self.layer, self.dropout = layer, torch.nn.Dropout(demand.lora_dropout)
+        self.layer, self.dropout, self.lean = layer, torch.nn.Dropout(demand.lora_dropout), lean
         # DeepSpeed trains adapters in the run's precision, beside an fp32 copy.
         with torch.device("meta"):
             for name in ("policy", "reference")[: 1 + demand.reference]:
@@ -83,18 +83,22 @@ class LoraWithoutData(torch.nn.Module):
 
     def forward(self, x):
         inner = functional.linear(self.dropout(x) if self.dropout.p else x, self.policy_a)
+        if self.lean:
+            out = self.layer(x)
+            out.flatten(0, -2).addmm_(inner.flatten(0, -2), self.policy_b.T, alpha=2.0)
+            return out
         return self.layer(x) + functional.linear(inner, self.policy_b) * 2.0
 
 
-def policy_without_data(demand: Demand, layers: int) -> torch.nn.Module:
-    """The policy with `layers` layers, without data, ready to train."""
+def policy_without_data(demand: Demand, layers: int, lean: bool = False) -> torch.nn.Module:
+    """The policy with `layers` layers, without data, ready to train; or `lean`, as inside policy.adapters.lean_lora."""
     model = empty_model(with_layers(demand.shape, layers), demand.dtype).requires_grad_(demand.lora_r == 0)
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, torch.nn.Linear) and layer is not head:
                 layer = Nf4WithoutData(layer) if demand.quantization == "nf4" else layer
-                layer = LoraWithoutData(layer, demand) if name in demand.lora_targets else layer
+                layer = LoraWithoutData(layer, demand, lean) if name in demand.lora_targets else layer
                 setattr(parent, name, layer)
     if demand.gradient_checkpointing:
         recompute_activations(model)

@@ -48,7 +48,7 @@ def test_an_update_costs_forward_recomputation_and_backward(demand, rank, recomp
 
 def test_launches_grow_by_a_layer_as_counted(demand):
     two, three = (hours.launches(replace(demand, shape=with_layers(demand.shape, n))) for n in (2, 3))
-    model = hours.policy_without_data(replace(demand, shape=with_layers(demand.shape, 3)), 3)
+    model = hours.policy_without_data(replace(demand, shape=with_layers(demand.shape, 3)), 3, lean=True)
     with hours.Launches(model) as seen:
         hours.perform(model, "sample", 2 * demand.sequences + 9, demand.sequences, seen.restart)
     assert three == seen.count and 20 < three - two < 200
