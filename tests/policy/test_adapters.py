@@ -2,7 +2,6 @@
 reference that stays as it was; and LoRA that takes less time in sampling."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -413,10 +412,12 @@ def test_what_is_no_plain_lora_runs_as_it_is(options, runs):
     assert len(runs) == 2 * ran > 0
 
 
+@pytest.fixture
 def of_half() -> torch.nn.Module:
     return lora(dtype=torch.bfloat16).to(torch.bfloat16)  # the adapter too, as DeepSpeed casts it
 
 
+@pytest.fixture
 def of_tied_head() -> torch.nn.Module:
     model = lora(target_modules=["lm_head"])
     head = model.get_base_model().lm_head.get_base_layer()
@@ -425,18 +426,16 @@ def of_tied_head() -> torch.nn.Module:
 
 
 @pytest.fixture
-def of_nf4(base_dir, tmp_path) -> Callable[[], torch.nn.Module]:
+def of_nf4(base_dir, tmp_path) -> torch.nn.Module:
     adapter_of("plain", base_dir, tmp_path / "adapter")
-    half = {"dtype": torch.bfloat16, "device": torch.device("cpu")}
-    return lambda: load_for_inference(str(tmp_path / "adapter"), "nf4", **half)
+    return load_for_inference(str(tmp_path / "adapter"), "nf4", torch.bfloat16, torch.device("cpu"))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["of_half", "of_tied_head", "of_nf4"])
 def test_where_nothing_is_folded_lora_is_added_in_place(kind, runs, request):
     """Half precision would round it away, a tied weight is the embedding's too, and a quantized one takes nothing."""
-    made = {"of_half": of_half, "of_tied_head": of_tied_head}
-    model = made[kind]() if kind in made else request.getfixturevalue(kind)()
+    model = request.getfixturevalue(kind)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = model(TOKENS).logits
     assert runs
