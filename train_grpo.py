@@ -48,7 +48,7 @@ from training.settings import TrainingSettings
 from training.setup import Setup, open_run
 from training.validation import Validation
 
-SHOWN = {"reward": "reward/mean", "kl": "policy/kl", "dead": "reward/frac_zero_std"}  # on the console, of every step
+SHOWN = {"reward": "reward/mean", "kl": "policy/kl", "agree": "reward/frac_zero_std"}  # on the console, of every step
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Config(TrainingSettings):
     eval_steps: int = 50
     save_steps: int = 50
 
-    prompts_per_step: int = arg(32, "prompts N of a rollout, over all processes", at_least=1, section="rollout")
+    prompts_per_step: int = arg(32, "prompts of a rollout, over all processes", at_least=1, section="rollout")
     pass_rates: str | None = arg(
         None, "directory that evaluate.py --num_samples wrote of train_split: prompts are chosen by pass_rate"
     )
@@ -166,7 +166,10 @@ def add_later(advantages: torch.Tensor) -> torch.Tensor:
 
 
 def token_advantages(accelerator: Accelerator, parts: list[Part], scale: str) -> torch.Tensor:
-    """Advantages (N, G, T) of the parts of the reward, each scaled by itself (GDPO, arXiv 2601.05242), and summed."""
+    """Advantages (N, G, T), or (N, G, 1), of the parts of the reward, each scaled by itself, and summed by weight.
+
+    One part is GRPO; one for each component of the reward is GDPO (arXiv 2601.05242).
+    """
     total = torch.zeros(1)
     for weight, values, given in parts:
         batch_std = std_over_ranks(accelerator, values[given])
@@ -238,7 +241,7 @@ def parts_of_reward(s: Setup, reward: Reward, judgements, completions, config: C
 
 
 def policy_logps(model, batch: MicroBatch, config: Config, temperature: float | None = None):
-    """`sequence_logps` (B, T) of the batch's completions at the sampling temperature."""
+    """Log-probabilities, entropies and mask (`sequence_logps`) of the batch's completions, (B, T) each."""
     temperature = config.temperature if temperature is None else temperature
     inputs = (batch.prompts, batch.completions, temperature, config.prefix_sharing)
     return sequence_logps(model, *inputs, entropy=torch.is_grad_enabled())  # the reference's are not logged

@@ -181,7 +181,7 @@ def micro_batches(groups: list[list[int]], rows: Rows, config: Config) -> list[l
     return [[groups[g] for g in batch] for batch in plan]
 
 
-def share(accelerator, groups: list[list[int]], rows: Rows) -> list[list[int]]:
+def groups_of_rank(accelerator, groups: list[list[int]], rows: Rows) -> list[list[int]]:
     """This rank's groups of a step."""
     return share_of_rank(groups, accelerator.process_index, accelerator.num_processes, rows.packed_tokens)
 
@@ -201,7 +201,7 @@ def evaluation_loss(accelerator, model, rows: Rows, premise_ids: list[str], conf
     """Mean negative log-likelihood over all completion tokens of the rows, weighted as in training, on all ranks."""
     model.eval()
     groups = premise_groups(premise_ids, config.claims_per_prefix)
-    mine = share(accelerator, groups, rows)
+    mine = groups_of_rank(accelerator, groups, rows)
     sums = {"loss": 0.0, "weight": 0.0}
     for batch in micro_batches(mine, rows, config):
         sums["loss"] += float(loss_sum(model, rows, batch, config.prefix_sharing))
@@ -247,7 +247,7 @@ def set_up(config: Config) -> tuple[Setup, Callable[[int], Rows], Rows, list] | 
     model = opened.load(longest, adaptation=config.adaptation, lora_dropout=config.lora_dropout)
     if config.position_stretch > 1:
         check_context(model, math.ceil(longest * config.position_stretch), "position_stretch: ", "lower it")
-    first = share(accelerator, steps[0][1], rows)
+    first = groups_of_rank(accelerator, steps[0][1], rows)
 
     def probe(responses: list[list[int]]) -> torch.Tensor:
         return loss_sum(model, rows, first[:1], config.prefix_sharing) / rows.total_weight(first[:1])
@@ -284,7 +284,7 @@ def main() -> None:
         set_learning_rate(s.optimizer, rate)
 
         # --- forward and backward: every rank equally often, since ZeRO-2 reduces gradients in each backward
-        mine = share(accelerator, groups, rows)
+        mine = groups_of_rank(accelerator, groups, rows)
         batches = micro_batches(mine, rows, config)
         count = int(reduce(accelerator, {"n": len(batches)}, "max")["n"])
         loss_of_step, positions = 0.0, positions_at(step, rows.longest(groups), config)

@@ -30,7 +30,6 @@ from causal.graphs import (
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 MAX_VARIABLES = 10  # a premise of N = 10 lists up to 11,520 independences
 PDAG = tuple[int, ...]
-MeekStep = tuple[int, tuple[int, ...]]
 
 
 class NoClassError(Corr2CauseError):
@@ -108,31 +107,17 @@ def unshielded_triples(premise: Premise) -> list[tuple[int, int, int, bool]]:
     ]
 
 
-def pdag(premise: Premise) -> PDAG:
-    """The class's CPDAG as bitmasks. Raises Corr2CauseError if no DAG satisfies the premise, or more than one class
-    may."""
-    return _pc(premise)[0]
-
-
-def meek_steps(premise: Premise) -> tuple[MeekStep, ...]:
-    """What Meek's rules orient, in order: (rule, (a, b, others...)) for a -> b. Raises as `pdag` does."""
-    return _pc(premise)[1]
-
-
-def cpdag(premise: Premise) -> tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]]]:
-    """The class's edges: directed (cause, effect) and undirected (i < j). Raises as `pdag` does."""
-    arrows = {(u, v) for u, mask in enumerate(pdag(premise)) for v in bits(mask)}
-    undirected = frozenset((u, v) for u, v in arrows if u < v and (v, u) in arrows)
-    return frozenset((u, v) for u, v in arrows if (v, u) not in arrows), undirected
-
-
 @lru_cache(maxsize=8192)
-def _pc(premise: Premise) -> tuple[PDAG, tuple[MeekStep, ...]]:
-    """PC on the list of independences: skeleton, colliders, Meek's rules; (CPDAG, Meek's steps)."""
+def pdag(premise: Premise) -> PDAG:
+    """The class's CPDAG as bitmasks, by PC on the list of independences: skeleton, colliders, Meek's rules.
+
+    Raises Corr2CauseError if no DAG satisfies the premise, or more than one class may.
+    """
     check_determined(premise)
     colliders = ((i, k, j) for i, k, j, collider in unshielded_triples(premise) if collider)
     out = _v_structures(skeleton(premise), colliders)
-    steps = () if out is None else tuple(_meek(out))
+    if out is not None:
+        _meek(out)
     # If any DAG fits, PC recovers its class and every extension fits: testing the first one is enough.
     first = None if out is None else some_member(tuple(out))
     acyclic = first is not None and ancestral_sets(first) is not None
@@ -142,7 +127,14 @@ def _pc(premise: Premise) -> tuple[PDAG, tuple[MeekStep, ...]]:
             f"no graph satisfies the premise over {', '.join(premise.variables)}: no DAG has exactly the "
             f"{len(premise.independences)} independences given{limit}; list every one of them, none left out"
         )
-    return tuple(out), steps
+    return tuple(out)
+
+
+def cpdag(premise: Premise) -> tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]]]:
+    """The class's edges: directed (cause, effect) and undirected (i < j). Raises as `pdag` does."""
+    arrows = {(u, v) for u, mask in enumerate(pdag(premise)) for v in bits(mask)}
+    undirected = frozenset((u, v) for u, v in arrows if u < v and (v, u) in arrows)
+    return frozenset((u, v) for u, v in arrows if (v, u) not in arrows), undirected
 
 
 def undecided_pairs(premise: Premise) -> list[tuple[int, int]]:
@@ -225,32 +217,27 @@ def _v_structures(adjacent: Sequence[int], colliders: Iterable[tuple[int, int, i
     return None if clash else out
 
 
-def _meek(out: list[int]) -> list[MeekStep]:
-    """Orients in place what Meek's four rules force, to a fixed point (Meek, UAI 1995); the steps, in order."""
-    n, steps, changed = len(out), [], True
-    into = reversed_edges(out)
+def _meek(out: list[int]) -> None:
+    """Orients in place what Meek's four rules force, to a fixed point (Meek, UAI 1995)."""
+    into, changed = reversed_edges(out), True
     while changed:
         changed = False
-        for a in range(n):
+        for a in range(len(out)):
             for b in bits(out[a] & into[a]):
-                reason = next(_forced(out, into, a, b), None)
-                if reason:
+                if _is_forced(out, into, a, b):
                     out[b] &= ~(1 << a)
                     into[a] &= ~(1 << b)
-                    steps.append((reason[0], (a, b, *reason[1:])))
                     changed = True
-    return steps
 
 
-def _forced(out: Sequence[int], into: Sequence[int], a: int, b: int) -> Iterator[tuple[int, ...]]:
-    """Why the undirected edge a - b must become a -> b: Meek's rule, 1 to 4, and the other variables in it."""
+def _is_forced(out: Sequence[int], into: Sequence[int], a: int, b: int) -> bool:
+    """Must the undirected edge a - b become a -> b, by one of Meek's rules, here 1 to 4 in turn?"""
     causes_of_b, beside_a, beyond_b = into[b] & ~out[b], out[a] & into[a], ~(out[b] | into[b] | 1 << b)
-    yield from ((1, c) for c in bits(into[a] & ~out[a] & beyond_b))
-    yield from ((2, c) for c in bits(out[a] & ~into[a] & causes_of_b))
-    both = combinations(bits(beside_a & causes_of_b), 2)
-    yield from ((3, c, d) for c, d in both if not (out[c] | into[c]) >> d & 1)
-    around = bits(causes_of_b & (out[a] | into[a]))
-    yield from ((4, c, d) for c in around for d in bits(beside_a & beyond_b & into[c] & ~out[c]))
+    if into[a] & ~out[a] & beyond_b or out[a] & ~into[a] & causes_of_b:
+        return True
+    if any(not (out[c] | into[c]) >> d & 1 for c, d in combinations(bits(beside_a & causes_of_b), 2)):
+        return True
+    return any(beside_a & beyond_b & into[c] & ~out[c] for c in bits(causes_of_b & (out[a] | into[a])))
 
 
 @lru_cache(maxsize=16384)

@@ -75,7 +75,7 @@ SEVEN = ["--num_variables", "7", "--structures", "60", *BALANCED_ROWS, "--max_le
 FROM_RELEASED = ("--wordings", "released", "--letterings", "released-spread")
 GAPS = ("--position_stretch", "2.2", "--max_steps", "2000", "--learning_rate", "1e-3", "--small_first", "false")
 ON_SIX = ("--wordings", "released", "--prompts_per_step", "32", "--max_steps", "60")
-ON_SIX += ("--max_new_tokens", "720", "--eval_rows", "200")
+ON_SIX += ("--learning_rate", "1e-3", "--max_new_tokens", "720", "--eval_steps", "15", "--eval_rows", "200")
 
 # dataset: (recipe, options). A structure of N = 3 to 5 is in the same split of every dataset of a seed; N = 6, of which
 # those of traces have others at random, is not tested there.

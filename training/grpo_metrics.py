@@ -87,27 +87,29 @@ def step_metrics(
     """The step's metrics by name, the same on every rank; `is_reference`: it was sampled by the reference itself."""
     accelerator, tolerance = s.accelerator, TOLERANCE[s.dtype]
     sums = reduce(accelerator, rollout_sums(rollout, s.end_ids) | terms.sums)
-    largest = float(rollout.rewards.abs().max()) if len(rollout.rewards) else 0.0
-    peaks = reduce(accelerator, {"reward": largest, "ratio": terms.ratio_deviation}, "max")
+    first_ratio_deviation = reduce(accelerator, {"ratio": terms.ratio_deviation}, "max")["ratio"]
     values = rollout_means(sums)
-    baseline_error = values["reward/group_std"] / rollout.rewards.shape[1] ** 0.5
     gap = (sums["gap_square"] / max(1.0, sums["gap_tokens"])) ** 0.5
     expected_weight = weight_sum(sums, counts, loss_type, s.sampler.max_new_tokens)
+    signal = sums["abs_advantage"] / counts.sequences
+    # Of a token, whatever its weight in the loss: dr_grpo's weights do not add up to 1.
+    first_kl, kl, clipped = (sums[name] / (expected_weight or 1.0) for name in ("first_kl", "kl", "clip_fraction"))
     if is_reference:
-        values["health/reference_kl"] = sums["first_kl"]
-        values["health/reference_kl_ratio"] = sums["first_kl"] / max(1e-5, tolerance**2)
+        values["health/reference_kl"] = first_kl
+        values["health/reference_kl_ratio"] = first_kl / max(1e-5, tolerance**2)
     return values | {
-        **{f"policy/{name}": sums[name] for name in ("policy_loss", "kl", "clip_fraction")},
+        "policy/policy_loss": sums["policy_loss"],
+        "policy/kl": kl,
+        "policy/clip_fraction": clipped,
         "policy/entropy": sums["entropy"] / max(1.0, sums["trained_tokens"]),
-        "policy/mean_abs_advantage": sums["abs_advantage"] / counts.sequences,
-        "health/signal": sums["signal"] / counts.sequences,
+        "policy/mean_abs_advantage": signal,
+        "health/signal": signal,
         "health/loss_finite": float(math.isfinite(sums["policy_loss"] + sums["kl"])),
         "health/mask_error": sums["mask_error"],
         "health/weight_sum_error": sums["weight_sum"] / expected_weight - 1 if expected_weight else 0.0,
         "health/sampling_logp_gap": gap,
         "health/sampling_gap_ratio": gap / tolerance,
-        "health/baseline_error": baseline_error / peaks["reward"] if peaks["reward"] else 0.0,
-        "health/first_ratio_deviation": peaks["ratio"],
+        "health/first_ratio_deviation": first_ratio_deviation,
     }
 
 
@@ -118,8 +120,8 @@ def rollout_sums(rollout: Rollout, end_ids: set[int]) -> dict[str, float]:
     judgements = list(chain.from_iterable(rollout.judgements))
     lengths = lengths_of(rollout.completions)
     advantages = mean_over_tokens(rollout.advantages.double().abs(), lengths)  # (N, G)
-    dead = (rollout.rewards == rollout.rewards[:, :1]).all(dim=1)
-    right = rollout.rewards[:, 0] > 0
+    dead = (rollout.advantages == 0).flatten(1).all(dim=1)
+    right = rewards.mean(dim=1) > 0
     sums = {
         "sequences": len(completions),
         "groups": len(rewards),
@@ -132,7 +134,6 @@ def rollout_sums(rollout: Rollout, end_ids: set[int]) -> dict[str, float]:
         "not_finite": sum(not completion.finite for completion in completions),
         "past_end": sum(not end_ids.isdisjoint(completion.tokens[:-1]) for completion in completions),
         "abs_advantage": advantages.sum(),
-        "signal": advantages[rollout.trained].sum(),
         "trained_sequences": rollout.trained.sum(),
         "trained_tokens": lengths[rollout.trained].sum(),
     }

@@ -308,11 +308,6 @@ SIGNS = (
         "learning_rate ({learning_rate}), or temperature ({temperature}) up to 1, or lower beta ({beta})",
     ),
     Sign(
-        "reward_spread", 10, lambda h: h["health/baseline_error"] > 0.45,
-        "rewards of a group spread so far that its mean is off by {health/baseline_error:.2f} of the range: raise "
-        "num_generations ({num_generations})",
-    ),
-    Sign(
         "dead_groups", 10, lambda h: h["reward/frac_zero_std"] > 0.95,
         "{reward/frac_zero_std:.0%} of the groups have rewards that agree ({reward/frac_all_right:.0%} all right, "
         "{reward/frac_all_wrong:.0%} all wrong): raise num_generations "
@@ -321,7 +316,7 @@ SIGNS = (
     Sign(
         "entropy_collapse", 10, lambda h: h["policy/entropy"] < 0.05 * h.start("policy/entropy", 5),
         "entropy has fallen to {policy/entropy:.2g} nats, less than a twentieth of the start: raise beta ({beta}) or "
-        "eps_high ({eps_high}), or lower learning_rate ({learning_rate})",
+        "lower learning_rate ({learning_rate})",
     ),
     Sign(
         "entropy_runaway", 10, lambda h: h["policy/entropy"] > 0.5 + 3 * h.start("policy/entropy", 5),

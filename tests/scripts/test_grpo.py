@@ -622,7 +622,7 @@ def test_rollout_metrics_by_hand():
     }
     assert got == pytest.approx(expected, rel=1e-5)
     sums = rollout_sums(scored_rollout(), set())
-    assert sums["abs_advantage"] == pytest.approx(7 / 6 + 5 / 6 + 1 / 3) == pytest.approx(sums["signal"])
+    assert sums["abs_advantage"] == pytest.approx(7 / 6 + 5 / 6 + 1 / 3)
     assert (sums["trained_sequences"], sums["trained_tokens"]) == (3, 6)
 
 
@@ -646,7 +646,7 @@ def test_a_completion_that_is_not_finite_is_counted_and_not_as_a_cut_one():
 
 
 def test_step_metrics_by_hand():
-    """Three micro-batches and an idle one: sums of the terms, the gap to sampling, how far off a group's mean is."""
+    """Three micro-batches and an idle one: terms of a token of mean weight, and the gap to sampling."""
     rollout = scored_rollout()
     every = torch.ones_like(rollout.rewards, dtype=torch.bool)
     batches = micro_batches(ALONE, [[prompt] for prompt in rollout.prompts], rollout.completions, every, 4, True)
@@ -663,13 +663,57 @@ def test_step_metrics_by_hand():
         accelerator=ALONE, dtype=torch.float32, end_ids=set(), sampler=SimpleNamespace(max_new_tokens=5)
     )
     values = step_metrics(s, rollout, terms, LossCounts(9, 18), "dapo", is_reference=True)
-    assert values["policy/kl"] == values["health/mask_error"] == 3.0  # (0 + 1 + 2) twice, of two passes
+    assert values["policy/policy_loss"] == values["health/mask_error"] == 3.0  # (0 + 1 + 2) twice, of two passes
+    expected_weight = 6 / 18  # 6 of the step's 18 tokens are trained
+    assert values["policy/kl"] == values["policy/clip_fraction"] == pytest.approx(3.0 / expected_weight)
     assert values["policy/entropy"] == pytest.approx(3.0 / 6)
     assert values["health/first_ratio_deviation"] == 0.5
     assert values["health/sampling_logp_gap"] == pytest.approx((0.25 / 18) ** 0.5)
-    assert values["health/reference_kl"] == 3.0
-    assert values["health/weight_sum_error"] == pytest.approx(3.0 / (6 / 18) - 1)
-    assert values["health/baseline_error"] == pytest.approx(values["reward/group_std"] / 3**0.5)
+    assert values["health/reference_kl"] == pytest.approx(3.0 / expected_weight)
+    assert values["health/weight_sum_error"] == pytest.approx(3.0 / expected_weight - 1)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_kl_and_clip_fraction_are_of_a_token_whatever_its_weight(loss_type):
+    """Every token 0.2 nats below the reference, half of them clipped, and completions half as long as they may be."""
+    rollout, length = scored_rollout(), 2
+    for one in chain.from_iterable(rollout.completions):
+        one.tokens[:], one.logps[:] = [1] * length, [-1.0] * length
+    counts = LossCounts(9, 9 * length)
+    mask = torch.ones(9, length)
+    logps = torch.full((9, length), -1.0)
+    old_logps = logps - torch.tensor([1.0, 0.0])  # beyond the clip, and 1
+    advantages = torch.ones(9, 1)
+    weights = token_weights(mask, loss_type, counts, 2 * length)
+    _, terms = grpo_loss(logps, old_logps, logps + 0.2, advantages, weights, Config(loss_type=loss_type))
+    terms |= {"entropy": torch.tensor(0.0), "weight_sum": weights.sum(), "mask_error": torch.tensor(0.0)}
+    every = torch.ones_like(rollout.rewards, dtype=torch.bool)
+    batches = micro_batches(ALONE, [[p] for p in rollout.prompts], rollout.completions, every, 10**6, True)
+    update = UpdateTerms(num_iterations=1)
+    update.add(batches[0], terms, batches[0].sampled_logps, first=True)
+    s = SimpleNamespace(
+        accelerator=ALONE, dtype=torch.float32, end_ids=set(), sampler=SimpleNamespace(max_new_tokens=2 * length)
+    )
+    values = step_metrics(s, rollout._replace(trained=every), update, counts, loss_type, is_reference=True)
+    assert values["policy/kl"] == values["health/reference_kl"] == pytest.approx(np.exp(0.2) - 1.2, rel=1e-4)
+    assert values["policy/clip_fraction"] == pytest.approx(0.5)
+
+
+def test_a_group_whose_rewards_agree_is_not_dead_if_its_steps_differ():
+    """One completion goes right and then wrong, one wrong and then right."""
+    steps = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
+    advantages = token_advantages(ALONE, [Part(1.0, steps, torch.ones_like(steps, dtype=torch.bool))], "group")
+    whole = scored_rollout()
+    rollout = Rollout(
+        whole.prompts[:1],
+        [[replace(completion, tokens=[1, 1]) for completion in whole.completions[0][:2]]],
+        [whole.judgements[0][:2]],
+        steps.sum(dim=-1),
+        advantages,
+        torch.ones(1, 2, dtype=torch.bool),
+    )
+    means = rollout_means(rollout_sums(rollout, set()))
+    assert means["reward/group_std"] == 0.0 and means["reward/frac_zero_std"] == 0.0
 
 
 def test_tokens_saved_by_hand():
