@@ -32,7 +32,7 @@ from dataset.batches import premise_groups
 from dataset.chat import as_trained, check_reads_english, encode, encode_rows, longest_sequence
 from dataset.reading import answer_candidates, check_whole, choose_rows, load_split, read_report, training_data
 from dataset.sources import label_records, parse_row, read_file
-from dataset.splits import perturbed
+from dataset.splits import num_alike, perturbed
 from policy.loading import BF16_CAPABILITY, load_for_inference, load_tokenizer, stop_token_ids
 from policy.sampling import Sampler
 from policy.self_check import check_model_numbers
@@ -232,6 +232,10 @@ def read_file_rows(config: Config, tokenizer) -> tuple["Dataset", list[str]]:
     rows, left_out = label_records(records, config.labels, config.skip_unparsable, given=config.labels == "given")
     check(len(rows) > 0, f"rows: {config.rows}: none could be read: {left_out[:1]}")
     parts = {"rows": rows} | {f"rows_{kind}": perturbed(rows, kind, config.seed) for kind in config.perturbations}
+    for name, part in parts.items():
+        alike = num_alike(rows, part) if part is not rows else 0
+        if alike:
+            print(f"{name}: {alike:,} of {len(rows):,} rows are as they were, for there is nothing to change")
     from datasets import Dataset
 
     chosen = sorted(random.Random(config.seed).sample(range(len(rows)), min(config.max_rows or len(rows), len(rows))))
@@ -313,6 +317,9 @@ def evaluate(config: Config) -> None:
         rows = predict(accelerator, sampler, data, prompts, **sampling)
     seconds = time.perf_counter() - start_time
     if accelerator.is_main_process:
+        traceless = sum(row.get("means", {}).get("exact_trace", 0) is None for row in rows)
+        if traceless:
+            print(f"{traceless:,} rows have no exact trace, for no graph satisfies their premise: not counted there")
         labels = both_labels(config, data)
         rows = [{**row, **known, "split": split} for row, known, split in zip(rows, labels, splits, strict=True)]
         seen = training_data(config.model).get("structures")

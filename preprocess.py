@@ -57,7 +57,17 @@ from dataset.corrections import corrections_of, mixed_with
 from dataset.reading import data_config, load_split, split_names
 from dataset.report import make_report, summary
 from dataset.sources import HUB_CONFIGS, HUB_NAME, claim_of, label_records, read_file, read_hub
-from dataset.splits import BALANCE, SPLITS, STRATEGIES, mixed, perturbed, reworded, split_rows, subsample
+from dataset.splits import (
+    BALANCE,
+    SPLITS,
+    STRATEGIES,
+    mixed,
+    num_alike,
+    perturbed,
+    reworded,
+    split_rows,
+    subsample,
+)
 from runtime.ending import run_script
 from runtime.files import check_not_read, check_vacant, check_writable, replacing
 from runtime.settings import Settings, arg, check, check_choice, parse_config, seed_arg
@@ -70,6 +80,7 @@ COLUMNS = {
     "edges": {"directed": EDGES, "undirected": EDGES},
 }
 CHAT_COLUMNS = {"prompt": Value("string"), "response": Value("string")}
+SOURCES = ("generate", "hub", "corrections")  # that are no file
 GRPO = "grpo"  # the split of prompts that SFT has not seen
 WRITE_BATCH = 2000  # rows
 
@@ -337,15 +348,32 @@ def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, 
 
 # ---------------------------------------------------------------- output
 
+PARTS = ("data-*.arrow", "dataset_info.json", "state.json")  # of a split, as `datasets` writes it
+
 
 def check_output(
-    path: Path, overwrite: bool, needed: set[str], optional: Iterable[str] = (), setting: str = "output_dir"
+    path: Path,
+    config: DataConfig,
+    files: set[str],
+    folders: Iterable[str] = (),
+    inside: Iterable[str] = (),
+    setting: str = "output_dir",
 ) -> None:
-    """Refuses a folder with anything in it; with `overwrite`, one with anything that this script has not written."""
-    check_vacant(path, overwrite, "name another, or replace what this script wrote with --overwrite true", setting)
-    found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    ours = not found or needed <= found <= needed | set(optional)
-    check(ours, f"{setting} {path}: has files that are not of this script, so it is not overwritten; name another")
+    """Refuses a folder that is read, and one with anything in it; with `overwrite`, one with anything that this script
+    has not written: `files`, and `folders` of what is named like one of the patterns `inside`."""
+    check_vacant(
+        path, config.overwrite, "name another, or replace what this script wrote with --overwrite true", setting
+    )
+    source = None if config.source in SOURCES else config.source
+    read = filter(None, [source, config.audit, config.teacher_file, *config.predictions])
+    check_not_read(path, *read, setting=setting)
+    found = set(path.iterdir()) if path.is_dir() else set()
+    folders = {entry for entry in found if entry.name in set(folders) and entry.is_dir()}
+    within = [part for folder in folders for part in folder.iterdir()]
+    ours = files == {entry.name for entry in found - folders}
+    ours = ours and all(part.is_file() and any(map(part.match, inside)) for part in within)
+    remedy = "so it is not overwritten; name another"
+    check(ours or not found, f"{setting} {path}: has files that are not of this script, {remedy}")
     check_writable(path.parent, f"{setting} {path}")
 
 
@@ -360,15 +388,20 @@ def on_disk(rows: list[dict], columns: dict, file: Path) -> Dataset:
 
 
 def write_dataset(splits: dict[str, list[dict]], columns: dict, report: dict, path: Path) -> None:
+    """Into the directory `path`, which is there and empty or not there."""
     disable_progress_bars()
-    with replacing(path) as new, tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path, prefix=".") as folder:
         parts = {name: on_disk(rows, columns, Path(folder) / f"{name}.arrow") for name, rows in splits.items()}
-        DatasetDict(parts).save_to_disk(new)
-        (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        DatasetDict(parts).save_to_disk(path)
+    (path / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def set_aside(train: list[dict], count: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """The rows of train without `count` of them, a random choice, and these: prompts for GRPO that it does not have."""
+    """The rows of train without `count` of them, a random choice, and these: prompts for GRPO that it does not have.
+
+    Rows that ask the same as one of these, in whatever words, are in neither.
+    """
     check(count < len(train), f"max_grpo_samples: leaves nothing of the {len(train)} rows for train; lower it")
     given = subsample(train, count, [], f"{seed}-{GRPO}")
     taken = set(map(claim_of, given))  # which may stand in a file twice
@@ -399,7 +432,9 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
         teacher_file = Path(config.teacher_file)
         splits["train"], left_out["teacher"] = add_teacher(splits.get("train", []), teacher_file, special)
     if config.max_grpo_samples is not None:  # before train is balanced: prompts of GRPO are as those it is for
-        splits["train"], splits[GRPO] = set_aside(splits.get("train", []), config.max_grpo_samples, config.seed)
+        train = splits.get("train", [])
+        splits["train"], splits[GRPO] = set_aside(train, config.max_grpo_samples, config.seed)
+        left_out["asked_in_grpo"] = len(train) - len(splits["train"]) - len(splits[GRPO])
     for name in (name for name in SPLITS if name in splits):
         balance, cap = (config.balance if name == "train" else []), getattr(config, f"max_{name}_samples")
         if name == "train" and config.train_mix:
@@ -415,7 +450,10 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
     raised = "test_fraction" not in unread_fractions(config, source_rows)[1]
     remedy = "; raise test_fraction" if raised else ", and column split names none; name one, or add --split premise"
     check(not config.perturbations or "test" in splits, f"perturbations: they need a test split{remedy}")
-    splits |= {f"test_{kind}": perturbed(splits["test"], kind, config.seed) for kind in config.perturbations}
+    for kind in config.perturbations:
+        splits[f"test_{kind}"] = perturbed(splits["test"], kind, config.seed)
+    alike = {kind: num_alike(splits["test"], splits[f"test_{kind}"]) for kind in config.perturbations}
+    left_out["as_in_test"] = {kind: count for kind, count in alike.items() if count}
     if tokenizer is not None:
         form = {name: getattr(config, name) for name in ("target", "trace_style", "instruction", "chat_template_args")}
         splits = {n: add_chat(progress(rows, "tokenize"), tokenizer, **form) for n, rows in splits.items()}
@@ -427,8 +465,8 @@ def build(config: DataConfig) -> tuple[dict[str, list[dict]], dict, dict]:
 # ---------------------------------------------------------------- export
 
 
-def export_rows(config: DataConfig) -> dict[str, dict]:
-    """Write the raw rows of `source` to `export`; {configuration: report}."""
+def export_rows(config: DataConfig, path: Path) -> dict[str, dict]:
+    """Write the raw rows of `source` to the directory `path`; {configuration: report}."""
     if config.split == "auto" and config.source == "generate":
         config = replace(config, split="structure")
     config = replace(config, raw=True)
@@ -445,16 +483,16 @@ def export_rows(config: DataConfig) -> dict[str, dict]:
             own = {"hub_config": name, "split": "given", "perturbations": [], "max_grpo_samples": None, "export": None}
             own |= {share: getattr(DataConfig, share) for share in ("validation_fraction", "test_fraction")}
             found[name], _, reports[name] = build(replace(config, **own))
-    path, columns = Path(config.export), export.columns_of(COLUMNS)
+    columns = export.columns_of(COLUMNS)
     disable_progress_bars()
-    with replacing(path) as new, tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+    with tempfile.TemporaryDirectory(dir=path, prefix=".") as folder:
         parts = {}
         for name, of_split in found.items():
             parts[name] = {}
             for split, rows in of_split.items():
                 file = Path(folder) / f"{name}-{split}.arrow"
                 parts[name][split] = on_disk(list(map(export.with_both_labels, rows)), columns, file)
-        export.write_export(parts, reports, asdict(config), command_of(config), new)
+        export.write_export(parts, reports, asdict(config), command_of(config), path)
     return reports
 
 
@@ -472,21 +510,28 @@ def main() -> None:
     check(config.audit is None or config.export is None, "export: an audit writes no rows; leave one of them out")
     output_dir = Path(config.output_dir)
     if config.audit is not None:
-        check_output(output_dir, config.overwrite, set(audit.FILES))
+        unread = sorted(config.changed() - {"audit", "output_dir", "overwrite"})
+        check(not unread, f"{', '.join(unread)}: an audit reads the rows of its file alone; leave that out")
+        check_output(output_dir, config, set(audit.FILES))
         with replacing(output_dir) as new:
-            found = audit.write_audit(progress(list(read_file(Path(config.audit), "audit")), "audit"), new)
+            records = list(read_file(Path(config.audit), "audit"))
+            check(len(records) > 0, f"audit: {config.audit}: no rows in it")
+            found = audit.write_audit(progress(records, "audit"), new)
         print(audit.audit_table(found), f"wrote {output_dir}: {', '.join(audit.FILES)}", sep="\n\n")
         return
     if config.export is not None:
         path, configurations = Path(config.export), {"default", *HUB_CONFIGS, *PERTURBATIONS}
-        check_output(path, config.overwrite, set(export.FILES), configurations, "export")
-        print(*map(summary, export_rows(config).values()), sep="\n\n", end="\n\n")
+        check_output(path, config, set(export.FILES), configurations, export.INSIDE, "export")
+        with replacing(path) as new:
+            reports = export_rows(config, new)
+        print(*map(summary, reports.values()), sep="\n\n", end="\n\n")
         print(f"wrote {path}: {', '.join(export.FILES)} and parquet files, for datasets.load_dataset({str(path)!r})")
         return
-    optional = {*SPLITS, GRPO, *(f"test_{kind}" for kind in PERTURBATIONS)}
-    check_output(output_dir, config.overwrite, {"dataset_dict.json", "report.json"}, optional)
-    splits, columns, report = build(config)
-    write_dataset(splits, columns, report, output_dir)
+    folders = {*SPLITS, GRPO, *(f"test_{kind}" for kind in PERTURBATIONS)}
+    check_output(output_dir, config, {"dataset_dict.json", "report.json"}, folders, PARTS)
+    with replacing(output_dir) as new:  # from here on: rows take a while, and a second run is not to lose them
+        splits, columns, report = build(config)
+        write_dataset(splits, columns, report, new)
     print(summary(report), f"wrote {output_dir} (sha256 {report['dataset_hash'][:12]})", sep="\n\n")
 
 

@@ -76,10 +76,10 @@ def left_out(premise: Premise) -> dict:
 
 def audit(records: Iterable[dict]) -> Iterator[dict]:
     """`audit_record` of every record. Raises ValueError if the first one lacks a column."""
-    for number, record in enumerate(records):
-        if number == 0:
+    for index, record in enumerate(records):
+        if index == 0:
             check_columns(record)
-        yield audit_record(number, record)
+        yield audit_record(int(record["row"].removeprefix("row ")), record)
 
 
 def write_audit(records: Iterable[dict], directory: Path) -> dict:

@@ -44,7 +44,8 @@ def corrections_of(train: "Dataset", answers: Iterable[tuple[str, dict]], style:
         row = rows.get(answer["input"])
         other = f"predictions: {directory} has a row that is not of the dataset's train: {answer['input'][:60]!r}..."
         check(row is not None, f"{other}; answer it with evaluate.py --split train")
-        check("completion" in answer, f"predictions: {directory} has no completions; use evaluate.py --mode generate")
+        written = isinstance(answer.get("completion"), str)
+        check(written, f"predictions: {directory} has no completions; use evaluate.py --mode generate")
         for completion in answer.get("completions", [answer["completion"]]):  # of several samples all
             new = corrected(row, completion, style)
             fate = "right" if new is None else "repeated" if (new["prompt"], new["response"]) in found else "corrected"

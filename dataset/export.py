@@ -26,6 +26,7 @@ from dataset.sources import HUB_NAME, LABEL_2
 
 CITATION = Path(__file__).parents[1] / "CITATION.cff"
 FILES = ("README.md", "report.json")
+INSIDE = ("*.parquet",)  # the folder of a configuration
 COLUMNS = {"exact_label": Value("int64"), "given_label_wrong": Value("bool")}  # beside those of the task
 FIRST = ("row", "input", "label", "given_label", *COLUMNS)
 OF_SOURCE = {  # where the rows are from, and under which licence

@@ -77,7 +77,8 @@ def hash_of_rows(splits: dict[str, list[dict]], columns: dict) -> str:
 
 
 def make_report(splits: dict, columns: dict, config: dict, source_rows: list[dict], left_out: dict) -> dict:
-    """What report.json says; `config` and `left_out` (unparsable, over_long, teacher, corrections) are part of it."""
+    """What report.json says; `config` and `left_out` are part of it: unparsable, over_long, and where there is such,
+    asked_in_grpo, as_in_test, teacher, corrections."""
     wrong = [row for row in source_rows if row["exact"] is not None and row["given_label"] != row["exact"]]
     first_wrong = [{key: row[key] for key in ("row", "given_label", "exact")} for row in wrong[:10]]
     report = {
@@ -117,6 +118,8 @@ def summary(report: dict) -> str:
         lines.append(f"{report['without_exact_label']:,} rows have no exact label: {reason}")
     if report["unparsable"]:
         lines.append(f"left out: {len(report['unparsable']):,} rows without a label (report.json says which and why)")
+    if report.get("asked_in_grpo"):
+        lines.append(f"left out: {report['asked_in_grpo']:,} rows of train that ask what a row of grpo asks")
     if "teacher" in report:
         fates = ", ".join(f"{fate.replace('_', ' ')} {count:,}" for fate, count in report["teacher"].items())
         lines.append(f"teacher completions: {fates}; rows of train without one are left out")
@@ -130,6 +133,8 @@ def summary(report: dict) -> str:
         share = f"{split['label_1'] / split['rows']:.1%}"
         numbers = f"{split['rows']:>9,}{share:>9}{split['premises']:>10,}{split['structures']:>12,}"
         lines.append(f"{name:<{width}}{numbers}   {sizes}")
+    for kind, count in report.get("as_in_test", {}).items():
+        lines.append(f"test_{kind}: {count:,} rows are as in test, for there is nothing to change")
     overlap = {
         pair: n for pair, n in report["overlap"].items() if "_" not in pair
     }  # of test's perturbations: report.json

@@ -60,6 +60,8 @@ def read_file(path: Path, setting: str) -> Iterator[dict]:
         with path.open(newline="", encoding=encoding) as file:
             for number, record in enumerate(_csv_records(file) if kind == "CSV" else _json_records(file)):
                 line = number + 1
+                if record is None:
+                    continue
                 check(isinstance(record, dict), f"{setting}: {path}: row {number} is no object; expected one a row")
                 yield record | {"row": f"row {number}"}
     except (csv.Error, json.JSONDecodeError, UnicodeError, _Malformed) as error:
@@ -72,8 +74,9 @@ class _Malformed(Exception):
     """What is no row of a file, in words."""
 
 
-def _csv_records(file: TextIO) -> Iterator[dict]:
-    """The rows under their header, without the nameless columns and empty rows that spreadsheets leave behind."""
+def _csv_records(file: TextIO) -> Iterator[dict | None]:
+    """The rows under their header, without the nameless columns that spreadsheets leave behind; None for an empty one,
+    which counts as a row in the others' numbers."""
     csv.field_size_limit(sys.maxsize)  # of N = 10 a premise may have half a million characters
     header = file.readline()
     file.seek(0)
@@ -84,8 +87,7 @@ def _csv_records(file: TextIO) -> Iterator[dict]:
         more = record.pop(None, [])
         if any(more):
             raise _Malformed(f"a row has more cells than the header: {more}")
-        if any(record.values()):
-            yield {name: record[name] for name in names}
+        yield {name: record[name] for name in names} if any(record.values()) else None
 
 
 def _json_records(file: TextIO) -> Iterable:
@@ -120,7 +122,8 @@ def parse_row(record: dict) -> dict:
     premise_text, hypothesis = wording.split_input(record["input"])
     shared, exact = _of_premise(premise_text)
     claim, template = wording.read_hypothesis(hypothesis, wording.parse_premise(premise_text).variables)
-    n = record.get("num_variables") or shared["num_variables"]
+    n = record.get("num_variables")
+    n = shared["num_variables"] if n in (None, "") else n
     if str(n).removesuffix(".0") != str(shared["num_variables"]):
         raise wording.Corr2CauseError(f"num_variables is {n}, but the premise has {shared['num_variables']}")
     kept = {key: record.get(key) for key in ("row", "split", LABEL_2)}
@@ -128,17 +131,18 @@ def parse_row(record: dict) -> dict:
     return {**kept, **shared, **texts, "template": template, "exact": exact(claim)}
 
 
-def check_columns(record: dict) -> None:
-    """Raises ValueError naming the row unless the record has the columns input and label, with one value each."""
-    missing = [column for column in ("input", "label") if column not in record]
+def check_columns(record: dict, columns: Sequence[str] = ("input", "label")) -> None:
+    """Raises ValueError naming the row unless the record has these columns, with one value each."""
+    missing = [column for column in columns if column not in record]
     found = ", ".join(str(column) for column in record if column != "row")
     check(not missing, f"{record['row']}: no column {' and '.join(missing)}; the columns are {found}")
-    one = not any(isinstance(record[column], list | dict) for column in ("input", "label"))
+    one = not any(isinstance(record[column], list | dict) for column in columns)
     check(one, f"{record['row']}: the file has columns, not rows; write it with orient='records'")
 
 
 def read_label(record: dict) -> int:
-    """The record's label, in any of the forms FOLLOWS and FOLLOWS_NOT. Raises ValueError naming the row for another."""
+    """The record's label, in any of the forms FOLLOWS and FOLLOWS_NOT. Raises ValueError naming the row for another, or
+    for none."""
     check_columns(record)
     given = re.sub("[ -]", "_", str(record["label"]).strip().lower())
     known = f"use 1 (the hypothesis follows) or 0 (it does not); {', '.join(FOLLOWS[2:])} and their opposites are read"
@@ -157,6 +161,7 @@ def label_records(
     """
     rows, unlabelled = [], []
     for record in records:
+        check_columns(record, ("input",))
         own = read_label(record) if given or labels == "given" else None
         try:
             row = parse_row(record)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import accumulate
 
 from causal import wording
 from causal.classes import Premise
@@ -112,8 +113,9 @@ def mixed(
     """
     kept: set[int] = set()
     copies: list[dict] = []
-    for n, share in mix.items():
-        of_size, room = [row for row in rows if row["num_variables"] == n], round(cap * share / sum(mix.values()))
+    ends = [0, *(round(cap * end / sum(mix.values())) for end in accumulate(mix.values()))]
+    for n, start, end in zip(mix, ends, ends[1:], strict=False):
+        of_size, room = [row for row in rows if row["num_variables"] == n], end - start
         if of_size and room:
             chosen = subsample(of_size, room, balance, f"{seed}-{n}")
             kept |= {id(row) for row in chosen}
@@ -209,3 +211,8 @@ def perturbed(rows: list[dict], kind: str, seed: int) -> list[dict]:
             new["template"] = row["template"]
         changed.append(row | new)
     return changed
+
+
+def num_alike(rows: list[dict], changed: list[dict]) -> int:
+    """How many rows have kept their text: with one independence, say, there is no other order."""
+    return sum(row["input"] == new["input"] for row, new in zip(rows, changed, strict=True))

@@ -21,15 +21,22 @@ SET_APART = "set_apart-"  # and a number: a folder in a run's, of checkpoints fr
 @contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
     """A new directory to fill, in the end put in the place of `directory`, or of what it links to: until then that
-    stays as it was."""
+    stays as it was. ValueError if another process is filling one for that place."""
     directory = directory.resolve()
     aside = aside_of(directory)
-    make_empty(aside)
+    aside.mkdir(parents=True, exist_ok=True)
+    held = os.open(aside, os.O_RDONLY)  # the lock is of the directory itself, and goes where that goes
     try:
-        yield aside
-        put_in_place(aside, directory)
+        _hold(held, f"{directory}: another run is writing there")
+        for entry in aside.iterdir():  # what a run left behind that was killed
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        try:
+            yield aside
+            put_in_place(aside, directory)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.close(held)
 
 
 def write_into(directory: Path, write: Callable[[Path], None]) -> None:
@@ -119,8 +126,8 @@ def check_vacant(path: Path, overwrite: bool, remedy: str, setting: str = "outpu
 
 
 def check_not_read(path: Path, *sources: str, setting: str = "output_dir") -> None:
-    """ValueError, naming `setting`, if a model or dataset of the directories `sources` is `path` or lies in it."""
-    for source in filter(os.path.isdir, sources):
+    """ValueError, naming `setting`, if one of `sources`, files and directories that are read, is `path` or in it."""
+    for source in filter(os.path.exists, sources):
         inside = path.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)
         check(not inside, f"{setting} {path}: {source} is read from there; name another")
 
@@ -140,10 +147,15 @@ def is_occupied(path: Path) -> bool:
 def lock(directory: Path, setting: str = "output_dir") -> Any:
     """Hold the directory that `setting` names until this process ends, however it ends; ValueError if another does."""
     file = (directory / ".lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{setting} {directory}: another run is using it; wait for it, or name another") from None
-    except OSError as error:  # some network file systems have no locks
-        print(f"{setting} {directory}: cannot be locked against a second run ({error.strerror})", flush=True)
+    _hold(file.fileno(), f"{setting} {directory}: another run is using it")
     return file
+
+
+def _hold(descriptor: int, taken: str) -> None:
+    """Lock an open file or directory until it is closed; ValueError, beginning with `taken`, if another has done so."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{taken}; wait for it, or name another") from None
+    except OSError as error:  # some network file systems have no locks
+        print(f"{taken}? cannot be told, for there are no locks ({error.strerror})", flush=True)

@@ -329,6 +329,17 @@ def _drop_gone(name: str, value: Any, where: str) -> None:
         print(f"{where} {value!r}: this setting has gone; with this value it did nothing, and is left out", flush=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """SafeLoader takes the last of a name's values without a word; this one takes no name twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [self.construct_object(name, deep=True) for name, _ in node.value]
+        twice = [str(name) for k, name in enumerate(names) if name in names[:k]]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str, known: dict[str, Any] | None = None, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """The fields of a file, over those of the file beside it that its `base` names, if it names one.
 
@@ -337,7 +348,7 @@ def read_yaml(path: str, known: dict[str, Any] | None = None, above: tuple[str, 
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: no such file")
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        values = yaml.load(Path(path).read_text(), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

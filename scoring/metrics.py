@@ -93,22 +93,27 @@ def mean_scores(rows: Sequence[Mapping], bootstrap: Bootstrap = DEFAULT) -> dict
     Raises ValueError for rows whose names differ.
     """
     sums = _mean_sums(rows, *bootstrap.clusters(rows))
-    names = list(rows[0].get("means", {}))
-    if not names:
+    names, totals = list(rows[0].get("means", {})), sums.sum(axis=0)
+    number = {name: k for k, name in enumerate(names) if totals[len(names) + k]}
+    if not number:
         return {}
     resampled = bootstrap.sums(sums)
-    intervals = bootstrap.intervals({name: ratio(resampled[:, k], resampled[:, -1]) for k, name in enumerate(names)})
-    totals = sums.sum(axis=0)
-    return {name: {"mean": totals[k] / totals[-1], "interval": intervals[name]} for k, name in enumerate(names)}
+    with np.errstate(invalid="ignore"):  # a resample without a row that has it
+        means = {name: resampled[:, k] / resampled[:, len(names) + k] for name, k in number.items()}
+    intervals = bootstrap.intervals(means)
+    return {
+        name: {"mean": totals[k] / totals[len(names) + k], "interval": intervals[name]} for name, k in number.items()
+    }
 
 
 def _mean_sums(rows: Sequence[Mapping], of_row: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Sums (C, k + 1) of the k numbers in the rows' `means`, and of rows, over the rows of each cluster."""
+    """Sums (C, 2k) of the k numbers in the rows' `means`, and of the rows that have each, over those of a cluster."""
     names = list(rows[0].get("means", {}))
     if any(list(row.get("means", {})) != names for row in rows):
         raise ValueError(f"not all rows have the means {', '.join(names) or '(none)'}: give every row the same")
-    sums = np.zeros((num_clusters, len(names) + 1))
-    np.add.at(sums, of_row, [[*row.get("means", {}).values(), 1.0] for row in rows])
+    values = np.array([list(row.get("means", {}).values()) for row in rows], dtype=float)  # nan for None
+    sums = np.zeros((num_clusters, 2 * len(names)))
+    np.add.at(sums, of_row, np.concatenate([np.nan_to_num(values), ~np.isnan(values)], axis=1))
     return sums
 
 
@@ -220,10 +225,7 @@ def compare(
             figures |= probability_metrics(*probability_columns(rows))
         more_a, more_b = (resampled_probability_scores(rows, bootstrap) for rows in (rows_a, in_clusters_of_a))
         differences |= {name: more_b[name] - more_a[name] for name in more_a if metrics_a[name] is not None}
-    changes = [
-        {**a, "means": {k: b["means"][k] - value for k, value in a.get("means", {}).items() if k in b.get("means", {})}}
-        for a, b in zip(rows_a, rows_b, strict=True)
-    ]
+    changes = [{**a, "means": _changes(a, b)} for a, b in zip(rows_a, rows_b, strict=True)]
     return {
         "num_rows": len(rows_a),
         "num_clusters": len(counts),
@@ -236,6 +238,14 @@ def compare(
         "intervals": bootstrap.intervals(differences),
         "mcnemar": _mcnemar(rows_a, rows_b),
     }
+
+
+def _changes(a: Mapping, b: Mapping) -> dict[str, float | None]:
+    """b - a of each of `means` that both rows have."""
+    pairs = {
+        name: (value, b["means"][name]) for name, value in a.get("means", {}).items() if name in b.get("means", {})
+    }
+    return {name: None if None in pair else pair[1] - pair[0] for name, pair in pairs.items()}
 
 
 def compare_relations(

@@ -83,24 +83,26 @@ def predict(
     The prediction is the `majority` of the row's completions. Each result has what metrics.py reads (`input`, `label`,
     `prediction` 0|1|None, `premise_id`, `structure_id`, `num_variables`, `template`), what `majority` tells, and
     `means` where there are any: `sample_means`, and with `check_traces` exact_trace, the share of the row's completions
-    in which every step is right and none is missing.
+    in which every step is right and none is missing (None where there is no trace).
     """
     samples = complete(accelerator, sampler, prompts, rows["premise_id"], **sampling)
     results = []
     for row, of_row in zip(rows.select_columns(list(RESULT_COLUMNS)), samples, strict=True):
         means = sample_means(row["label"], of_row)
         if check_traces:
-            means["exact_trace"] = sum(is_exact(sample.text, row["input"]) for sample in of_row) / len(of_row)
+            exact = [is_exact(sample.text, row["input"]) for sample in of_row]
+            means["exact_trace"] = None if None in exact else sum(exact) / len(exact)
         results.append(row | majority(of_row) | ({"means": means} if means else {}))
     return results
 
 
-def is_exact(completion: str, question: str) -> bool:
-    """Whether every sentence of the completion is a right step of the exact trace, and no step is missing."""
+def is_exact(completion: str, question: str) -> bool | None:
+    """Whether every sentence of the completion is a right step of the exact trace, and no step is missing; None where
+    there is no trace, since no graph satisfies the premise or it leaves open which."""
     try:
         return check_trace(completion, *parse_input(question)).complete
-    except Corr2CauseError:  # no graph satisfies the premise: there is no trace
-        return False
+    except Corr2CauseError:
+        return None
 
 
 def sample_means(label: int, samples: list[Sample]) -> dict[str, float]:

@@ -132,14 +132,16 @@ def means_table(entries: Sequence[tuple[str, Mapping]], number: str = ".3f") -> 
     names = list(entries[0][1]["means"])
     lines = [["", *(name.replace("_", " ") for name in names)]]
     for label, summary in entries:
-        scores = [summary["means"][name] for name in names]
-        lines.append([label, *(_in_interval(score["mean"], score["interval"], number) for score in scores)])
+        lines.append([label, *(_mean(summary["means"].get(name), number) for name in names)])
     return align(lines)
 
 
-def _in_interval(value: float, interval: Sequence[float], number: str) -> str:
-    low, high = interval
-    return f"{value:{number}} [{low:{number}}, {high:{number}}]"
+def _mean(score: Mapping | None, number: str) -> str:
+    """A mean in its interval; of rows that have none, a word."""
+    if score is None:
+        return "none"
+    low, high = score["interval"]
+    return f"{score['mean']:{number}} [{low:{number}}, {high:{number}}]"
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:

@@ -170,6 +170,36 @@ def test_the_command_writes_three_files_and_overwrites_only_its_own(monkeypatch,
         preprocess.main()
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("input,label\n", [], "audit: .*rows.csv: no rows in it"),
+        (
+            "input,label\nx,1\n",
+            ["--labels", "given", "--seed", "2"],
+            "labels, seed: an audit reads the rows of its file",
+        ),
+    ],
+)
+def test_what_an_audit_does_not_read_is_refused(tmp_path, monkeypatch, text, options, message):
+    (tmp_path / "rows.csv").write_text(text)
+    words = ["x", "--audit", str(tmp_path / "rows.csv"), "--output_dir", str(tmp_path / "out"), *options]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(ValueError, match=message):
+        preprocess.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_numbered_as_in_the_file(tmp_path, monkeypatch):
+    """An empty one, as spreadsheets leave, counts."""
+    (tmp_path / "rows.csv").write_text("input,label\n,\nnonsense,1\n")
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--audit", str(tmp_path / "rows.csv"), "--output_dir", str(tmp_path / "out")]
+    )
+    preprocess.main()
+    assert json.loads((tmp_path / "out" / "problems.jsonl").read_text())["row"] == 1
+
+
 def test_a_file_without_the_columns_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "rows.csv").write_text("text,label\nx,1\n")
     out = tmp_path / "out"

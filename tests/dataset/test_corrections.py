@@ -91,6 +91,8 @@ def test_what_becomes_of_every_trace(train):
         corrections_of(train, [("a", {"input": "Other", "completion": ""})], "full")
     with pytest.raises(ValueError, match="predictions: a has no completions; use .*--mode generate"):
         corrections_of(train, [("a", {"input": train[0]["input"]})], "full")
+    with pytest.raises(ValueError, match="predictions: a has no completions"):
+        corrections_of(train, [("a", {"input": train[0]["input"], "completion": None})], "full")
 
 
 @pytest.mark.parametrize(

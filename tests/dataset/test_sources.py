@@ -14,7 +14,7 @@ from causal import wording
 from causal.classes import relabel_premise
 from causal.graphs import bits
 from causal.rows import premise_id
-from dataset.sources import read_file
+from dataset.sources import label_records, read_file
 from preprocess import DataConfig, build
 
 pytestmark = pytest.mark.usefixtures("one_tokenizer")
@@ -30,6 +30,13 @@ def test_missing_file_names_setting_and_path(tmp_path):
 def test_unknown_kind_of_file(tmp_path):
     with pytest.raises(ValueError, match=r"rows\.parquet is no \.csv, \.json or \.jsonl file"):
         build(DataConfig(source=str(tmp_path / "rows.parquet")))
+
+
+def test_empty_rows_of_a_spreadsheet_count_in_the_numbers(tmp_path, rows):
+    text = json.dumps(rows[0]["input"])[1:-1].replace("\\n", " ")
+    (tmp_path / "rows.csv").write_text(f'input,label\n,\n"{text}",1\n,\n"{text}",maybe\n')
+    with pytest.raises(ValueError, match="row 3: label is 'maybe'"):
+        build(DataConfig(source=str(tmp_path / "rows.csv")))
 
 
 def test_missing_column_names_it_and_those_found(tmp_path, rows):
@@ -97,6 +104,15 @@ def test_premise_that_no_graph_satisfies_is_unparsable(tmp_path):
     )
     with pytest.raises(ValueError, match="row 0: no graph satisfies the premise"):
         build(DataConfig(source=path))
+
+
+def test_labels_need_not_be_there_but_inputs_must():
+    for record, message in (
+        ({"Input": "x"}, "row 0: no column input; the columns are Input"),
+        ({"input": ["x"]}, "row 0: the file has columns, not rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            label_records([record | {"row": "row 0"}], "exact", skip_unparsable=True, given=False)
 
 
 def test_a_number_of_variables_that_contradicts_the_text(tmp_path, rows):

@@ -12,6 +12,7 @@ from causal.rows import PERTURBATIONS, generate_rows, premise_id
 from dataset.splits import (
     BALANCE,
     label_weights,
+    mixed,
     perturbed,
     relation_of,
     released_recipe,
@@ -115,6 +116,17 @@ def test_label_weights_make_a_constant_answer_worth_nothing():
     assert yes * ones == pytest.approx(no * (len(chosen) - ones), rel=1e-3)
     assert yes * ones + no * (len(chosen) - ones) == pytest.approx(len(chosen), rel=1e-3)
     assert label_weights([row for row in chosen if row["label"]]) is None
+
+
+@pytest.mark.parametrize("cap", [3, 10, 101, 103])
+def test_shares_of_a_mix_add_up_to_its_cap(cap):
+    rows = named(2, 3, 4)
+    for mix in ({2: 0.5, 3: 0.5}, {2: 0.5, 3: 0.3, 4: 0.2}, {2: 1, 3: 1, 4: 1}):
+        chosen = mixed(rows, cap, mix, [], "0", repeat=True)
+        assert len(chosen) == cap
+        for n, share in mix.items():
+            count = sum(row["num_variables"] == n for row in chosen)
+            assert abs(count - cap * share / sum(mix.values())) <= 1
 
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)

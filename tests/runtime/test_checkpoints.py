@@ -94,6 +94,23 @@ def test_a_write_that_dies_leaves_what_was_there(tmp_path):
     assert (target / "weights").read_text() == "two"
 
 
+def test_two_runs_do_not_fill_one_place(tmp_path):
+    """The second is refused and takes nothing away; what a killed one has left aside is not in the next one's way."""
+    target = tmp_path / "dataset"
+    with replacing(target) as first:
+        fill(first, "first")
+        with pytest.raises(ValueError, match="dataset: another run is writing there; wait for it, or name another"):
+            write(target, "second")
+    assert (target / "weights").read_text() == (target / "nested" / "config").read_text() == "first"
+    left = tmp_path / ".dataset.tmp"
+    left.mkdir()
+    fill(left, "killed")
+    (left / "stale").symlink_to(target)
+    write(target, "third")
+    assert (target / "weights").read_text() == "third" and not (target / "stale").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
 def test_files_are_put_beside_others_only_when_all_are_written(tmp_path):
     (tmp_path / "other").write_text("stays")
     write_into(tmp_path, lambda path: [(path / name).write_text("one") for name in ("config", "weights")])

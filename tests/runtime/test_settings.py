@@ -28,6 +28,7 @@ from runtime.settings import (
     check,
     check_choice,
     parse_config,
+    read_yaml,
     section_of_fields,
     write_config,
 )
@@ -229,6 +230,12 @@ def test_a_wrong_type_in_yaml_names_the_field(tmp_path, text):
 def test_an_option_without_its_value_and_stray_words():
     assert "steps" in error_of(["--steps"])
     assert "stray" in error_of(["stray"])
+
+
+def test_a_field_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 1\nname: x\nseed: 2\n")
+    with pytest.raises(ValueError, match=r"--config .*config.yaml: not valid YAML: seed is there twice .*line 1"):
+        read_yaml(str(tmp_path / "config.yaml"))
 
 
 def test_a_config_that_cannot_be_read(tmp_path):

@@ -27,6 +27,7 @@ from scoring.probabilities import (
     weighted_probability_scores,
 )
 from scoring.resampling import Bootstrap
+from scoring.tables import means_table
 
 TEMPLATES = ("parent", "child", "non-parent ancestor", "non-child descendant", "has_collider", "has_confounder")
 
@@ -595,6 +596,25 @@ def test_means_have_clustered_intervals():
         assert score["interval"] == pytest.approx(np.quantile(drawn[name], [0.025, 0.975]), abs=0.02)
     found = report(rows, resampled(50))
     assert found["overall"]["means"].keys() == scores.keys() and found["by_num_variables"]["4"]["means"]
+
+
+def test_rows_without_a_trace_do_not_count_among_the_exact_ones():
+    """None is neither right nor wrong; a group of such rows alone has no mean, and says so in the table."""
+    rows = rows_with_means(0)
+    for row in rows[::3]:
+        row["means"] = {**row["means"], "exact_trace": None}
+    for k, row in enumerate(rows):
+        row["seen"] = k % 3 > 0
+    found = report(rows, resampled(200))
+    having = [row["means"]["exact_trace"] for row in rows if row["means"]["exact_trace"] is not None]
+    score = found["overall"]["means"]["exact_trace"]
+    assert score["mean"] == pytest.approx(np.mean(having)) and score["interval"][0] < score["mean"]
+    assert "exact_trace" not in found["by_seen"]["unseen"]["means"]
+    assert found["overall"]["means"]["pass@1"]["mean"] == pytest.approx(np.mean([r["means"]["pass@1"] for r in rows]))
+    table = means_table([("all", found["overall"]), ("unseen", found["by_seen"]["unseen"])])
+    assert table.splitlines()[2].split()[:2] == ["unseen", "none"]
+    better = [row | {"means": {name: value and value + 0.25 for name, value in row["means"].items()}} for row in rows]
+    assert compare(rows, better, resampled(9))["means"].keys() == {"exact_trace", "pass@1"}
 
 
 def test_means_are_compared_row_by_row():

@@ -17,12 +17,13 @@ from causal import reasoning, wording
 from causal.claims import exact_label
 from causal.classes import LETTERS, Premise, markov_equivalence_class
 from causal.graphs import bits
-from causal.rows import PERTURBATIONS
+from causal.rows import PERTURBATIONS, generate_rows
 from causal.vocabulary import HELD_OUT_WORDINGS
 from dataset.chat import encode
 from dataset.reading import check_whole, load_split
 from dataset.report import perfect_reasoner
 from dataset.sources import HUB_CONFIGS
+from dataset.splits import perturbed
 from policy import loading
 from policy.loading import load_tokenizer
 from preprocess import DataConfig, build, write_dataset
@@ -288,11 +289,15 @@ def test_the_split_for_grpo_has_rows_that_train_has_not(source):
     assert rows["grpo"] < whole and report["splits"]["grpo"]["rows"] == 7
     labels = [row["label"] for row in splits["train"]]
     assert sum(labels) * 2 == len(labels)
-    lines = Path(source).read_text().partition("\r\n")
+    lines = Path(source).read_bytes().decode().partition("\r\n")
     twice = source.replace("rows", "twice")
     Path(twice).write_text(f"{lines[0]}\r\n{lines[2] * 2}", newline="")
-    repeated = build(DataConfig(source=twice, max_grpo_samples=40))[0]
+    repeated, _, report = build(DataConfig(source=twice, max_grpo_samples=40))
     assert not {row["input"] for row in repeated["grpo"]} & {row["input"] for row in repeated["train"]}
+    kept, every = sum(map(len, repeated.values())), len(build(DataConfig(source=twice))[0]["train"])
+    dropped = every - len(repeated["train"]) - 40
+    assert 0 < dropped == report["asked_in_grpo"] == report["source_rows"] - kept
+    assert f"left out: {dropped} rows of train that ask what a row of grpo asks" in preprocess.summary(report)
     plain = build(DataConfig(**settings))[0]
     assert "grpo" not in plain and plain["test"] == splits["test"]
     with pytest.raises(ValueError, match=f"max_grpo_samples: leaves nothing of the {len(whole)} rows for train"):
@@ -329,6 +334,18 @@ def test_perturbed_test_sets_are_row_by_row_the_test_set():
         assert report["overlap"][f"train/test_{kind}"]["structures"] == 0
     shown = preprocess.summary(report)
     assert "test_refactorization " in shown and "test/test_" not in shown
+
+
+def test_rows_that_a_perturbation_leaves_as_they_are_are_counted(tmp_path):
+    """Rows in other letters, put in these letters once more; and of one independence there is no other order."""
+    rows = perturbed([row | {"row": f"row {k}"} for k, row in enumerate(generate_rows(3))], "refactorization", 0)
+    source = write_jsonl(tmp_path / "rows.jsonl", [row | {"split": "test"} for row in rows])
+    kinds = ["refactorization", "reordering", "paraphrase"]
+    _, _, report = build(DataConfig(source=source, raw=True, perturbations=kinds))
+    single = sum(row["premise"].count("independent") < 2 for row in rows)
+    assert report["as_in_test"] == {"refactorization": len(rows), "reordering": single} and single > 0
+    for kind, count in report["as_in_test"].items():
+        assert f"test_{kind}: {count} rows are as in test" in preprocess.summary(report)
 
 
 def test_a_row_too_long_in_one_test_set_leaves_them_all(tokenizer):
@@ -642,9 +659,26 @@ def test_nothing_of_the_users_is_lost(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="has files that are not of this script, so it is not overwritten"):
         run_main(monkeypatch, *options, "--overwrite", "true")
     assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").rename(out / "train" / "notes.txt")
+    with pytest.raises(ValueError, match="has files that are not of this script, so it is not overwritten"):
+        run_main(monkeypatch, *options, "--overwrite", "true")
+    (out / "train" / "notes.txt").rename(out / "notes.txt")
     with pytest.raises(ValueError, match="output_dir .*: is a file"):
         run_main(monkeypatch, "--output_dir", out / "notes.txt")
     assert {entry.name for entry in tmp_path.iterdir()} == {"out"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [("source", "output_dir"), ("source", "export"), ("audit", "output_dir"), ("teacher_file", "output_dir")],
+)
+def test_what_is_read_is_not_written_over(monkeypatch, tmp_path, rows, setting, place):
+    file = write_jsonl(tmp_path / "audit.jsonl", rows)
+    for name in ("problems.jsonl", "summary.json"):  # as an audit leaves them
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{place} .* is read from there; name another"):
+        run_main(monkeypatch, f"--{setting}", file, f"--{place}", tmp_path, "--overwrite", "true")
+    assert Path(file).read_text().count("\n") == len(rows)
 
 
 def test_a_run_that_dies_while_writing_leaves_the_old_dataset(monkeypatch, tmp_path):
