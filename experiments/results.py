@@ -94,7 +94,7 @@ DATASETS = {
 }
 ANSWER_TESTS = [("answers", split) for split in ("validation", *SPLITS)]
 WORD_TESTS = [("new words", "test"), ("new words", "test_recast"), ("old words", "test")]
-# 60 steps of GRPO sample 23,040 traces of 180 tokens and update on a quarter: as SFT on 690 x 16 rows of 240 tokens.
+# 60 steps of GRPO sample 23,040 traces of 180 tokens and update on a fifth or quarter: as SFT on 690 x 16 rows of 240.
 AS_MANY_TOKENS = ("--max_steps", "690")
 GRPO_WORDS = read_yaml(str(ROOT / "configs" / "grpo_demo_words.yaml"))["wordings"]
 BARE = (*AS_MANY_TOKENS, "--wordings", *GRPO_WORDS, "--unknown_words", "0")
