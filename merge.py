@@ -25,15 +25,13 @@ from policy.adapters import adapter_base, adapter_config, base_revision
 from policy.loading import load_adapted, load_for_inference, load_merged, load_tokenizer, save_model, stop_token_ids
 from policy.sampling import Sampler
 from policy.shapes import check_context, check_model, own_dtype
-from runtime.checkpoints import CONFIGURATION, list_checkpoints
+from runtime.checkpoints import CONFIGURATION, MERGED, MODEL
 from runtime.ending import run_script
 from runtime.files import check_not_read, check_vacant, check_writable, read_beside, replacing
 from runtime.processes import start
 from runtime.settings import Settings, arg, check, parse_config, seed_arg
 from scoring.predictions import complete
 from training.budgets import cache_of_evaluation
-
-RECORD = "merged.json"  # what the model is made of: a directory without it is none that this script wrote
 
 
 @dataclass
@@ -81,9 +79,10 @@ def check_output_dir(config: Config, base: str) -> Path:
     path, place = Path(config.output_dir), f"output_dir {config.output_dir}"
     check_not_read(path, config.model, base)
     check_vacant(path, config.overwrite, "name another, or set overwrite true")
-    occupied = path.is_dir() and any(path.iterdir())
-    known = (path / RECORD).is_file() and not list_checkpoints(path)
-    check(known or not occupied, f"{place}: holds something else than a merged model; name another")
+    found = list(path.iterdir()) if path.is_dir() else []
+    ours = (MERGED, CONFIGURATION, *MODEL)
+    known = (path / MERGED).is_file() and all(any(map(entry.match, ours)) for entry in found)
+    check(known or not found, f"{place}: holds something else than a merged model; name another")
     check_writable(path.resolve().parent, place)
     return path
 
@@ -165,7 +164,7 @@ def main() -> None:
             (new / CONFIGURATION).write_text(json.dumps(trained | {"quantization": "none"}, indent=2) + "\n")
         if known := read_beside(config.model, TRAINING_DATA):
             (new / TRAINING_DATA).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (new / MERGED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (new / "README.md").write_text(card(record, output_dir.name), encoding="utf-8")
     if "rows" in record:
         print(compared(record))

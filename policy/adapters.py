@@ -107,7 +107,7 @@ def lora_targets(model: torch.nn.Module, names: str) -> list[str]:
     """The comma-separated `names`, or all linear layers but the head. ValueError for one that `model` does not have."""
     head = model.get_output_embeddings()
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head]
-    linear = {name.split(".")[-1] for name, _ in layers}
+    linear = {_target(name) for name, _ in layers}
     targets = [name.strip() for name in names.split(",") if name.strip()] or sorted(linear)
     missing = [name for name in targets if name not in linear]
     check(
@@ -115,6 +115,12 @@ def lora_targets(model: torch.nn.Module, names: str) -> list[str]:
         f"lora_target_modules: the model has no {', '.join(missing)}; its own are {','.join(sorted(linear))}",
     )
     return targets
+
+
+def _target(name: str) -> str:
+    """The last part of a layer's name; with the one before it if that is a number, of a layer in a list."""
+    *_, parent, own = ["", *name.split(".")]
+    return f"{parent}.{own}" if own.isdigit() and parent else own
 
 
 def experts_note(model: torch.nn.Module) -> str:

@@ -26,7 +26,15 @@ from policy.adapters import (
     saved_tensors,
 )
 from policy.prefix_sharing import ATTENTION
-from policy.shapes import TINY, check_stored, embedded_tiny, empty_model, from_hub_or_disk, model_shape
+from policy.shapes import (
+    TINY,
+    check_stored,
+    check_text_alone,
+    embedded_tiny,
+    empty_model,
+    from_hub_or_disk,
+    model_shape,
+)
 from runtime.processes import precision
 from runtime.settings import check, check_choice
 
@@ -146,6 +154,7 @@ def load_policy(
         check_fit(model, revision)
     elif adaptation == "lora":
         lora_targets(empty_model(model_shape(model, revision)), lora_target_modules)  # before any weight is read
+    check_text_alone(model, model_shape(base or model, base_revision(model, revision)))
     policy = load_base(base or model, quantization, dtype, device, base_revision(model, revision), seed)
     if adaptation == "lora":
         from peft import LoraConfig, get_peft_model  # seconds, which wrong settings need not wait for

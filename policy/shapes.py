@@ -131,8 +131,22 @@ def check_architecture(name: str, shape: PreTrainedConfig) -> None:
         not recurrent,
         f"model {name}: {kind.__name__} has layers that are recurrent or otherwise not attention; {remedy}",
     )
+    try:
+        _ = getattr(shape.get_text_config(), "head_dim", None)
+        alike = True
+    except RuntimeError:  # so transformers refuses to name one of several
+        alike = False
+    check(alike, f"model {name}: {kind.__name__} has heads of several widths, which nothing here can count; {remedy}")
     ours = getattr(kind, "_supports_attention_backend", False)
     check(ours, f"model {name}: {kind.__name__} has attention of its own; {remedy}")
+
+
+def check_text_alone(name: str, shape: PreTrainedConfig) -> None:
+    """Raise ValueError for a model of text and images, say, of which no text reaches all that would be trained."""
+    text = shape.get_text_config()
+    alone = text is shape
+    check(alone, f"model {name}: a {type(shape).__name__} is of more than text, which is all that is trained on here; "
+          "name a model of text alone")  # fmt: skip
 
 
 def check_stored(name: str, shape: PreTrainedConfig, quantization: str) -> None:
@@ -151,7 +165,7 @@ def check_stored(name: str, shape: PreTrainedConfig, quantization: str) -> None:
 
 
 def check_context(
-    model: torch.nn.Module, tokens: int, setting: str = "", remedy: str = "shorten the prompts or completions"
+    model: torch.nn.Module, tokens: int, setting: str = "", remedy: str = "shorten the prompts or max_new_tokens"
 ) -> None:
     """Raise ValueError if sequences of `tokens` tokens leave the model's context, or its short LongRoPE factors."""
     config = model.config.get_text_config()

@@ -14,10 +14,13 @@ MANIFEST = "manifest.json"
 RUN_OF_CURVES = ".run"  # in a logging_dir: the id and the output_dir of the run whose curves are in it
 CONFIGURATION = "training_config.json"  # that a run notes as it begins
 STATE = ("finished.json", "best.json", "branch.json")  # of a run, besides its checkpoints
-MODEL = (  # what the libraries write of a model
-    "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json",
-    "README.md", "training_data.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*",
-    "merges.txt", "chat_template*", "additional_chat_templates",
+MERGED = "merged.json"  # in a model that merge.py has made: what it is made of
+MODEL = (  # what the libraries write of a model, by their names for it
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
+    "adapter_config.json", "config.json", "generation_config.json", "README.md", "training_data.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates",
 )  # fmt: skip
 
 
@@ -124,6 +127,12 @@ def make_vacant_output_dir(directory: str, overwrite: bool) -> Path:
     strange = not a_run and any(path.glob("*.safetensors"))
     check(not strange, f"output_dir {directory}: holds a model that no run here has made; name another")
     return path
+
+
+def check_no_merged(output_dir: Path) -> None:
+    """ValueError for a merged model, which has the configuration of its adapter's run and is none itself."""
+    is_merged = (output_dir / MERGED).is_file()
+    check(not is_merged, f"output_dir {output_dir}: holds a model that merge.py has made, and no run; name another")
 
 
 def drop_run(output_dir: Path) -> None:

@@ -81,12 +81,15 @@ class Bounds:
 
     def check(self, name: str, value: Any) -> None:
         """Raise ValueError for a value out of bounds; None, of an optional field, is in bounds."""
+        if self.auto:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            check(
+                value == AUTO or whole and self._holds(value), f"{name}: must be auto or {self._range()}, got {value}"
+            )
+            return
         for one in value if isinstance(value, list) else [] if value is None else [value]:
             if self.choices is not None:
                 check_choice(name, one, self.choices)
-            elif self.auto:
-                whole = isinstance(one, int) and not isinstance(one, bool)
-                check(one == AUTO or whole and self._holds(one), f"{name}: must be auto or {self._range()}, got {one}")
             else:
                 finite = "" if math.isfinite(one) else " and finite"
                 words = self.words or f"must be {self._range()}{finite}"
@@ -268,7 +271,7 @@ def _null_or(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 def _as_mapping(name: str, words: list[str]) -> dict[str, Any]:
     """The NAME=VALUE words of an option as a mapping; the values are read as in YAML."""
     for word in words:
-        check(word.find("=") > 0, f"{name}: {word!r} is not NAME=VALUE")
+        check(isinstance(word, str) and word.find("=") > 0, f"{name}: {word!r} is not NAME=VALUE")
     return _as_kind({key: _as_yaml(value) for key, _, value in (word.partition("=") for word in words)}, dict)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from dataset.reading import read_report
 from policy.adapters import adapter_config, base_revision, check_adapter, lora_targets
-from policy.shapes import empty_model, model_shape
+from policy.shapes import check_text_alone, empty_model, model_shape
 from runtime.settings import AUTO, AutoInt, read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +81,7 @@ def demand_of(recipe: SftRecipe | GrpoRecipe, dtype: torch.dtype = torch.bfloat1
     else:
         dropout, reference = recipe.lora_dropout, False
     base, shape, rank, targets = model_and_adapter(recipe)
+    check_text_alone(base, shape)
     cache, update = (1 if n == AUTO else n for n in (recipe.cache_tokens, recipe.micro_batch_tokens))
     row = longest_row(recipe.dataset)
     cache_tokens = max(cache, row + recipe.max_new_tokens)  # one sequence at least

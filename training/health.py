@@ -31,7 +31,8 @@ class TrainingFault(ValueError):
 
 
 def _zero_by_construction(model: torch.nn.Module) -> set[str]:
-    """Names of the LoRA weights whose partner is still zero: their first gradient is exactly zero, and no fault."""
+    """Names of the weights whose first gradient may be exactly zero without a fault: those of LoRA whose partner is
+    still zero, and the rows of single tokens, which the first texts need not hold."""
     names = set()
     for prefix, module in model.named_modules():
         if hasattr(module, "lora_B"):
@@ -41,6 +42,8 @@ def _zero_by_construction(model: torch.nn.Module) -> set[str]:
             for adapter, a in module.lora_embedding_A.items():  # of embeddings, where A begins at zero
                 if not a.any():
                     names.add(f"{prefix}.lora_embedding_B.{adapter}")
+        for adapter in getattr(module, "trainable_tokens_delta", {}):
+            names.add(f"{prefix}.trainable_tokens_delta.{adapter}")
     return names
 
 

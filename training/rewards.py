@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,7 +123,7 @@ class Reward:
             if isinstance(value, tuple):
                 value, spans[name] = value[0], list(value[1])
             is_metric = "/" in name
-            is_number = isinstance(value, int | float) and (is_metric or math.isfinite(value))
+            is_number = isinstance(value, Real) and (is_metric or math.isfinite(value))
             check(is_number, f"{self.name}: {name} is {value!r}, not a number")
             (metrics if is_metric else components)[name] = float(value)
         check(bool(components), f"{self.name}: returned metrics alone; a name without a slash is part of the reward")

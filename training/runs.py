@@ -36,6 +36,7 @@ from policy.loading import load_trainable, save_model, training_dtype
 from policy.shapes import weights_hash
 from runtime.checkpoints import (
     CONFIGURATION,
+    check_no_merged,
     damage,
     drop_run,
     hold_logging_dir,
@@ -118,6 +119,7 @@ class Run:
         make_output_dir(config.output_dir)
         self.locks.append(lock(self.output_dir))
         try:
+            check_no_merged(self.output_dir)
             if not self.again:  # asked before logging_dir is made, which may be in it
                 check_not_read(self.output_dir, config.model, adapter_base(config.model) or "")
                 make_vacant_output_dir(config.output_dir, config.overwrite)

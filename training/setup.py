@@ -21,7 +21,7 @@ from policy.sampling import Sampler
 from policy.self_check import check_gradients, check_model_numbers
 from policy.shapes import check_context, check_model
 from runtime.processes import device_name, start
-from runtime.settings import AUTO
+from runtime.settings import AUTO, check
 from training.budgets import find_budgets, of_all_ranks, tried_update
 from training.demand import group_tokens
 from training.health import Monitor, Motion, check_gradient_flow, check_optimizer, check_stop_tokens
@@ -207,6 +207,8 @@ def open_run(config: TrainingSettings, stage: str, labels: bool | None) -> Opene
     if run.finished:
         run.end_at_once()
         return None
+    chooses = config.train_split == "validation"
+    check(not chooses, "train_split: validation has the rows by which the best model is chosen; name another")
     train = load_split(config.dataset, config.train_split, both_answers=labels is not False, labels=labels)
     validation = load_split(config.dataset, "validation", labels=labels)
     validation = choose_rows(validation, config.eval_rows, config.seed)

@@ -150,6 +150,14 @@ def test_a_fresh_adapter_on_embeddings_is_no_broken_graph(base_dir):
     check_gradient_flow(model, model(TOKENS).logits.log_softmax(-1)[..., 0].sum())
 
 
+def test_single_tokens_that_the_first_texts_do_not_hold_are_no_broken_graph(base_dir):
+    absent = [int(token) for token in range(20, 24) if token not in TOKENS]
+    config = lora_config(target_modules=["o_proj"], trainable_token_indices=absent)
+    model = get_peft_model(load_base(base_dir, "none", **CPU), config)
+    assert any("trainable_tokens_delta" in name for name in trained(model))
+    check_gradient_flow(model, model(TOKENS).logits.log_softmax(-1)[..., 0].sum())
+
+
 def test_a_full_model_is_put_back_whatever_names_it_is_saved_under(tokenizer, tmp_path):
     """Qwen3-MoE's experts are one tensor in the model and many in the file."""
     model = mixture()
@@ -347,6 +355,17 @@ def test_conv1d_layers_are_targets(tmp_path, tokenizer):
     with torch.no_grad():
         judged = load_for_inference(str(tmp_path / "adapter"), "none", **CPU)
         assert torch.equal(judged(TOKENS).logits, policy.eval()(TOKENS).logits)
+
+
+def test_layers_in_a_list_are_targets_by_its_name():
+    """By their own names, which are numbers, peft would take the decoder's layers, which are in a list too."""
+    model = build_model("phi3")
+    model.model.layers[0].mlp.parts = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
+    targets = lora_targets(model, "")
+    assert targets == ["down_proj", "gate_up_proj", "o_proj", "parts.0", "parts.1", "qkv_proj"]
+    adapted = get_peft_model(model, lora_config(target_modules=targets))
+    assert type(adapted.base_model.model.model.layers[0]) is type(build_model("phi3").model.layers[0])
+    assert hasattr(adapted.base_model.model.model.layers[0].mlp.parts[1], "lora_A")
 
 
 def test_experts_that_lora_does_not_reach_are_named():

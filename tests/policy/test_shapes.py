@@ -7,10 +7,17 @@ import pytest
 from conftest import CPU, PLAIN, SMALL, VOCABULARY, build_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from policy.loading import load_base, load_policy, save_model
-from policy.shapes import check_context, weights_hash
+from policy.shapes import check_context, check_text_alone, weights_hash
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,12 @@ def test_weights_are_known_by_their_files(tmp_path, tokenizer):
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     assert weights_hash(str(base)) != before[base]
     assert weights_hash("nobody/has-this-model") is None
+
+
+def test_models_of_more_than_text_are_not_trained():
+    check_text_alone("text", Gemma3TextConfig())
+    with pytest.raises(ValueError, match="model both: a Gemma3Config is of more than text, .* name a model of text al"):
+        check_text_alone("both", Gemma3Config())
 
 
 def test_context_limit():

@@ -169,6 +169,16 @@ def test_a_new_run_over_an_old_one_drops_its_checkpoints(tmp_path):
     assert list_checkpoints(tmp_path) == [] and not (tmp_path / "finished.json").exists()
 
 
+def test_a_new_run_drops_the_old_one_s_model_and_nothing_of_the_user_s(tmp_path):
+    model = ("training_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja")
+    mine = ("mine.safetensors", "tokenizer_study.md", "vocab_notes.txt", "chat_template_mine.jinja", "notes.txt")
+    for name in (*model, *mine):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "tokenizer_tests").mkdir()
+    drop_run(make_vacant_output_dir(str(tmp_path), overwrite=True))
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, "tokenizer_tests", "training_config.json"}
+
+
 def test_every_kind_of_damage_is_found(tmp_path):
     checkpoint = tmp_path / "checkpoint-1"
 

@@ -159,6 +159,8 @@ def test_mappings(tmp_path):
     assert Config().options is not Config().options
     for word in ("think", "=false"):
         assert error_of(["--options", word]) == f"options: {word!r} is not NAME=VALUE"
+    for word in (1, None):
+        assert error_of(yaml_file(tmp_path, f"options: [{'null' if word is None else word}]")).startswith("options: ")
 
 
 def test_text_may_be_empty_or_look_like_a_number(tmp_path):
@@ -559,7 +561,7 @@ def test_a_size_is_a_number_or_auto(tmp_path):
     assert parse_config(Sized, yaml_file(tmp_path, "size: 3")).size == 3
 
 
-@pytest.mark.parametrize("value", ["1", "-5", "2.5", "many", "true", "1e3", "Auto"])
+@pytest.mark.parametrize("value", ["1", "-5", "2.5", "many", "true", "1e3", "Auto", "null", "[]", "[4, 5]"])
 @pytest.mark.parametrize("config", [Sized, Smaller])
 def test_a_size_that_is_neither_is_refused(value, config, tmp_path):
     for argv in (["--size", value], yaml_file(tmp_path, f"size: {value}")):

@@ -29,6 +29,7 @@ SHAPE = {
 WINDOWED = {"sliding_window": WINDOW}
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 CHUNKED = {"attention_chunk_size": 16, "intermediate_size_mlp": 48}
+WIDTHS = "has heads of several widths"
 NOT_ATTENTION, OWN = "has layers that are recurrent or otherwise not attention", "has attention of its own"
 
 
@@ -91,6 +92,7 @@ REFUSED = {
     "GPT-J": Case("GPTJ", {"rotary_dim": 4}, OWN),
     "StableLM": Case("StableLm", {}, OWN),
     "BERT": Case("Bert", {"is_decoder": True}, "differ by .* from BertLMHeadModel's own"),
+    "Gemma 4": Case("Gemma4Text", WINDOWED | {"num_hidden_layers": 6, "head_dim": 8, "global_head_dim": 16}, WIDTHS),
     "T5": Case("T5", {"d_model": 32, "d_ff": 48, "num_heads": 4, "d_kv": 8}, "a T5Config is of no model"),
 }  # fmt: skip
 FAST = ("Llama 3", "Qwen 3", "Mistral v0.1", "Gemma 3", "Gemma 3, soft-capped logits", "OLMo 3", "Granite", "GPT-2")

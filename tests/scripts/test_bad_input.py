@@ -107,6 +107,7 @@ SETTINGS = [
     ("train_grpo", {"class_weights": [0, 1]}, "class_weights: two numbers above 0"),
     ("train_grpo", {"cache_tokens": 0}, "cache_tokens: must be auto or at least 1, got 0"),
     ("train_grpo", {"max_steps": 0}, "max_steps: must be at least 1"),
+    ("train_sft", {"train_split": "validation"}, "train_split: validation has the rows by which the best model is"),
     ("evaluate", {}, "model: name a directory or a hub model"),
     ("evaluate", {"model": "tiny", "cache_tokens": 1.5}, "cache_tokens: must be auto or at least 1, got 1.5"),
     ("evaluate", {"model": "tiny", "split": "dev"}, "split dev: dataset .* has "),

@@ -97,6 +97,16 @@ def test_nothing_is_overwritten_but_an_earlier_merged_model(merged, start_adapte
     shutil.copytree(folder, again)
     (again / "model.safetensors").write_bytes(b"")
     run_here("merge", model=start_adapter, output_dir=again, overwrite=True)
+    (again / "model-q4.gguf").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else than a merged model; name another"):
+        run_here("merge", model=start_adapter, output_dir=again, overwrite=True)
+    (again / "model-q4.gguf").unlink()
+    for options in (
+        {"overwrite": True},
+        {"resume_from": "latest"},
+    ):  # it has its adapter's configuration, and is no run
+        with pytest.raises(ValueError, match="holds a model that merge.py has made, and no run; name another"):
+            run_here("train_grpo", model=start_adapter, output_dir=again, logging_dir=tmp_path / "logs", **options)
     assert load_file(again / "model.safetensors") and "rows" not in json.loads((again / "merged.json").read_text())
 
 

@@ -2,7 +2,9 @@
 
 import random
 import sys
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -63,6 +65,29 @@ def test_another_task_is_learned_without_a_change(copying, monkeypatch, capsys):
     assert "step 0: reward " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("body", ["return None", "return float('nan')", "return row['wrod']"])
+def test_a_function_that_cannot_be_used_costs_no_earlier_run(copying, monkeypatch, body):
+    """It is asked before a run takes the place of another."""
+    out = copying / "grpo"
+    out.mkdir()
+    for name in ("training_config.json", "adapter_model.safetensors"):
+        (out / name).write_text("{}")
+    (copying / "wrong.py").write_text(f"def reward(completion, row):\n    {body}\n")
+    places = {"dataset": copying / "words", "output_dir": out, "logging_dir": copying / "log/grpo"}
+    with pytest.raises((ValueError, KeyError), match="not a number|wrod"):
+        run(
+            monkeypatch, train_grpo, model="tiny", reward_function=f"{copying}/wrong.py:reward",
+            overwrite="true", **places,
+        )  # fmt: skip
+    assert (out / "adapter_model.safetensors").read_text() == "{}"
+
+
+def test_settings_that_a_reward_of_one_s_own_does_not_read_are_refused(monkeypatch):
+    options = {"reward_function": "mine.py:f", "process_weight": 1, "outcome_weight": 0}
+    with pytest.raises(ValueError, match="^outcome_weight, process_weight: reward_function is a reward of your own"):
+        run(monkeypatch, train_grpo, **options)
+
+
 def test_rows_without_a_number_of_variables_have_no_small_ones(copying, monkeypatch):
     places = {"dataset": copying / "words", "output_dir": copying / "sft", "logging_dir": copying / "log/sft"}
     with pytest.raises(ValueError, match="small_first: .* has no num_variables"):
@@ -87,8 +112,9 @@ def test_a_function_that_is_not_there_is_named(copying, monkeypatch, place, mess
 
 
 def test_what_a_function_returns_is_read():
-    judged = Reward(lambda text, row: 2)("", {})
-    assert (judged.reward, judged.components) == (2.0, {"score": 2.0})
+    for two in (2, 2.0, np.float32(2), np.int64(2), Fraction(2)):
+        judged = Reward(lambda text, row, found=two: found)("", {})
+        assert (judged.reward, judged.components) == (2.0, {"score": 2.0})
     found = {"a": 1, "b": (0.5, [(0, 3, 0.5)]), "rollout/x": float("nan")}
     judged = Reward(lambda text, row: found, {"b": 4.0})("", {})
     assert judged.reward == 3.0 and judged.components == {"a": 1.0, "b": 0.5}
