@@ -129,10 +129,6 @@ class Config(TrainingSettings):
         super().__post_init__()
         weighted = self.reward_function is not None or max(self.outcome_weight, self.process_weight) > 0
         check(weighted, "outcome_weight, process_weight: one must be above 0")
-        unread = (
-            {"class_weights", "outcome_weight", "process_weight"} & self.changed() if self.reward_function else set()
-        )
-        check(not unread, f"{', '.join(sorted(unread))}: reward_function is a reward of your own; leave it out")
         in_order = len(self.pass_rate) == 2 and self.pass_rate[0] <= self.pass_rate[1]
         check(in_order, f"pass_rate: two numbers, the lower one first, got {self.pass_rate}")
 

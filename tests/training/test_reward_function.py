@@ -82,12 +82,6 @@ def test_a_function_that_cannot_be_used_costs_no_earlier_run(copying, monkeypatc
     assert (out / "adapter_model.safetensors").read_text() == "{}"
 
 
-def test_settings_that_a_reward_of_one_s_own_does_not_read_are_refused(monkeypatch):
-    options = {"reward_function": "mine.py:f", "process_weight": 1, "outcome_weight": 0}
-    with pytest.raises(ValueError, match="^outcome_weight, process_weight: reward_function is a reward of your own"):
-        run(monkeypatch, train_grpo, **options)
-
-
 def test_rows_without_a_number_of_variables_have_no_small_ones(copying, monkeypatch):
     places = {"dataset": copying / "words", "output_dir": copying / "sft", "logging_dir": copying / "log/sft"}
     with pytest.raises(ValueError, match="small_first: .* has no num_variables"):
