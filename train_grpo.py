@@ -131,6 +131,8 @@ class Config(TrainingSettings):
         check(weighted, "outcome_weight, process_weight: one must be above 0")
         in_order = len(self.pass_rate) == 2 and self.pass_rate[0] <= self.pass_rate[1]
         check(in_order, f"pass_rate: two numbers, the lower one first, got {self.pass_rate}")
+        chosen = self.pass_rates is not None or "pass_rate" not in self.changed()
+        check(chosen, "pass_rate: bounds of pass_rates, which names no directory; name one, or leave it out")
 
 
 # --- the algorithm

@@ -110,3 +110,5 @@ def test_prompts_are_chosen_by_their_pass_rate(tmp_path):
         at_the_edge(rows, str(greedy), 0.1, 0.8)
     with pytest.raises(ValueError, match="pass_rate: two numbers, the lower one first, got"):
         Config(pass_rate=[0.8, 0.1])
+    with pytest.raises(ValueError, match="pass_rate: bounds of pass_rates, which names no directory"):
+        Config(pass_rate=[0.2, 0.6])
