@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ REPEATABLE = ("pissa", "olora")
 UNREPEATABLE = ("pissa_niter", "corda", "loftq", "lora_ga")
 AS_PLAIN = "save it as plain LoRA (peft: path_initial_model_for_weight_conversion)"  # what helps with either
 NOISE = ("drop", "jitter")  # in the names of what a model draws in training alone
+# peft imports bitsandbytes, which on some CPUs misses kernels that nothing here needs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def adapter_config(path: str) -> dict | None:

@@ -6,7 +6,6 @@ matter of when to step: `backward(..., last=True)` steps, every other backward a
 
 import ctypes
 import json
-import logging
 import os
 import signal
 import socket
@@ -47,7 +46,6 @@ def start(seed: int) -> Accelerator:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses kernels that nothing here needs
     # Of padded rows its backward pass is NaN where scores are very negative, as Qwen2.5 has some (pytorch #196678).
     torch.backends.cuda.enable_cudnn_sdp(False)
     on_purpose = os.environ.get(ON_CPU) == "cpu"
