@@ -16,7 +16,7 @@ LOGDIR ?= logs
 DEMO := demo/seed-$(SEED)
 BIN := .venv/bin
 OTHERS := .venv-integrations
-LAUNCH = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
+LAUNCH = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --config_file accelerate_configs/zero2_2xcpu.yaml
 
 # $(call environment,DIR): with a Python that the project runs on, and anew if what is there is of another version. Else
 # gigabytes would be downloaded for one that then fails, and stay in the way of the right one.

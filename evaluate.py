@@ -161,8 +161,9 @@ class Config(Settings):
 
     def __post_init__(self):
         check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
-        unread = self.changed() - OF_COMPARE if self.compare else set()
-        check(not unread, f"{', '.join(sorted(unread))}: compare reads earlier runs and runs no model; leave it out")
+        if self.compare:
+            unread = self.changed() - OF_COMPARE
+            self.check_unread(unread, "compare reads earlier runs and runs no model; leave it out")
         trained = read_beside(self.model, CONFIGURATION)
         check(not (self.rows and self.dataset), "rows: a file takes the place of dataset; leave one of them out")
         self.dataset = self.dataset or ("" if self.rows else trained.get("dataset", ""))
@@ -213,8 +214,8 @@ def inference_dtype(name: str, capability: tuple[int, int] | None) -> torch.dtyp
     return torch.float32 if capability is None else torch.bfloat16 if has_bf16 else torch.float16
 
 
-def read_rows(config: Config) -> tuple["Dataset", list[str]]:
-    """The rows of all splits, one after the other, and the split of each."""
+def read_rows(config: Config) -> tuple["Dataset", list[str], list[str]]:
+    """The rows of all splits, one after the other, the split of each, and what there is to say of them."""
     parts = [load_split(config.dataset, split) for split in config.split]
     for part in parts:
         check_whole(part, config.dataset)
@@ -222,20 +223,21 @@ def read_rows(config: Config) -> tuple["Dataset", list[str]]:
     from datasets import concatenate_datasets  # seconds to import, which wrong settings need not wait for
 
     splits = [split for split, part in zip(config.split, parts, strict=True) for _ in range(len(part))]
-    return concatenate_datasets(parts), splits
+    return concatenate_datasets(parts), splits, []
 
 
-def read_file_rows(config: Config, tokenizer) -> tuple["Dataset", list[str]]:
+def read_file_rows(config: Config, tokenizer) -> tuple["Dataset", list[str], list[str]]:
     """The same of a file: its rows, then perturbed, in the chat form that the model was trained on."""
     check_reads_english(tokenizer, "perturbations", config.perturbations)
     records = read_file(Path(config.rows), "rows")
     rows, left_out = label_records(records, config.labels, config.skip_unparsable, given=config.labels == "given")
     check(len(rows) > 0, f"rows: {config.rows}: none could be read: {left_out[:1]}")
+    notes = []
     parts = {"rows": rows} | {f"rows_{kind}": perturbed(rows, kind, config.seed) for kind in config.perturbations}
     for name, part in parts.items():
         alike = num_alike(rows, part) if part is not rows else 0
         if alike:
-            print(f"{name}: {alike:,} of {len(rows):,} rows are as they were, for there is nothing to change")
+            notes.append(f"{name}: {alike:,} of {len(rows):,} rows are as they were, for there is nothing to change")
     from datasets import Dataset
 
     chosen = sorted(random.Random(config.seed).sample(range(len(rows)), min(config.max_rows or len(rows), len(rows))))
@@ -243,10 +245,11 @@ def read_file_rows(config: Config, tokenizer) -> tuple["Dataset", list[str]]:
     form = tokenizer, config.model, config.chat_template_args
     chats = {name: as_trained([part[k] for k in chosen], *form) for name, part in parts.items()}
     if left_out:
-        print(f"{len(left_out)} rows left out, the first: {left_out[0]['row']}: {left_out[0]['reason']}")
+        notes.append(f"{len(left_out)} rows left out, the first: {left_out[0]['row']}: {left_out[0]['reason']}")
     splits = [name for name, part in chats.items() for _ in part]
     columns = ("prompt", "response", "given_label", *RESULT_COLUMNS)
-    return Dataset.from_list([{name: row[name] for name in columns} for part in chats.values() for row in part]), splits
+    chosen_rows = [{name: row[name] for name in columns} for part in chats.values() for row in part]
+    return Dataset.from_list(chosen_rows), splits, notes
 
 
 def form_of(config: Config) -> dict:
@@ -271,7 +274,7 @@ def evaluate(config: Config) -> None:
     check(named, f"dataset: name one, or a file of --rows; {config.model} has no {CONFIGURATION} that does")
     check(len(set(config.split)) == len(config.split) > 0, "split: name each split once")
     tokenizer = load_tokenizer(config.model, config.revision)
-    data, splits = read_rows(config) if config.rows is None else read_file_rows(config, tokenizer)
+    data, splits, notes = read_rows(config) if config.rows is None else read_file_rows(config, tokenizer)
     scored = config.mode == "score"
     candidates = answer_candidates(config.dataset, data, "mode score", "use --mode generate") if scored else []
     way = "-score" if scored else f"-majority-{config.num_samples}" if config.num_samples > 1 else ""
@@ -297,7 +300,7 @@ def evaluate(config: Config) -> None:
         )
     budget = "" if scored else f", cache_tokens {cache:,}"
     where = f"{accelerator.num_processes} x {device.type}, {dtype}{budget}"
-    accelerator.print(f"{name}: {len(data):,} rows on {where}", flush=True)
+    accelerator.print(*notes, f"{name}: {len(data):,} rows on {where}", sep="\n", flush=True)
     first = premise_groups(data["premise_id"], len(data))[0]
     _, responses = encode_rows(tokenizer, data.select(first))
     sequences = [longest_sequence(tokenizer, data, room)]

@@ -204,10 +204,9 @@ def unread_fractions(config: DataConfig, rows: Iterable[dict] = ()) -> tuple[str
 def check_fractions(config: DataConfig, rows: Iterable[dict] = ()) -> None:
     """Raises ValueError for fractions that the user has set and nothing would read."""
     split, unread = unread_fractions(config, rows)
-    names = [name for name in unread if name in config.changed()]
     reasons = {"given": "has the rows' own splits", "size": "has test_sizes for test"}
     reason = f"split {split} {reasons.get(split, 'has its own rule')}"
-    check(not names, f"{', '.join(names)}: {reason}; add --split premise, or leave it out")
+    config.check_unread(unread, f"{reason}; add --split premise, or leave it out")
 
 
 def check_config(config: DataConfig) -> None:
@@ -216,8 +215,8 @@ def check_config(config: DataConfig) -> None:
     check(corrects == bool(config.predictions), "predictions: source corrections needs them, and no other source does")
     given = config.changed()
     for source, names in OF_SOURCE.items():
-        unread = [name for name in names if name in given and source != config.source]
-        check(not unread, f"{', '.join(unread)}: only source {source} reads that, not {config.source}; leave it out")
+        if source != config.source:
+            config.check_unread(names, f"only source {source} reads that, not {config.source}; leave it out")
     allowed = ("exact", "released") if config.source == "generate" else ("exact", "given")
     check_choice(f"labels (source {config.source})", config.labels, allowed)
     sized = config.source == "generate" or corrects or "num_variables" not in given or bool(config.train_mix)
@@ -322,8 +321,8 @@ def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, 
     traces = form["target"] == "trace"
     check(traces, f"predictions: dataset {names[0]} has target {form['target']}; there are corrections of traces alone")
     as_there = {name for name in FORM if getattr(config, name) == form.get(name)}
-    unread = sorted(config.changed() - OF_MIXTURE - as_there)
-    check(not unread, f"{', '.join(unread)}: corrections are as their dataset {names[0]} is; leave that out")
+    unread = config.changed() - OF_MIXTURE - as_there
+    config.check_unread(unread, f"corrections are as their dataset {names[0]} is; leave that out")
     check_not_read(Path(config.output_dir), names[0])
     config = replace(config, **{name: form[name] for name in FORM if name in form})
     tokenizer = load_tokenizer(config.tokenizer, config.revision)
@@ -510,8 +509,8 @@ def main() -> None:
     check(config.audit is None or config.export is None, "export: an audit writes no rows; leave one of them out")
     output_dir = Path(config.output_dir)
     if config.audit is not None:
-        unread = sorted(config.changed() - {"audit", "output_dir", "overwrite"})
-        check(not unread, f"{', '.join(unread)}: an audit reads the rows of its file alone; leave that out")
+        unread = config.changed() - {"audit", "output_dir", "overwrite"}
+        config.check_unread(unread, "an audit reads the rows of its file alone; leave that out")
         check_output(output_dir, config, set(audit.FILES))
         with replacing(output_dir) as new:
             records = list(read_file(Path(config.audit), "audit"))

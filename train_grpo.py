@@ -25,7 +25,7 @@ from accelerate import Accelerator
 
 from dataset.chat import check_reads_english
 from dataset.reading import check_whole
-from dataset.relabelling import FreshRows
+from dataset.relabelling import FreshRows, trace_style
 from policy.adapters import use_reference
 from policy.prefix_sharing import sequence_logps
 from policy.sampling import Completion
@@ -131,8 +131,8 @@ class Config(TrainingSettings):
         check(weighted, "outcome_weight, process_weight: one must be above 0")
         in_order = len(self.pass_rate) == 2 and self.pass_rate[0] <= self.pass_rate[1]
         check(in_order, f"pass_rate: two numbers, the lower one first, got {self.pass_rate}")
-        chosen = self.pass_rates is not None or "pass_rate" not in self.changed()
-        check(chosen, "pass_rate: bounds of pass_rates, which names no directory; name one, or leave it out")
+        if self.pass_rates is None:
+            self.check_unread(["pass_rate"], "bounds of pass_rates, which names no directory; leave it out")
 
 
 # --- the algorithm
@@ -174,7 +174,7 @@ def token_advantages(accelerator: Accelerator, parts: list[Part], scale: str) ->
     """
     total = torch.zeros(1)
     for weight, values, given in parts:
-        batch_std = std_over_ranks(accelerator, values[given])
+        batch_std = std_over_ranks(accelerator, values[given]) if scale == "batch" else 0.0
         total = total + weight * add_later(group_advantages(values, scale, batch_std, given))
     return total
 
@@ -296,8 +296,6 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
         return None
     opened.run.check_length(config.max_steps)
     check_whole(opened.train, config.dataset)
-    for text in (opened.train[0]["response"], ""):  # a function of the user's that cannot be used is found out here
-        reward(text, opened.train[0])
     if config.pass_rates is not None:
         opened.train, said = at_the_edge(opened.train, config.pass_rates, *config.pass_rate)
         opened.accelerator.print(said)
@@ -310,11 +308,15 @@ def set_up(config: Config) -> tuple[Setup, PromptQueue, Reward] | None:
     fresh = None
     if config.relabel_each_epoch:
         check_reads_english(opened.tokenizer, "wordings", config.wordings)
-        fresh = FreshRows(opened.train, None, config.seed, config.wordings, config.letterings)
+        style = trace_style(config.dataset)
+        fresh = FreshRows(opened.train, style, config.seed, config.wordings, config.letterings)
     queue = PromptQueue(
         opened.accelerator, opened.tokenizer, opened.train, config.seed, config.claims_per_prefix,
         new_tokens=config.num_generations * config.max_new_tokens, fresh=fresh,
     )  # fmt: skip
+    row = queue.prompts[0].row
+    for text in (row["response"], ""):  # a function of the user's that cannot be used is found out here
+        reward(text, row)
     ahead = 0 if fresh is None else fresh.longest(opened.tokenizer, responses=False)  # in a later epoch
     longest = max(queue.longest, ahead) + config.max_new_tokens
     model = opened.load_with_reference(longest, reference=config.beta > 0)
@@ -373,6 +375,7 @@ def main() -> None:
         engine.train()
         old_logps: list[torch.Tensor | None] = [None] * len(batches)  # (B, T) each, once the first pass has found them
         terms = UpdateTerms(config.num_iterations)
+        steps: list[tuple[float, bool]] = []  # of each pass the norm of its gradient, and whether the weights moved
         for _ in range(config.num_iterations):
             for k, batch in enumerate(batches):
                 loss, found, logps = micro_batch_loss(
@@ -383,14 +386,14 @@ def main() -> None:
                 backward(accelerator, batch.scale * world_size * loss, last=k == len(batches) - 1)
                 terms.add(batch, found, logps, first=old_logps[k] is None)
                 old_logps[k] = logps if old_logps[k] is None else old_logps[k]
-            grad_norm, stepped = step_optimizer(accelerator, engine, optimizer, config.max_grad_norm)
+            steps.append(step_optimizer(accelerator, engine, optimizer, config.max_grad_norm))
         laps.end("update")
 
         # --- watch, evaluate, save
         rollout = Rollout(prompts, completions, judgements, rewards, advantages, trained)
         values = step_metrics(s, rollout, terms, counts, config.loss_type, step == 0 and config.beta > 0)
         values |= {"train/learning_rate": learning_rate(step, config), **laps.seconds}
-        values |= s.motion.values(policy, grad_norm, stepped)
+        values |= s.motion.values(policy, steps)
         s.monitor.update(step + 1, values, causes(policy, batches[0], old_logps[0], config))
         window.append(values)
         progress.update(step + 1, **{name: values[tag] for name, tag in SHOWN.items()})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dataset.batches import epoch_batches, premise_groups, share_of_rank
+from dataset.batches import epoch_batches, premise_groups, share_of_rank, steps_of_epoch
 from dataset.chat import check_reads_english, encode_rows
 from dataset.reading import premise_ids_of
 from dataset.relabelling import FreshRows, trace_style
@@ -37,6 +37,9 @@ from training.validation import Validation
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+OF_LORA = ("lora_r", "lora_alpha", "lora_target_modules", "lora_dropout")
 
 
 @dataclass
@@ -76,7 +79,10 @@ class Config(TrainingSettings):
     def __post_init__(self):
         super().__post_init__()
         check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs: must be above 0 (or set max_steps)")
-        check(self.relabel_each_epoch or not self.unknown_words, "unknown_words: set relabel_each_epoch true too")
+        if not self.relabel_each_epoch:
+            self.check_unread(["unknown_words"], "set relabel_each_epoch true too")
+        if self.adaptation == "full":
+            self.check_unread(OF_LORA, "adaptation full trains the whole model; set adaptation lora, or leave it out")
 
 
 def learning_rate(step: int, total: int, config: Config) -> float:
@@ -117,7 +123,7 @@ def plan_steps(
         in_order = sizes if epoch == 0 else None
         batches = epoch_batches(premise_ids, config.seed, epoch, config.claims_per_prefix, config.batch_size, in_order)
         if config.max_steps == 0:
-            batches = batches[: math.ceil(len(batches) * min(1.0, config.num_train_epochs - epoch))]
+            batches = batches[: steps_of_epoch(len(batches), config.num_train_epochs - epoch)]
         steps += [(epoch, batch) for batch in batches]
         epoch += 1
         if 0 < config.max_steps <= len(steps):
@@ -295,7 +301,7 @@ def main() -> None:
             # DeepSpeed averages over ranks: times world_size, it is the weighted mean over the whole step's tokens.
             backward(accelerator, scale * loss * world_size / step_weight, last=k == count - 1)
             loss_of_step += scale * loss.item()
-        grad_norm, stepped = step_optimizer(accelerator, engine, s.optimizer, config.max_grad_norm)
+        taken = step_optimizer(accelerator, engine, s.optimizer, config.max_grad_norm)
 
         # --- watch, evaluate, save
         done = {"loss": loss_of_step, "weight": rows.total_weight(mine), "rows": sum(map(len, mine))}
@@ -303,7 +309,7 @@ def main() -> None:
         window.append(reduce(accelerator, done) | {"seconds": time.perf_counter() - began})
         # In GRPO the signal is the mean advantage; here every row has something to teach.
         values = {"health/loss_finite": float(math.isfinite(window[-1]["loss"])), "health/signal": 1.0}
-        values |= s.motion.values(policy, grad_norm, stepped) | {"train/learning_rate": rate}
+        values |= s.motion.values(policy, [taken]) | {"train/learning_rate": rate}
         s.monitor.update(step + 1, values)
         means = window_means(window)
         speed = means["perf/tokens_per_second"]

@@ -1,7 +1,7 @@
 """Ten minutes on a new machine: is all there that the recipes need, and does it compute what it should?
 
     make gpu-check                                                             # the GPUs, with a launch that fits them
-    python benchmarks/gpu_check.py --launch accelerate_configs/zero2_2xcpu.yaml --only ranks resume killed
+    python benchmarks/gpu_check.py --launch accelerate_configs/zero2_2xcpu.yaml --only ranks resume evaluated killed
 
 A line a check: pass, FAIL with what helps, or not run, where there is no GPU. The exit status is the number of
 failures. How fast the recipes are on the machine, benchmarks/gpu.py measures. Nobody has run this on a GPU yet.
@@ -35,6 +35,7 @@ from policy.shapes import model_shape, with_layers
 from runtime.ending import run_script
 from runtime.processes import gather, reduce, start
 from runtime.settings import check
+from scoring.results import read_results
 
 GB = 2**30
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # of what is launched
@@ -191,11 +192,18 @@ def data_of(place: Place) -> Path:
     return folder
 
 
+def trained(place: Place, stage: str, model: Path | str) -> Path:
+    """The two steps of a recipe, undisturbed."""
+    folder = place.folder / f"{stage}-whole"
+    if not folder.exists():
+        run(recipe(place, stage, model, "--output_dir", folder, "--logging_dir", place.folder / f"{stage}-logs"))
+    return folder
+
+
 def resume(place: Place) -> str:
     found, model = [], small(place)
     for stage in ("sft", "grpo"):
-        whole, again = (place.folder / f"{stage}-{kind}" for kind in ("whole", "again"))
-        run(recipe(place, stage, model, "--output_dir", whole, "--logging_dir", place.folder / f"{stage}-logs"))
+        whole, again = trained(place, stage, model), place.folder / f"{stage}-again"
         shutil.copytree(whole, again)
         shutil.rmtree(again / "checkpoint-2")
         (again / "finished.json").unlink()
@@ -209,6 +217,18 @@ def resume(place: Place) -> str:
         found.append(f"{stage} {'bit for bit' if gap == 0 else f'to {gap:.1g}'}")
         model = whole
     return f"two steps, resumed after the first: {', '.join(found)}"
+
+
+def evaluated(place: Place) -> str:
+    """Of a trained model without a launcher, as every finished run says, and with one."""
+    model, texts = trained(place, "sft", small(place)), []
+    for kind, command in {"plain": [sys.executable, "evaluate.py"], "launched": place.command("evaluate.py")}.items():
+        folder = place.folder / f"evaluated-{kind}"
+        options = ["--model", model, "--dataset", data_of(place), "--max_rows", 16, "--max_new_tokens", 8]
+        run([*command, *map(str, [*options, "--output_dir", folder])])
+        texts.append([row["completion"] for row in read_results(str(folder), "output_dir")[1]])
+    same = sum(one == other for one, other in zip(*texts, strict=True))
+    return f"{same} of {len(texts[0])} answers are alike without a launcher and on {place.processes} processes"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -262,6 +282,7 @@ CHECKS: dict[str, tuple[Callable[[Place], str], bool, str]] = {  # what, whether
     "speed": (speed, True, ""),
     "ranks": (ranks, False, "NCCL_P2P_DISABLE=1 where two GPUs hang or have no peer access (docs/troubleshooting.md)"),
     "resume": (resume, False, "report it, with the last lines of the run"),
+    "evaluated": (evaluated, False, "report it, with the last lines of evaluate.py"),
     "killed": (killed, False, "end the processes by hand, and report it"),
     "tests": (tests, True, "python -m pytest -m gpu shows which"),
 }

@@ -1,5 +1,6 @@
 """Rows to batches: groups of rows with one premise, shuffled by a function of (seed, epoch), shared out to ranks."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -46,6 +47,11 @@ def epoch_batches(
             steps[-1].append(group[:room])
             group, room = group[room:], room - len(steps[-1][-1])
     return steps
+
+
+def steps_of_epoch(batches: int, epochs_left: float) -> int:
+    """How many of an epoch's `batches` are taken where so many epochs are left, 0.5 say: none that rounding adds."""
+    return math.ceil(round(batches * min(1.0, epochs_left), 6))
 
 
 def share_of_rank(

@@ -123,24 +123,30 @@ class FreshRows:
         return columns
 
     def longest(self, tokenizer, responses: bool) -> int:
-        """Tokens of the longest prompt, or prompt and response, that an epoch may have; 0 if only letters are drawn.
+        """About how long, in tokens, a prompt or prompt and response of an epoch may be; 0 if in every epoch as long.
 
-        It is looked for among the 16 rows that have the most characters, in each story and under the longest names.
+        It is looked for among the 16 rows that have the most characters, in each story and under the longest names. The
+        length of a trace depends on the order of the letters too: 256 rows are tried in four of them.
         """
         tellings, subjects = drawn("story", self.wordings), drawn("names", self.wordings)
-        if not (tellings or subjects or self.unknown_words):
+        traced = responses and self.style is not None
+        if not (tellings or subjects or self.unknown_words or traced):
             return 0
         first, columns = self.columns(0), {name: [] for name in COLUMNS}
         lengths = [
             len(asked) + responses * len(said) for asked, said in zip(first["prompt"], first["response"], strict=True)
         ]
-        for k in nlargest(16, range(len(lengths)), key=lengths.__getitem__):
+        rng = random.Random(self.seed)
+        for place, k in enumerate(nlargest(256 if traced else 16, range(len(lengths)), key=lengths.__getitem__)):
             row = self.rows[k]
             if isinstance(row, _Parsed):
                 n = len(row.premise.variables)
                 names = [sorted(NAMES[subject], key=len)[-n:] for subject in subjects] or [row.premise.variables]
-                for telling, letters in product(tellings or {row.telling}, names):
-                    self._write(columns, row, range(n), letters, row.wording, telling)
+                told = list(product(tellings or {row.telling}, names))
+                forms = [(range(n), *form) for form in told] if place < 16 else []
+                forms += [(rng.sample(range(n), n), *rng.choice(told)) for _ in range(4 * traced)]
+                for order, telling, letters in forms:
+                    self._write(columns, row, order, letters, row.wording, telling)
         encoded = zip(*encode_rows(tokenizer, columns), strict=True)
         unknown = LONGEST_UNKNOWN_HYPOTHESIS if self.unknown_words else 0  # of made-up words each character is a token
         return max((len(asked) + responses * len(said) + unknown for asked, said in encoded), default=0)

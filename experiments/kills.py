@@ -66,7 +66,7 @@ class Launch:
 
     def __init__(self, script: str, settings: dict, log: Path):
         options = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         self.log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(

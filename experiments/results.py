@@ -205,7 +205,9 @@ ARMS = {
 def run(command: list, log: Path) -> None:
     """Run a stage in the project's root, its output at the end of `log`; its last lines are shown where it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"} | os.environ
+    environment = (
+        {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"} | os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    )
     with log.open("a") as file:
         done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode != 0:

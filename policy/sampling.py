@@ -152,17 +152,17 @@ class BranchCache:
         """(B,) Of the new tokens."""
         return self.depths[:, -1] + torch.tensor(self.lengths)
 
-    def _bias_of_prefix(self, window: int | None, queries: int) -> torch.Tensor:
+    def _bias_of_prefix(self, window: int | None, query: torch.Tensor) -> torch.Tensor:
         """(R, 1, S·Q, C or more): 0, or UNSEEN for what is of another sequence or beyond the window."""
         if window not in self.prefix_bias:
             seen = self.visible
             if window is not None:
                 seen = seen & (self._positions()[:, None] - self.depths < window)
-            bias = as_bias(seen, self.device)[self.grid]  # (R, S, C or more)
-            self.prefix_bias[window] = bias.repeat_interleave(queries, dim=1)[:, None]
+            bias = as_bias(seen, self.device).to(query.dtype)[self.grid]  # (R, S, C or more)
+            self.prefix_bias[window] = bias.repeat_interleave(query.shape[2], dim=1)[:, None]
         return self.prefix_bias[window]
 
-    def _bias_of_own(self, window: int | None) -> torch.Tensor | None:
+    def _bias_of_own(self, window: int | None, query: torch.Tensor) -> torch.Tensor | None:
         """(B, 1, 1, longest or more): 0, or UNSEEN for what is not there yet or beyond the window; None if all is
         seen."""
         if window is None and min(self.lengths) == self.longest:
@@ -170,7 +170,7 @@ class BranchCache:
         if window not in self.own_bias:
             back = self.ends[:, None] - torch.arange(self.longest, device=self.device)
             seen = (back >= 0) & (back < (window or self.longest))
-            self.own_bias[window] = as_bias(seen, self.device)[:, None, None]
+            self.own_bias[window] = as_bias(seen, self.device).to(query.dtype)[:, None, None]
         return self.own_bias[window]
 
     def attend(
@@ -197,11 +197,11 @@ class BranchCache:
             window = None
 
         keys, values = (x[:, :, : self.longest] for x in self.own[layer])
-        own, own_total = attend(query, keys, values, self._bias_of_own(window), scaling)
+        own, own_total = attend(query, keys, values, self._bias_of_own(window, query), scaling)
 
         width = self.grid.shape[1]
         grid = query[self.grid].transpose(1, 2).flatten(2, 3)  # (R, H, S·Q, d)
-        parts = attend(grid, *self.prefixes[layer], self._bias_of_prefix(window, query.shape[2]), scaling)
+        parts = attend(grid, *self.prefixes[layer], self._bias_of_prefix(window, query), scaling)
         prefix, prefix_total = (  # (B, H, Q, d), (B, H, Q)
             x.unflatten(2, (width, -1)).transpose(1, 2).flatten(0, 1)[self.place] for x in parts
         )

@@ -33,6 +33,8 @@ T = TypeVar("T")
 # How long a rank waits for the others: they sample, score and evaluate unevenly. One that has died is noticed
 # otherwise, by its connections, its launcher and runtime.ending.end_without_peers.
 TIME_OUT = timedelta(hours=6)
+# Here, since importing peft for an adapter's check already begins to use the GPU.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 ON_CPU = "DS_ACCELERATOR"  # DeepSpeed's variable: with the value cpu, half precision without a GPU is meant so
 
 
@@ -43,11 +45,12 @@ def start(seed: int) -> Accelerator:
     DeepSpeed, more processes than GPUs, half precision where no GPU is usable, a DeepSpeed file that is none.
     """
     _follow_launcher()
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     transformers.utils.logging.disable_progress_bar()
     # Of padded rows its backward pass is NaN where scores are very negative, as Qwen2.5 has some (pytorch #196678).
     torch.backends.cuda.enable_cudnn_sdp(False)
+    # Else a product's partial sums are kept in fp16, where they may overflow and the whole would not.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     on_purpose = os.environ.get(ON_CPU) == "cpu"
     check_processes(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     check_deepspeed_file()
@@ -100,7 +103,7 @@ def check_processes(gpus: int) -> None:
     check(
         gpus == 0 or gpus >= local,
         f"{local} processes on this machine and {gpus} usable GPUs: launch with --num_processes {gpus * machines}, or "
-        "make more of them visible (CUDA_VISIBLE_DEVICES, Slurm's --gres)",
+        "make more of them visible (CUDA_VISIBLE_DEVICES, Slurm's --gres), or none, by CUDA_VISIBLE_DEVICES=, for CPUs",
     )
 
 

@@ -178,6 +178,12 @@ class Settings:
 
         return {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != default(field)}
 
+    def check_unread(self, names: Collection[str], remedy: str) -> None:
+        """Raise ValueError for those of the settings `names`, which nothing reads, that are not at their defaults."""
+        changed = self.changed()
+        unread = [field.name for field in dataclasses.fields(self) if field.name in names and field.name in changed]
+        check(not unread, f"{', '.join(unread)}: {remedy}")
+
 
 T = TypeVar("T", bound=Settings)
 

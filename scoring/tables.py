@@ -140,8 +140,8 @@ def _mean(score: Mapping | None, number: str) -> str:
     """A mean in its interval; of rows that have none, a word."""
     if score is None:
         return "none"
-    low, high = score["interval"]
-    return f"{score['mean']:{number}} [{low:{number}}, {high:{number}}]"
+    spread = score["interval"]  # none where no resample had a row
+    return f"{score['mean']:{number}}" + (f" [{spread[0]:{number}}, {spread[1]:{number}}]" if spread else "")
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:

@@ -149,6 +149,13 @@ LONG = (
 )  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """All tests but those of a GPU are of CPUs, their launches of two processes too, on whatever machine."""
+    chosen = config.getoption("markexpr")
+    if "gpu" not in chosen.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.hookimpl(trylast=True)  # after pytest has brought the tests of a parametrized fixture together
 def pytest_collection_modifyitems(items: list) -> None:
     """On several workers the long files come first."""

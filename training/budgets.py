@@ -115,6 +115,8 @@ def of_all_ranks(accelerator: Accelerator, budgets: dict[str, int]) -> dict[str,
 
 def device_memory(device: torch.device) -> int:
     """Bytes of a GPU that this process has or may have."""
+    # Without a launcher accelerate names a GPU without its number, which torch asks for below.
+    device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     free, total = torch.cuda.mem_get_info(device)
     allowed = torch.cuda.get_per_process_memory_fraction(device) * total
     return min(free + torch.cuda.memory_reserved(device), int(allowed))
@@ -191,7 +193,8 @@ def _fits(model: torch.nn.Module, tokens: int, longest: int, share: bool) -> boo
     rows = -(-tokens // longest)
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
-        with torch.random.fork_rng():  # dropout must draw in the first step what it draws without a trial
+        # Dropout must draw in the first step what it draws without a trial.
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
             logps = sequence_logps(model, [[row[:1]]] * rows, [[row[1:]]] * rows, share=share, entropy=True)[0]
             # Unlike .backward() this runs none of the hooks with which ZeRO-2 reduces gradients over the ranks.
             torch.autograd.grad(logps.sum(), trained, allow_unused=True)

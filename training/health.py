@@ -8,7 +8,7 @@ must becomes one line of advice that names the settings to change. While no weig
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -140,11 +140,13 @@ class Motion:
         before, self.fingerprint = self.fingerprint, self._fingerprint(model)
         return not torch.equal(before, self.fingerprint)
 
-    def values(self, model: torch.nn.Module, grad_norm: float, stepped: bool) -> dict[str, float]:
-        """What an optimizer step did, by metric name."""
+    def values(self, model: torch.nn.Module, steps: Sequence[tuple[float, bool]]) -> dict[str, float]:
+        """What optimizer steps did, by metric name: of each its gradient norm, and whether it was taken."""
+        taken = [norm for norm, stepped in steps if stepped]
+        norms = taken or [norm for norm, _ in steps]
         return {
-            "train/grad_norm": grad_norm,
-            "health/step_skipped": float(not stepped),
+            "train/grad_norm": sum(norms) / len(norms),
+            "health/step_skipped": 1 - len(taken) / len(steps),
             "health/weights_moved": float(self.moved(model)),
         }
 
@@ -267,7 +269,7 @@ SIGNS = (
     ),
     Sign(
         "weights_still", 3,
-        lambda h: h["health/weights_moved"] == 0 and h["train/grad_norm"] > 0 and h["health/step_skipped"] == 0,
+        lambda h: h["health/weights_moved"] == 0 and h["train/grad_norm"] > 0 and h["health/step_skipped"] < 1,
         "steps are taken and no trainable weight changes: the optimizer holds other tensors, or learning_rate "
         "({learning_rate}) is lost in rounding",
     ),
@@ -371,7 +373,8 @@ SIGNS = (
     ),
     Sign(
         "overfitting", 3, lambda h: h["eval/loss"] > 1.1 * min(h.values["eval/loss"]),
-        "the validation loss has risen: use more rows, fewer epochs or relabel_each_epoch; the best model is kept",
+        "the validation loss has risen: use more rows, fewer epochs or relabel_each_epoch; output_dir "
+        "has the best model (keep_best {keep_best})",
     ),
 )  # fmt: skip
 
@@ -425,8 +428,10 @@ class Monitor:
         for name, series in state.get("values", {}).items():
             self.history.values[name] = deque(series, maxlen=MEMORY)
             self.history.first[name] = state.get("first", {}).get(name, series[:BEGINNING])
-        self.running |= state.get("running", {})
-        self.spoken, self.still = dict(state.get("spoken", {})), state.get("still", 0)
+        names = [sign.name for sign in SIGNS]  # an earlier version may have had others
+        self.running |= {name: n for name, n in state.get("running", {}).items() if name in names}
+        self.spoken = {name: step for name, step in state.get("spoken", {}).items() if name in names}
+        self.still = state.get("still", 0)
 
     def flags(self) -> dict[str, float]:
         """For TensorBoard: how many signs show, and 0 or 1 for each that has ever been advised of."""

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from dataset.batches import steps_of_epoch
 from dataset.reading import read_report
 from policy.prefix_sharing import attention_shape, cached_elements
 from policy.shapes import empty_model
@@ -121,7 +122,8 @@ def sft_steps(recipe: SftRecipe) -> int:
     rows = made or recipe_that_writes(recipe.dataset).get("max_train_samples")
     remedy = f"make {recipe.dataset} with preprocess.py, or give --max_steps"
     check(bool(rows), f"dataset: nothing tells how many rows it trains on; {remedy}")
-    return math.ceil(rows * recipe.num_train_epochs / recipe.batch_size)
+    epochs, batches = recipe.num_train_epochs, math.ceil(rows / recipe.batch_size)
+    return sum(steps_of_epoch(batches, epochs - done) for done in range(math.ceil(epochs)))
 
 
 # --- a model

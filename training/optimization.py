@@ -105,6 +105,9 @@ def prepare(
         # DeepSpeed clips by its own configuration and ignores every other request, so the one setting is handed to it.
         plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
     engine, optimizer = accelerator.prepare(model, optimizer)
+    scaler = _loss_scaler(optimizer)
+    if hasattr(scaler, "raise_error_at_min_scale"):  # else DeepSpeed ends a run that overflows before the Monitor does
+        scaler.raise_error_at_min_scale = False
     wait_long()
     held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert held * max(1, accelerator.num_processes) >= sum(p.numel() for p in trainable), (

@@ -97,8 +97,9 @@ def step_parts(
     factors = [weights.get(name, 1.0) for name in names]
     if apart:
         return [Part(*part) for part in zip(factors, values, given, strict=True)]
-    weighted = values * torch.tensor(factors)[:, None, None, None]
-    return [Part(1.0, weighted.sum(dim=0), given.any(dim=0))]
+    scales = torch.tensor(factors)
+    weighted = values * scales[:, None, None, None]
+    return [Part(1.0, weighted.sum(dim=0), given[scales != 0].any(dim=0))]  # a component of weight 0 has no steps
 
 
 class Reward:

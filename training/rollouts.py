@@ -56,7 +56,7 @@ def at_the_edge(rows: "Dataset", directory: str, low: float, high: float) -> tup
     """
     from scoring.results import read_results  # a second to import, for its figures
 
-    _, predictions = read_results(directory, "pass_rates")
+    results, predictions = read_results(directory, "pass_rates")
     found = {row["input"]: row.get("means", {}).get("pass@1") for row in predictions}
     remedy = "write it with evaluate.py --num_samples 8, of this run's model, dataset and train_split (its --split)"
     check(None not in found.values(), f"pass_rates: {directory} has one answer a row; {remedy}")
@@ -66,7 +66,8 @@ def at_the_edge(rows: "Dataset", directory: str, low: float, high: float) -> tup
     others = (
         f"{sum(r > high for r in known)} above, {sum(r < low for r in known)} below, {len(rates) - len(known)} unknown"
     )
-    said = f"pass rates: {len(kept)} of {len(rates)} prompts are within {low:g} to {high:g}; {others}"
+    of = results.get("model", "a model")
+    said = f"pass rates of {of}: {len(kept)} of {len(rates)} prompts are within {low:g} to {high:g}; {others}"
     check(len(kept) > 0, f"pass_rate: no prompt is left. {said}; name other bounds, or {remedy}")
     return rows.select(kept), said
 

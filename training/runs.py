@@ -294,11 +294,14 @@ class Run:
             on_main(accelerator, self._start)
             return {}
         load_trainable(policy, self.checkpoint)
+        best = self.output_dir / "best.json"
+        kept = json.loads(best.read_text()) if best.is_file() else {"step": 0}
+        if kept["step"] > saved["step"]:  # of a step that is now taken again: as it was, but for rounding on GPUs
+            saved["state"]["best"] = kept
         if self.weights_only:
             load_optimizer(optimizer, None, {})
-            best = self.output_dir / "best.json"
-            if best.is_file() and json.loads(best.read_text())["step"] > saved["step"]:
-                saved["state"].pop("best", None)  # of steps that are now taken anew, and differently
+            if kept["step"] > saved["step"]:
+                saved["state"].pop("best")  # that step will be another one
         else:
             tensors = load_file(self.checkpoint / f"rank-{accelerator.process_index}.safetensors")
             torch.set_rng_state(tensors.pop("rng.cpu"))

@@ -107,6 +107,6 @@ class TrainingSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        drawn = [name for name in ("wordings", "letterings") if getattr(self, name)]
-        check(self.relabel_each_epoch or not drawn, f"{', '.join(drawn)}: set relabel_each_epoch true too")
+        if not self.relabel_each_epoch:
+            self.check_unread(("wordings", "letterings"), "set relabel_each_epoch true too")
         check(len(self.class_weights) == 2, f"class_weights: {CLASS_WEIGHTS}, got {self.class_weights}")

@@ -207,8 +207,9 @@ def open_run(config: TrainingSettings, stage: str, labels: bool | None) -> Opene
     if run.finished:
         run.end_at_once()
         return None
-    chooses = config.train_split == "validation"
-    check(not chooses, "train_split: validation has the rows by which the best model is chosen; name another")
+    for name, use in (("validation", "by which the best model is chosen"), ("test", "that a model is scored on")):
+        held_out = config.train_split.startswith(name)
+        check(not held_out, f"train_split: {config.train_split} has the rows {use}; name another, train say")
     train = load_split(config.dataset, config.train_split, both_answers=labels is not False, labels=labels)
     validation = load_split(config.dataset, "validation", labels=labels)
     validation = choose_rows(validation, config.eval_rows, config.seed)

@@ -1,5 +1,6 @@
 """What is launched and cannot work here is refused in one line; a rank does not wait for one that has gone."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from runtime import processes
 from runtime.processes import TIME_OUT, check_deepspeed_file, check_half_precision, check_processes, start, wait_long
 from training.optimization import check_launch
 
@@ -69,9 +71,14 @@ def test_memory_is_held_in_segments_that_grow_unless_told_otherwise(launched, mo
         monkeypatch.delenv(name)
     if own:
         monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", own)
+    importlib.reload(processes)  # before anything can have begun to use a GPU
+    assert os.environ["PYTORCH_ALLOC_CONF"] == (own or "expandable_segments:True")
+
+
+def test_kernels_that_are_wrong_or_lose_sums_are_off():
     start(seed=0)
     assert not torch.backends.cuda.cudnn_sdp_enabled()
-    assert os.environ["PYTORCH_ALLOC_CONF"] == (own or "expandable_segments:True")
+    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
 
 
 @pytest.mark.parametrize("deepspeed", ["true", "false"])

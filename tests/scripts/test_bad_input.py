@@ -91,6 +91,7 @@ SETTINGS = [
     ("train_sft", {"time_limit": -5}, "time_limit: must be 0 or more"),
     ("train_sft", {"class_weights": [1]}, "class_weights: two numbers"),
     ("train_sft", {"class_weights": [1, -1]}, "class_weights: two numbers above 0"),
+    ("train_sft", {"lora_r": 64}, "lora_r: adaptation full trains the whole model; set adaptation lora"),
     ("train_sft", {"adaptation": "prefix"}, "adaptation: 'prefix' is not one of"),
     ("train_sft", {"quantization": "int3"}, "quantization: 'int3' is not one of"),
     ("train_sft", {"quantization": "nf4", "adaptation": "full"}, "adaptation full.*lora|quantization nf4.*lora"),
@@ -108,6 +109,8 @@ SETTINGS = [
     ("train_grpo", {"cache_tokens": 0}, "cache_tokens: must be auto or at least 1, got 0"),
     ("train_grpo", {"max_steps": 0}, "max_steps: must be at least 1"),
     ("train_sft", {"train_split": "validation"}, "train_split: validation has the rows by which the best model is"),
+    ("train_grpo", {"train_split": "test"}, "train_split: test has the rows that a model is scored on; name another"),
+    ("train_sft", {"train_split": "test_names"}, "train_split: test_names has the rows that a model is scored on"),
     ("evaluate", {}, "model: name a directory or a hub model"),
     ("evaluate", {"model": "tiny", "cache_tokens": 1.5}, "cache_tokens: must be auto or at least 1, got 1.5"),
     ("evaluate", {"model": "tiny", "split": "dev"}, "split dev: dataset .* has "),
@@ -362,7 +365,7 @@ def test_adapters(refusal, tmp_path, start_adapter, tokenizer, how, message):
         case "no configuration":
             path.unlink()
     line = refusal("train_grpo", model=folder)
-    assert re.search(message, line) and str(folder) in line or "gone" in line, line
+    assert re.search(message, line) and (str(folder) in line or str(tmp_path / "gone") in line), line
 
 
 # --- the machine

@@ -194,6 +194,16 @@ def test_components_are_scaled_apart_or_summed_first(tokenizer):
         np.testing.assert_allclose(got[n], expected, rtol=1e-5)
 
 
+def test_a_component_of_weight_0_is_no_step(tokenizer):
+    completions, _, _ = judged_words(tokenizer)
+    prompts, found = [make_prompt(k) for k in range(2)], []
+    for function, weights in ((spelled, {"long": 0.0}), (lambda *asked: {"words": spelled(*asked)["words"]}, {})):
+        reward = Reward(function, weights)
+        parts = step_parts(reward.judge(prompts, completions), completions, reward.weights, False, tokenizer)
+        found.append(token_advantages(ALONE, parts, "group"))
+    assert found[0].any() and torch.equal(*found)
+
+
 # --- loss
 
 

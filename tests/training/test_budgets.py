@@ -38,6 +38,19 @@ def free(monkeypatch):
     return free
 
 
+def test_a_gpu_that_is_named_without_its_number_is_the_current_one(monkeypatch):
+    """As accelerate names it in `python evaluate.py`, without a launcher; a fraction is asked of a number alone."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 + device.index, 10))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2)
+    of_number = torch.cuda._utils._get_device_index
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 0.55 + 0 * of_number(device))
+    assert budgets.device_memory(torch.device("cuda")) == 5, "of 10 bytes it may have 5.5"
+    assert budgets.device_memory(torch.device("cuda", 0)) == 5
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0 + 0 * of_number(device))
+    assert budgets.device_memory(torch.device("cuda")) == 6, "free and held by this process"
+
+
 def test_on_a_cpu_the_cache_is_a_share_of_the_free_memory(free, monkeypatch):
     shape = build_model("qwen2").config  # 2 layers, 2 key-value heads of width 8
     of_token = 2 * 2 * 2 * 8 * 4

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 import re
 from collections.abc import Callable
@@ -128,6 +129,18 @@ def test_responses_must_end_in_a_stop_token():
 
 
 # --- motion
+
+
+def test_of_several_steps_the_norm_is_of_those_that_were_taken():
+    model = build_model("phi3", lora=True)
+    motion = Motion(model)
+    for steps, norm, skipped in (
+        ([(2.0, True)], 2.0, 0.0),
+        ([(math.inf, False), (2.0, True), (4.0, True), (math.inf, False)], 3.0, 0.5),
+        ([(math.inf, False)], math.inf, 1.0),
+    ):
+        values = motion.values(model, steps)
+        assert (values["train/grad_norm"], values["health/step_skipped"]) == (norm, skipped)
 
 
 def test_motion_sees_what_moves_and_how_far():

@@ -29,6 +29,18 @@ def demand() -> Demand:
     return replace(found, shape=with_layers(found.shape, 4))
 
 
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs"), [(65, 64, 3.0), (105, 10, 3.0), (1000, 10, 2.1), (1000, 10, 1.1), (64, 64, 0.5)]
+)
+def test_as_many_steps_of_sft_are_foreseen_as_are_taken(tmp_path, rows, batch, epochs):
+    (tmp_path / "report.json").write_text(json.dumps({"splits": {"train": {"rows": rows}}}))
+    config = train_sft.Config(dataset=str(tmp_path), batch_size=batch, num_train_epochs=epochs)
+    taken = train_sft.plan_steps([str(k) for k in range(rows)], config)
+    assert hours.sft_steps(config) == len(taken)
+    if rows == 1000:
+        assert len(taken) == round(100 * epochs), "and no step is of rounding"
+
+
 def test_operations_are_those_that_torch_counts(demand):
     """On the plain path, whose kernels compute every pair; the adapter by its formula, as torch sees none here."""
     model = empty_model(demand.shape)

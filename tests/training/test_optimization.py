@@ -2,6 +2,7 @@
 
 import json
 import socket
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 
 from runtime import processes
+from training import optimization
 from training.optimization import step_optimizer
 
 
@@ -60,6 +62,25 @@ def test_the_scale_falls_with_overflows_and_rises_again(monkeypatch):
         scales.append(scaler.loss_scale)
     assert scales[:3] == [4096, 2048, 1024], "the first overflow is forgiven"
     assert scales[-1] == 2048
+
+
+def test_an_overflow_that_stays_is_left_to_the_signs_of_trouble(monkeypatch):
+    """DeepSpeed raises an error of its own where the scale is 1, at the fourteenth step, without a word of advice."""
+    monkeypatch.setattr(comm, "get_rank", lambda group=None: 0)
+    config = fp16_config().float16_config
+    model = torch.nn.Linear(2, 2)
+    wrapped = SimpleNamespace(loss_scaler=None, param_groups=[{"params": list(model.parameters())}])
+    for mended in (False, True):
+        scaler = CreateLossScaler(torch.float16, config.loss_scale, True, config.dynamic_loss_scale_args())
+        wrapped.loss_scaler = scaler
+        state = SimpleNamespace(deepspeed_plugin=None)
+        accelerator = SimpleNamespace(state=state, num_processes=1, prepare=lambda model, _: (model, wrapped))
+        if mended:
+            optimization.prepare(accelerator, model, 1e-3, 0.0, 1.0)
+        with nullcontext() if mended else pytest.raises(Exception, match="minimum"):
+            for _ in range(30):
+                scaler.update_scale(True)
+        assert scaler.loss_scale == 1
 
 
 def test_a_launcher_that_has_ended_is_not_waited_for(monkeypatch):

@@ -82,6 +82,22 @@ def test_a_function_that_cannot_be_used_costs_no_earlier_run(copying, monkeypatc
     assert (out / "adapter_model.safetensors").read_text() == "{}"
 
 
+def test_fresh_letters_and_words_are_those_of_the_whole_row(traces, start_adapter, tmp_path, monkeypatch):
+    """The row that a reward is asked of, its trace too, is the one that the policy was asked; so is the first try's."""
+    (tmp_path / "mine.py").write_text(
+        "from causal.reasoning import trace\nfrom causal.wording import parse_claim\n\n"
+        "def fits(completion, row):\n"
+        "    assert row['hypothesis'] in row['input'] in row['prompt'] and 'edges' not in row\n"
+        "    assert trace(*parse_claim(row['premise'], row['hypothesis']), 'full') in row['response']\n"
+        "    return float(len(completion))\n"
+    )
+    run(
+        monkeypatch, train_grpo, model=start_adapter, dataset=traces, reward_function=f"{tmp_path}/mine.py:fits",
+        relabel_each_epoch="true", prompts_per_step=2, num_generations=2, max_new_tokens=2, max_steps=1, eval_steps=0,
+        eval_rows=2, save_steps=0, output_dir=tmp_path / "model", logging_dir=tmp_path / "logs",
+    )  # fmt: skip
+
+
 def test_rows_without_a_number_of_variables_have_no_small_ones(copying, monkeypatch):
     places = {"dataset": copying / "words", "output_dir": copying / "sft", "logging_dir": copying / "log/sft"}
     with pytest.raises(ValueError, match="small_first: .* has no num_variables"):

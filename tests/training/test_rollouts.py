@@ -98,8 +98,8 @@ def test_prompts_are_chosen_by_their_pass_rate(tmp_path):
     place = scored_directory(tmp_path / "scored", {"a": 0.0, "b": 0.125, "c": 0.5, "d": 0.8, "e": 1.0, "z": 0.5})
     kept, said = at_the_edge(rows, place, 0.1, 0.8)
     assert kept["input"][:] == ["b", "c", "d"]
-    assert said == "pass rates: 3 of 6 prompts are within 0.1 to 0.8; 1 above, 1 below, 1 unknown"
-    with pytest.raises(ValueError, match=r"pass_rate: no prompt is left. pass rates: 0 of 6 .* name other bounds"):
+    assert said == "pass rates of a model: 3 of 6 prompts are within 0.1 to 0.8; 1 above, 1 below, 1 unknown"
+    with pytest.raises(ValueError, match=r"no prompt is left. pass rates of a model: 0 of 6 .* name other bounds"):
         at_the_edge(rows, place, 0.9, 0.95)
     with pytest.raises(ValueError, match="pass_rates: .*nowhere has no metrics.json; write it with python evaluate.py"):
         at_the_edge(rows, str(tmp_path / "nowhere"), 0.1, 0.8)

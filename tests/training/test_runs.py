@@ -559,6 +559,18 @@ def test_weights_alone_leave_the_optimizer_new(tmp_path):
     assert "best" not in run.restore(model, optimizer, runs.Motion(tiny_model(0, ATTENTION)))
 
 
+@pytest.mark.parametrize("newer", [True, False])
+def test_after_a_kill_the_best_model_is_the_one_that_is_there(tmp_path, newer):
+    """It may be of a step that no checkpoint has reached: on GPUs that step's repetition need not score alike."""
+    saved_run(tmp_path, 1, 2)
+    there = {"loss": 0.5, "step": 7} if newer else {"loss": 2.5, "step": 1}
+    (tmp_path / "model" / "best.json").write_text(json.dumps(there))
+    run = make_run(tmp_path, resume_from="latest")
+    model, optimizer = prepare(run.accelerator, tiny_model(0, ATTENTION), 1e-3, 0.0, 1.0)
+    state = run.restore(model, optimizer, runs.Motion(model))
+    assert state["best"] == (there if newer else {"loss": 1.5, "step": 2})
+
+
 # --- parts
 
 
