@@ -87,7 +87,7 @@ def test_fresh_letters_and_words_are_those_of_the_whole_row(traces, start_adapte
     (tmp_path / "mine.py").write_text(
         "from causal.reasoning import trace\nfrom causal.wording import parse_claim\n\n"
         "def fits(completion, row):\n"
-        "    assert row['hypothesis'] in row['input'] in row['prompt'] and 'edges' not in row\n"
+        "    assert row['hypothesis'] in row['input'] in row['prompt']\n"
         "    assert trace(*parse_claim(row['premise'], row['hypothesis']), 'full') in row['response']\n"
         "    return float(len(completion))\n"
     )
