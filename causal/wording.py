@@ -57,8 +57,8 @@ def write_input(premise_text: str, hypothesis_text: str) -> str:
     return f"Premise: {premise_text}\nHypothesis: {hypothesis_text}"
 
 
-def _short(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else text[:limit] + "...")
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def _index(name: str, variables: Sequence[str], where: str) -> int:

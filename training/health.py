@@ -201,11 +201,9 @@ class History:
         part = self.first[name][:count]
         return sum(part) / len(part)
 
-    def grew(self, name: str, window: int = 10) -> float:
-        """How much the mean of the last `window` steps is above that of as many before them; NaN too early."""
-        if self.steps(name) < 2 * window:
-            return math.nan
-        return self.mean(name, -window) - self.mean(name, -2 * window, -window)
+    def grew(self, name: str) -> float:
+        """How much the mean of the last ten steps is above that of the ten before them; NaN too early."""
+        return self.mean(name, -10) - self.mean(name, -20, -10) if self.steps(name) >= 20 else math.nan
 
 
 class Sign(NamedTuple):

@@ -137,20 +137,21 @@ class Reward:
         return [[self(completion.text, prompt.row) for completion in samples] for prompt, samples in pairs]
 
 
-def load_function(place: str, setting: str = "reward_function") -> RewardFunction:
+def load_function(place: str) -> RewardFunction:
     """The function that `FILE.py:NAME` names. Raises ValueError, naming the setting, if there is none."""
     file, colon, name = place.rpartition(":")
-    check(bool(colon) and file.endswith(".py"), f"{setting} {place}: expected FILE.py:NAME")
-    check(Path(file).is_file(), f"{setting} {place}: there is no file {file}")
+    check(bool(colon) and file.endswith(".py"), f"reward_function {place}: expected FILE.py:NAME")
+    check(Path(file).is_file(), f"reward_function {place}: there is no file {file}")
     spec = importlib.util.spec_from_file_location(f"reward_of_{Path(file).stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"{setting} {place}: {file} cannot be imported ({type(error).__name__}: {error})") from error
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"reward_function {place}: {file} cannot be imported ({why})") from error
     function = getattr(module, name, None)
     names = ", ".join(sorted(n for n, f in vars(module).items() if callable(f) and not n.startswith("_"))) or "none"
-    check(callable(function), f"{setting} {place}: {file} has no function {name}; its own: {names}")
+    check(callable(function), f"reward_function {place}: {file} has no function {name}; its own: {names}")
     return function
 
 
