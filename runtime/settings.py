@@ -180,8 +180,7 @@ class Settings:
 
     def check_unread(self, names: Collection[str], remedy: str) -> None:
         """Raise ValueError for those of the settings `names`, which nothing reads, that are not at their defaults."""
-        changed = self.changed()
-        unread = [field.name for field in dataclasses.fields(self) if field.name in names and field.name in changed]
+        unread = sorted(self.changed() & set(names))
         check(not unread, f"{', '.join(unread)}: {remedy}")
 
 

@@ -109,7 +109,7 @@ SETTINGS = [
     ("train_grpo", {"cache_tokens": 0}, "cache_tokens: must be auto or at least 1, got 0"),
     ("train_grpo", {"max_steps": 0}, "max_steps: must be at least 1"),
     ("train_sft", {"train_split": "validation"}, "train_split: validation has the rows by which the best model is"),
-    ("train_grpo", {"train_split": "test"}, "train_split: test has the rows that a model is scored on; name another"),
+    ("train_sft", {"train_split": "test"}, "train_split: test has the rows that a model is scored on; name another"),
     ("train_sft", {"train_split": "test_names"}, "train_split: test_names has the rows that a model is scored on"),
     ("evaluate", {}, "model: name a directory or a hub model"),
     ("evaluate", {"model": "tiny", "cache_tokens": 1.5}, "cache_tokens: must be auto or at least 1, got 1.5"),

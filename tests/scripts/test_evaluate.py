@@ -272,7 +272,7 @@ def test_rows_and_questions_are_asked_with_the_template_arguments_of_the_trainin
     (tmp_path / "model" / "training_data.json").write_text(json.dumps(known))
     other = {"chat_template_args": {"strftime_now": "1999-01-02"}}
     for options, start in (({}, "2024!\n"), (other, "1999\n")):
-        rows, _ = evaluate.read_file_rows(evaluate.Config(**given, **options), tokenizer)
+        rows, *_ = evaluate.read_file_rows(evaluate.Config(**given, **options), tokenizer)
         assert rows["prompt"][0].startswith(start)
     run("--model", given["model"], "--rows", given["rows"], "--num_resamples", 20, "--output_dir", tmp_path / "out")
     assert (

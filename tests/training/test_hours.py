@@ -141,7 +141,7 @@ def test_steps_and_evaluations_of_recipes(tmp_path):
     assert (grpo.steps, grpo.evaluations, grpo.claims, grpo.samples) == (101, 4, 1, 8)  # at 0, 50, 100, 101
     recipe = ROOT / "configs/sft_phi3.yaml"
     sft = run_of(parse_config(train_sft.Config, ["--config", str(recipe), "--eval_steps", "0"]))
-    assert (sft.steps, sft.evaluations, sft.samples, sft.claims) == (938, 1, 1, 16)  # 3 times 10,000 rows by 32
+    assert (sft.steps, sft.evaluations, sft.samples, sft.claims) == (939, 1, 1, 16)  # 3 times 10,000 by 32
     nothing = train_sft.Config(dataset=str(tmp_path))
     with pytest.raises(ValueError, match="dataset: nothing tells how many rows .* preprocess.py, or give --max_steps"):
         run_of(nothing)

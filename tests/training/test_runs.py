@@ -508,7 +508,7 @@ def test_weights_of_another_shape_are_refused(tmp_path, setting):
     assert "weights of another shape, adaptation 'lora' there" in refusal(tmp_path, **changed)
     shutil.rmtree(tmp_path / "model")
     saved_run(tmp_path, 1, adaptation="full", overwrite=True)
-    make_run(tmp_path, **changed, **setting).close()  # which nothing reads
+    make_run(tmp_path, **changed).close()
 
 
 def test_a_finished_run_is_of_its_dataset(tmp_path):
