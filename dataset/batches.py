@@ -50,8 +50,9 @@ def epoch_batches(
 
 
 def steps_of_epoch(batches: int, epochs_left: float) -> int:
-    """How many of an epoch's `batches` are taken where so many epochs are left, 0.5 say: none that rounding adds."""
-    return math.ceil(round(batches * min(1.0, epochs_left), 6))
+    """How many of an epoch's `batches` are taken where so many epochs are left, 0.5 say: one at least, and none that
+    rounding adds."""
+    return max(1, math.ceil(round(batches * min(1.0, epochs_left), 6)))
 
 
 def share_of_rank(

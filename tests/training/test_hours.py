@@ -30,7 +30,8 @@ def demand() -> Demand:
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch", "epochs"), [(65, 64, 3.0), (105, 10, 3.0), (1000, 10, 2.1), (1000, 10, 1.1), (64, 64, 0.5)]
+    ("rows", "batch", "epochs"),
+    [(65, 64, 3.0), (105, 10, 3.0), (1000, 10, 2.1), (1000, 10, 1.1), (64, 64, 0.5), (64, 8, 1e-9)],
 )
 def test_as_many_steps_of_sft_are_foreseen_as_are_taken(tmp_path, rows, batch, epochs):
     (tmp_path / "report.json").write_text(json.dumps({"splits": {"train": {"rows": rows}}}))
