@@ -162,7 +162,7 @@ class Config(Settings):
     def __post_init__(self):
         check(len(self.compare) != 1, "compare: name at least two directories, the baseline first")
         if self.compare:
-            unread = self.changed() - OF_COMPARE
+            unread = sorted(self.changed() - OF_COMPARE)
             self.check_unread(unread, "compare reads earlier runs and runs no model; leave it out")
         trained = read_beside(self.model, CONFIGURATION)
         check(not (self.rows and self.dataset), "rows: a file takes the place of dataset; leave one of them out")

@@ -321,7 +321,7 @@ def build_corrections(config: DataConfig) -> tuple[dict[str, list[dict]], dict, 
     traces = form["target"] == "trace"
     check(traces, f"predictions: dataset {names[0]} has target {form['target']}; there are corrections of traces alone")
     as_there = {name for name in FORM if getattr(config, name) == form.get(name)}
-    unread = config.changed() - OF_MIXTURE - as_there
+    unread = sorted(config.changed() - OF_MIXTURE - as_there)
     config.check_unread(unread, f"corrections are as their dataset {names[0]} is; leave that out")
     check_not_read(Path(config.output_dir), names[0])
     config = replace(config, **{name: form[name] for name in FORM if name in form})
@@ -509,7 +509,7 @@ def main() -> None:
     check(config.audit is None or config.export is None, "export: an audit writes no rows; leave one of them out")
     output_dir = Path(config.output_dir)
     if config.audit is not None:
-        unread = config.changed() - {"audit", "output_dir", "overwrite"}
+        unread = sorted(config.changed() - {"audit", "output_dir", "overwrite"})
         config.check_unread(unread, "an audit reads the rows of its file alone; leave that out")
         check_output(output_dir, config, set(audit.FILES))
         with replacing(output_dir) as new:

@@ -180,7 +180,8 @@ class Settings:
 
     def check_unread(self, names: Collection[str], remedy: str) -> None:
         """Raise ValueError for those of the settings `names`, which nothing reads, that are not at their defaults."""
-        unread = sorted(self.changed() & set(names))
+        changed = self.changed()
+        unread = [name for name in names if name in changed]
         check(not unread, f"{', '.join(unread)}: {remedy}")
 
 
