@@ -296,12 +296,13 @@ class Run:
         load_trainable(policy, self.checkpoint)
         best = self.output_dir / "best.json"
         kept = json.loads(best.read_text()) if best.is_file() else {"step": 0}
-        if kept["step"] > saved["step"]:  # of a step that is now taken again: as it was, but for rounding on GPUs
-            saved["state"]["best"] = kept
+        if kept["step"] > saved["step"]:  # of a step that is now taken again
+            if self.weights_only:
+                saved["state"].pop("best", None)  # and will be another one
+            else:
+                saved["state"]["best"] = kept  # as it was, but for rounding on GPUs
         if self.weights_only:
             load_optimizer(optimizer, None, {})
-            if kept["step"] > saved["step"]:
-                saved["state"].pop("best")  # that step will be another one
         else:
             tensors = load_file(self.checkpoint / f"rank-{accelerator.process_index}.safetensors")
             torch.set_rng_state(tensors.pop("rng.cpu"))
