@@ -84,6 +84,7 @@ class Run:
         self.accelerator, self.config, self.dataset_hash = accelerator, config, dataset_hash
         self.output_dir = Path(config.output_dir)
         self.stop = Stop(config.time_limit)
+        self.stopped_by = 0  # once the ranks have agreed to stop, why
         self.launch = {
             "num_processes": accelerator.num_processes,
             "dtype": str(training_dtype(accelerator)),
@@ -418,8 +419,8 @@ class Run:
 
     def must_stop(self) -> bool:
         """Whether any rank has been asked to stop: the same answer on every rank."""
-        self.stop.reason = int(reduce(self.accelerator, {"reason": self.stop.asked()}, "max")["reason"])
-        return self.stop.reason > 0
+        self.stopped_by = int(reduce(self.accelerator, {"reason": self.stop.asked()}, "max")["reason"])
+        return self.stopped_by > 0
 
     def leave(self, step: int) -> None:
         """End this process, to be continued; leaves the marker that a job script requeues for (REQUEUE_MARKER)."""
@@ -427,7 +428,8 @@ class Run:
             marker = os.environ.get("REQUEUE_MARKER")
             if marker and step > self.began:  # without a step done, it would be requeued for ever
                 Path(marker).write_text(f"{self.output_dir} step {step}\n")
-            print(f"stopped by {self.stop.name()} at step {step}: continue with --resume_from latest", flush=True)
+            reason = Stop.name(self.stopped_by)
+            print(f"stopped by {reason} at step {step}: continue with --resume_from latest", flush=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         raise SystemExit(INTERRUPTED)
@@ -460,7 +462,7 @@ class Stop:
 
     def __init__(self, time_limit: float):
         self.deadline = time.monotonic() + 60 * time_limit if time_limit > 0 else float("inf")
-        self.reason = 0
+        self.signal = 0  # set by the handler alone: a signal may come at any moment, as while the ranks ask each other
 
     def listen(self, peers: Sequence[int] = ()) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -469,10 +471,12 @@ class Stop:
             end_without_peers(peers)
 
     def _note(self, number: int, frame: Any) -> None:
-        self.reason = number
+        self.signal = number
 
     def asked(self) -> int:
-        return self.reason or (self.TIME_LIMIT if time.monotonic() > self.deadline else 0)
+        """The number of the signal that has come, TIME_LIMIT, or 0: nobody has asked."""
+        return self.signal or (self.TIME_LIMIT if time.monotonic() > self.deadline else 0)
 
-    def name(self) -> str:
-        return "time_limit" if self.reason == self.TIME_LIMIT else signal.Signals(self.reason).name
+    @classmethod
+    def name(cls, reason: int) -> str:
+        return "time_limit" if reason == cls.TIME_LIMIT else signal.Signals(reason).name

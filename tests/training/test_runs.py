@@ -586,8 +586,22 @@ def test_signals_and_the_time_limit_are_notes(monkeypatch):
     assert limited.asked() == 0
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 121)
-    limited.reason = limited.asked()
-    assert limited.name() == "time_limit"
+    assert Stop.name(limited.asked()) == "time_limit"
+
+
+def test_a_signal_that_comes_while_the_ranks_ask_each_other_is_not_lost(tmp_path, monkeypatch):
+    """It may find every rank there: right after a checkpoint, for which the others have waited, it mostly does."""
+    run, meet = make_run(tmp_path), runs.reduce
+
+    def signalled(*args) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return meet(*args)
+
+    run.stop.listen()
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "reduce", signalled)
+        assert not run.must_stop()
+    assert run.must_stop()
 
 
 @pytest.mark.parametrize("progress, marked", [(0, False), (1, True)])
