@@ -126,7 +126,7 @@ def decoding(model: Path, sequences: int = SEQUENCES) -> float:
     seconds = []
     for length in DECODED:
         seeds = [[(0, k) for k in range(sequences)]]
-        inputs = {"stop_ids": set(), "max_new_tokens": length, "temperature": 1.0, "seeds": seeds}
+        inputs = {"stop_ids": set(), "max_new_tokens": length, "temperature": 1.0, "seeds": seeds, "fork": False}
         tries = []
         for _ in range(3):
             start = time.perf_counter()

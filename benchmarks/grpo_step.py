@@ -28,7 +28,8 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate, cycle, islice, product
+from functools import partial
+from itertools import accumulate, chain, cycle, islice, product
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -46,7 +47,7 @@ from dataset.batches import premise_groups
 from policy import sampling as our_sampling
 from policy.adapters import add_reference, use_reference
 from policy.prefix_sharing import Tokens, joined, sequence_logps
-from policy.sampling import Completion, Sampler
+from policy.sampling import Completion, Decoding, Sampler
 from policy.self_check import TOLERANCE
 from runtime.ending import run_script
 from runtime.settings import check
@@ -119,15 +120,15 @@ class Ends(LogitsProcessor):
 @contextmanager
 def ended(model: torch.nn.Module, point: Point) -> Iterator[None]:
     """In the block samples drawn from `model` have the lengths of `point`, by whichever sampler in its order."""
-    extend, generate, add_request = our_sampling._extend, model.generate, ContinuousBatchingManager.add_request
+    draw, generate, add_request = Decoding._draw, model.generate, ContinuousBatchingManager.add_request
     starts = list(accumulate((len(group) * point.g for group in point.groups), initial=0))
     ahead, tokenizer = cycle(point.lengths), point.bench.tokenizer
 
-    def our_extend(live, logits, completions, *rest):
-        extend(live, logits, completions, *rest)
-        for one in live:
-            length = point.lengths[starts[one.group] + one.index]
-            one.stopped |= len(completions[one.group][one.index].tokens) == length
+    def our_draw(decoding, branches, logits):
+        drawn = draw(decoding, branches, logits)
+        for one in chain.from_iterable(drawn):
+            one.stopped = len(one.tokens) == point.lengths[starts[one.group] + one.members[0]]
+        return drawn
 
     def padded(input_ids, generation_config, **options):
         generation_config.eos_token_id = end = tokenizer.eos_token_id
@@ -139,7 +140,8 @@ def ended(model: torch.nn.Module, point: Point) -> Iterator[None]:
         return add_request(manager, input_ids, request_id=request_id, max_new_tokens=length, **options)
 
     with (
-        patch.object(our_sampling, "_extend", our_extend),
+        patch.object(our_sampling, "generate", partial(our_sampling.generate, fork=False)),
+        patch.object(Decoding, "_draw", our_draw),
         patch.object(model, "generate", padded),
         patch.object(ContinuousBatchingManager, "add_request", continuous),
     ):

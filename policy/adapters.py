@@ -270,7 +270,9 @@ def lean_lora(model: torch.nn.Module) -> Iterator[None]:
 
 def _is_plain_lora(layer: torch.nn.Module) -> bool:
     """Whether `layer` is linear with one active LoRA adapter of two matrices (no DoRA, no bias), and peft's forward."""
-    from peft.tuners import lora
+    if not hasattr(layer, "lora_A"):
+        return False
+    from peft.tuners import lora  # seconds, which a model without an adapter need not wait for
 
     linear = (lora.Linear, getattr(lora, "Linear4bit", lora.Linear))  # the latter only where there is bitsandbytes
     if not isinstance(layer, linear) or layer.merged or layer.disable_adapters or "forward" in vars(layer):

@@ -1,20 +1,22 @@
-"""Sampling by hand: every prefix computed and kept once, every sequence with random numbers of its own.
+"""Sampling by hand: whatever begins alike is computed and kept once, every sequence has random numbers of its own.
 
-Groups of prompts wait in a queue. As many of their sequences as the key-value cache has room for are packed as prefix
-trees (prefix_sharing.py) and run in one pass; then each step runs one new token for every sequence that has not
-stopped. A token sees the prefix of its prompt, which the cache holds once for all sequences of the group, and its own
-sequence: the softmax over both is put together from those over each. The room of what has stopped goes to what waits,
-so that no batch waits for its longest completion.
+Groups of prompts wait in a queue. As many as the key-value cache has room for are packed as prefix trees
+(prefix_sharing.py) and run in one pass; then each step runs one new token of every branch. A branch is what the samples
+of a prompt have drawn alike so far: one row, until their random numbers choose different tokens; then it forks. A token
+sees the prefix of its prompt, which the cache holds once for all branches of the group, and its own branch: the softmax
+over both is put together from those over each. The room of what has stopped goes to what waits, so that no batch waits
+for its longest completion. A fork for which there is no room waits too, and is prefilled with what it has drawn.
 
-Dimensions: B sequences in the cache, R groups, S sequences of a group at most, C tokens of a group's prefix tree at
-most, T own tokens of a sequence, H key-value heads, Q query heads for each of them, d head dimension, V vocabulary.
+Dimensions: B branches in the cache, R groups, S branches of a group at most (in drawing: sequences of a branch), C
+tokens of a group's prefix tree at most, T own tokens of a branch, H key-value heads, Q query heads for each of them, d
+head dimension, V vocabulary.
 """
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain, count
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,8 @@ from runtime.ending import is_out_of_memory
 
 BLOCK = 64  # tokens by which the room for own tokens grows
 JOIN = 8  # sequences of a group that join at once, at least, if so many are left: each part runs the prefix again
-SPARE = 4  # one sequence in so many may have stopped before the cache is rearranged
+SPARE = 4  # one branch in so many may have stopped before the cache is rearranged
+ALIKE = 4  # of so many sequences of a branch that joins, one is expected to need a row of its own
 
 
 @dataclass
@@ -70,22 +73,24 @@ def character_ends(tokenizer, tokens: Tokens) -> list[int]:
 
 
 class BranchCache:
-    """Keys and values of sequences that branch off shared prefixes, and the attention of a new token over them.
+    """Keys and values of branches of shared prefixes, and the attention of a new token over them.
 
-    The prefix tree of a group is held once, (R, H, C, d), and each sequence's own tokens by themselves,
-    (B, H, room, d), in room that grows by BLOCK. Both are held for each layer, by its attention module.
+    The prefix tree of a group is held once, (R, H, C, d), and each branch's own tokens by themselves, (B, H, room, d),
+    in room that grows by BLOCK; a few rows more than B may be there. Both are held for each layer, by its attention
+    module.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.prefixes: dict[Any, list[torch.Tensor]] = {}  # keys and values, (R, H, C, d)
-        self.own: dict[Any, list[torch.Tensor]] = {}  # keys and values, (B, H, room, d)
-        self.rows: list[int] = []  # (B,) the group of each sequence
+        self.own: dict[Any, list[torch.Tensor]] = {}  # keys and values, (B or more, H, room, d)
+        self.rows: list[int] = []  # (B,) the group of each branch
         self.lengths: list[int] = []  # (B,) how many tokens of its own it has
+        self.longest = 0
         self.visible = torch.zeros((0, 0), dtype=torch.bool)  # (B, C) what it sees of its group's prefix tree
 
     def add(self, tree: PackedTree, groups: list[list[int]], packed: dict[Any, list[torch.Tensor]]) -> None:
-        """The sequences of `tree`, by group; `packed` are the tree's keys and values of each layer, (1, H, L, d)."""
+        """A branch for each sequence of `tree`, by group; `packed` are its keys and values by layer, (1, H, L, d)."""
         nodes = [sorted({node for b in group for node in tree.paths[b]}) for group in groups]
         columns = pad_sequence([torch.tensor(of_group) for of_group in nodes], batch_first=True)  # (R, C)
         visible = torch.zeros((len(tree.paths), columns.shape[1]), dtype=torch.bool)
@@ -98,44 +103,64 @@ class BranchCache:
             prefixes = [x[0][:, columns].transpose(0, 1).contiguous() for x in pair]  # (R, H, C, d)
             own = [x.new_zeros((len(visible), x.shape[1], 0, x.shape[3])) for x in prefixes]
             self.prefixes[layer] = _stack(self.prefixes.get(layer), prefixes)
-            self.own[layer] = _stack(self.own.get(layer), own)
+            held = [x[: len(self.rows)] for x in self.own[layer]] if self.rows else None
+            self.own[layer] = _stack(held, own)
         (self.visible,) = _stack([self.visible] if self.rows else None, [visible])
-        first = len(set(self.rows))
+        first = len(next(iter(self.prefixes.values()))[0]) - len(groups)
         self.rows += [first + r for r, group in enumerate(groups) for _ in group]
         self.lengths += [0] * len(visible)
         self._arrange()
 
-    def keep(self, sequences: Sequence[int]) -> "BranchCache":
-        """Drop all sequences but these, and the prefixes that none of them has; returns what is left."""
-        if not sequences:
+    def fork(self, sources: Sequence[int], places: Sequence[int], most: int) -> None:
+        """Copy branches to `places`: of those that have stopped, or new ones behind the last; `most` there will be."""
+        sources_, places_ = (torch.tensor(index, device=self.device) for index in (sources, places))
+        rows = max(len(self.rows), *(place + 1 for place in places))
+        for layer, pair in self.own.items():
+            if rows > len(pair[0]):  # in some, so that not every fork copies all
+                more = min(most, rows + rows // SPARE) - len(pair[0])
+                pair = self.own[layer] = [pad(x, (0,) * 7 + (more,)) for x in pair]
+            for x in pair:
+                x[places_, :, : self.longest] = x[sources_, :, : self.longest]
+        new = rows - len(self.rows)
+        self.visible = pad(self.visible, (0, 0, 0, new))
+        self.visible[places] = self.visible[sources]
+        for held in (self.rows, self.lengths):
+            held += [0] * new
+            for source, place in zip(sources, places, strict=True):
+                held[place] = held[source]
+        self._arrange()
+
+    def keep(self, branches: Sequence[int]) -> "BranchCache":
+        """Drop all branches but these, and the prefixes that none of them has; returns what is left."""
+        if not branches:
             return BranchCache(self.device)
-        groups = sorted({self.rows[b] for b in sequences})
-        for held, chosen in ((self.own, sequences), (self.prefixes, groups)):
+        groups = sorted({self.rows[b] for b in branches})
+        for held, chosen in ((self.own, branches), (self.prefixes, groups)):
             index = torch.tensor(chosen, device=self.device)
             for layer, pair in held.items():
                 held[layer] = [x[index] for x in pair]
-        self.visible = self.visible[torch.tensor(sequences)]
-        self.rows = [groups.index(self.rows[b]) for b in sequences]
-        self.lengths = [self.lengths[b] for b in sequences]
+        self.visible = self.visible[torch.tensor(branches)]
+        self.rows = [groups.index(self.rows[b]) for b in branches]
+        self.lengths = [self.lengths[b] for b in branches]
         self._arrange()
         return self
 
     def _arrange(self) -> None:
-        """Which sequences are where, if those of a group stand side by side, (R, S), and the prefix that they see."""
-        groups: list[list[int]] = [[] for _ in range(max(self.rows) + 1)]
+        """Which branches are where, if those of a group stand side by side, (R, S), and the prefix that they see."""
+        groups: list[list[int]] = [[] for _ in next(iter(self.prefixes.values()))[0]]
         for b, row in enumerate(self.rows):
             groups[row].append(b)
         width = max(map(len, groups))
-        grid = torch.tensor([group + group[:1] * (width - len(group)) for group in groups])  # the first fills up
+        grid = torch.tensor([group + (group or [0])[:1] * (width - len(group)) for group in groups])  # any fills up
         place = {b: r * width + s for r, group in enumerate(groups) for s, b in enumerate(group)}
         self.grid = grid.to(self.device)
         self.every = torch.arange(len(self.rows), device=self.device)  # (B,)
         self.place = torch.tensor([place[b] for b in range(len(place))]).to(self.device)
-        self.depths = self.visible.cumsum(-1) - 1  # (B, C) where in its prompt a sequence sees a node
+        self.depths = self.visible.cumsum(-1) - 1  # (B, C) where in its prompt a branch sees a node
         self.prefix_bias: dict[int | None, torch.Tensor] = {}  # (R, 1, S·Q, C) by window, once a layer has asked for it
 
     def grow(self, most: int) -> None:
-        """Make room for one more token of every sequence; no sequence will ever have more than `most`."""
+        """Make room for one more token of every branch; none will ever have more than `most`."""
         room = next(iter(self.own.values()))[0].shape[2]
         # One that has stopped and is still held writes its last place again: nobody reads it.
         self.lengths = [min(length + 1, most) for length in self.lengths]
@@ -153,7 +178,7 @@ class BranchCache:
         return self.depths[:, -1] + torch.tensor(self.lengths)
 
     def _bias_of_prefix(self, window: int | None, query: torch.Tensor) -> torch.Tensor:
-        """(R, 1, S·Q, C or more): 0, or UNSEEN for what is of another sequence or beyond the window."""
+        """(R, 1, S·Q, C or more): 0, or UNSEEN for what is of another branch or beyond the window."""
         if window not in self.prefix_bias:
             seen = self.visible
             if window is not None:
@@ -196,7 +221,7 @@ class BranchCache:
         if window is not None and window > int(self._positions().max()):
             window = None
 
-        keys, values = (x[:, :, : self.longest] for x in self.own[layer])
+        keys, values = (x[: len(query), :, : self.longest] for x in self.own[layer])
         own, own_total = attend(query, keys, values, self._bias_of_own(window, query), scaling)
 
         width = self.grid.shape[1]
@@ -225,6 +250,61 @@ def _stack(old: list[torch.Tensor] | None, new: list[torch.Tensor]) -> list[torc
 # --- sampling
 
 
+@dataclass
+class Branch:
+    """What sequences of one prompt have drawn alike so far: one row of the cache, until they draw different tokens."""
+
+    group: int
+    members: list[int]  # its sequences: which of the group they are
+    streams: list[np.random.Generator]  # their random numbers; none in greedy sampling
+    prompt: Tokens
+    tokens: Tokens = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    part: "Part | None" = None  # of its group, with which it is in the cache
+    stopped: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many it is expected to need."""
+        return math.ceil(len(self.members) / ALIKE)
+
+    @property
+    def depth(self) -> int:
+        """Where its newest token stands."""
+        return len(self.prompt) + len(self.tokens) - 1
+
+    def extended(self, tokens: Tokens, logps: list[float]) -> list["Branch"]:
+        """A branch for each different one of `tokens`, which its sequences have drawn; itself, if all are the same."""
+        drawn: dict[int, list[int]] = {}
+        for i, token in enumerate(tokens):
+            drawn.setdefault(token, []).append(i)
+        branches = [self] if len(drawn) == 1 else [self._of(which) for which in drawn.values()]
+        for branch, (token, which) in zip(branches, drawn.items(), strict=True):
+            branch.tokens.append(token)
+            branch.logps.append(logps[which[0]])
+        return branches
+
+    def _of(self, which: list[int]) -> "Branch":
+        members, streams = ([x[i] for i in which] if x else [] for x in (self.members, self.streams))
+        return replace(self, members=members, streams=streams, tokens=[*self.tokens], logps=[*self.logps])
+
+
+@dataclass(eq=False)
+class Part:
+    """Branches of a group that come into the cache together, and how many tokens their prefix tree has at most."""
+
+    branches: list[Branch]
+    prefix: int
+
+    @property
+    def sequences(self) -> int:
+        return _sequences(self.branches)
+
+
+def _sequences(branches: Iterable[Branch]) -> int:
+    return sum(len(branch.members) for branch in branches)
+
+
 @torch.no_grad()
 def generate(
     model: torch.nn.Module,
@@ -235,148 +315,188 @@ def generate(
     temperature: float = 0.0,
     seeds: list[list[tuple[int, ...]]] | None = None,
     cache_tokens: float = math.inf,
+    fork: bool = True,
 ) -> list[list[Completion]]:
-    """One completion for each prompt of each group; repeat a prompt to get several samples, at one prefill's price.
+    """One completion for each prompt of each group; repeat a prompt to get several samples.
+
+    Samples of a prompt cost what is different in them: one prefill, and one row for what they draw alike. With `fork`
+    false every sequence has a row of its own from its first token on.
 
     `temperature` 0 is greedy. Otherwise sequence k of group g draws from softmax(logits / temperature), all of it
     (top_p 1, top_k off), with the random stream that `seeds[g][k]` names: what is sampled does not depend on the batch
-    it is sampled in. At most `cache_tokens` tokens are in the key-value cache, if all completions get their longest; a
+    it is sampled in. At most `cache_tokens` tokens are in the key-value cache, if all that is there gets its longest; a
     group that needs more is sampled in parts. The model must be in eval mode: dropout or gradient checkpointing would
     change what is sampled.
     """
     assert not model.training, "sample in eval mode: dropout would make the sampled policy another one"
     assert temperature == 0 or seeds is not None, "sampling needs one seed a sequence"
-    device = next(model.parameters()).device
     completions = [[Completion() for _ in group] for group in groups]
-    # The longest first: an out-of-memory error comes at once, or not at all.
-    prefixes = [len(pack([group])) for group in groups]
-    order = sorted(range(len(groups)), key=lambda g: (-prefixes[g] - len(groups[g]) * max_new_tokens, g))
-    waiting = deque((g, list(range(len(groups[g])))) for g in order)  # of each group the sequences that wait
-    stops = np.array(sorted(stop_ids), dtype=np.int64)
-    cache, live, parts = BranchCache(device), [], count()  # live: (B,) the sequences in the cache
-    while True:
-        going = [b for b, one in enumerate(live) if not one.stopped]
-        if not (going or waiting):
-            return completions
-        held = {live[b].part: prefixes[live[b].group] for b in going}
-        room = cache_tokens - sum(held.values()) - len(going) * max_new_tokens
-        joining = _take(waiting, prefixes, max_new_tokens, room, must=not going)
-        if len(going) < len(live) and (joining or len(live) - len(going) > len(live) // SPARE):
-            live = [live[b] for b in going]  # the room of what has stopped is given back
-            cache = cache.keep(going)
-        if joining:
-            fresh = [
-                [Live(g, k, part, len(groups[g][k])) for k in of_group]
-                for (g, of_group), part in zip(joining, parts, strict=False)
-            ]
-            prompts = [[groups[one.group][one.index] for one in part] for part in fresh]
-            logits = _prefill(model, cache, prompts, device)
-            fresh = list(chain.from_iterable(fresh))
-            for one in fresh if temperature > 0 else ():
-                one.draws = np.random.default_rng(seeds[one.group][one.index]).random(max_new_tokens)
-            _extend(fresh, logits, completions, stops, temperature, max_new_tokens)
-            live += fresh
-            continue  # some may have stopped with their first token
-        cache.grow(max_new_tokens)
-        newest = torch.tensor([[completions[one.group][one.index].tokens[-1] for one in live]], device=device)  # (1, B)
-        depths = torch.tensor([[one.depth for one in live]], device=device)
-        logits = model(
-            input_ids=newest, position_ids=depths, attention_mask=never_read(device), branches=cache, use_cache=False
-        ).logits[0]  # (B, V)
-        _extend(live, logits, completions, stops, temperature, max_new_tokens)
+    parts = []
+    for g, group in enumerate(groups):
+        alike: dict[Any, Branch] = {}
+        for k, prompt in enumerate(group):
+            branch = alike.setdefault(tuple(prompt) if fork else k, Branch(g, [], [], prompt))
+            branch.members.append(k)
+            branch.streams += [np.random.default_rng(seeds[g][k])] if temperature > 0 else []
+        parts.append(Part([*alike.values()], len(pack([group]))))
+    for branch in Decoding(model, parts, stop_ids, max_new_tokens, temperature, cache_tokens).run():
+        for k in branch.members:
+            stopped = branch.tokens[-1] in stop_ids and math.isfinite(branch.logps[-1])
+            completions[branch.group][k] = Completion([*branch.tokens], [*branch.logps], stopped)
+    return completions
 
 
-def _take(
-    waiting: deque[tuple[int, list[int]]], prefixes: list[int], max_new_tokens: int, room: float, must: bool
-) -> list[tuple[int, list[int]]]:
-    """Parts of the groups that wait, (group, its sequences), that fit `room` tokens; one at least if they `must`.
+class Decoding:
+    """The branches that are in the cache, and the parts of groups that wait for room in it."""
 
-    A part has JOIN sequences or more, unless there are fewer left.
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        parts: list[Part],
+        stop_ids: set[int],
+        max_new_tokens: int,
+        temperature: float,
+        cache_tokens: float,
+    ):
+        self.model, self.device = model, next(model.parameters()).device
+        self.stop_ids, self.max_new_tokens = stop_ids, max_new_tokens
+        self.temperature, self.cache_tokens = temperature, cache_tokens
+        # The longest first: an out-of-memory error comes at once, or not at all.
+        self.waiting = deque(sorted(parts, key=lambda part: -part.prefix - part.sequences * max_new_tokens))
+        self.cache = BranchCache(self.device)
+        self.live: list[Branch] = []  # (B,) in the cache; one that has stopped is there until its room is needed
+        self.parts: set[Part] = set()  # whose prefix trees are there
+
+    def run(self) -> Iterator[Branch]:
+        """The branches as they end; each sequence is in one of them."""
+        while self.waiting or not all(branch.stopped for branch in self.live):
+            joining = self._take()
+            first = len(self.live) if joining else 0
+            logits = self._prefill(joining) if joining else self._step()  # (B, V), of the branches from `first` on
+            forks: list[tuple[int, Branch]] = []  # with the place of the branch that they come from
+            for b, branches in enumerate(self._draw(self.live[first:], logits), first):
+                branches.sort(key=lambda branch: branch.stopped)  # one that goes on keeps the place
+                self.live[b] = (branches or self.live[b : b + 1])[0]
+                forks += [(b, branch) for branch in branches[1:] if not branch.stopped]
+                yield from (branch for branch in branches if branch.stopped)
+            self._place(forks)
+
+    def _room(self, parts: Iterable[Part], rows: int) -> float:
+        """For how many tokens there is room beside these parts' prefixes and so many rows."""
+        return self.cache_tokens - sum(part.prefix for part in parts) - rows * self.max_new_tokens
+
+    def _take(self) -> list[Part]:
+        """Parts that are to join now, as far as there is room; one branch at least, if nothing is under way.
+
+        A part has JOIN sequences or more, unless there are fewer left. What has stopped gives its room back.
+        """
+        going = [b for b, branch in enumerate(self.live) if not branch.stopped]
+        branches = [self.live[b] for b in going]
+        parts, joining = {branch.part for branch in branches}, []
+        room = self._room(parts, sum(branch.rows for branch in branches))
+        while self.waiting:
+            part, must = self.waiting[0], not (going or joining)
+            tokens = [part.prefix + n * self.max_new_tokens for n in accumulate(b.rows for b in part.branches)]
+            size = max(sum(each <= room for each in tokens), int(must))
+            fitting, rest = (replace(part, branches=some) for some in (part.branches[:size], part.branches[size:]))
+            if fitting.sequences < (1 if must else min(part.sequences, JOIN)):
+                break
+            joining.append(fitting)
+            room -= tokens[size - 1]
+            self.waiting.popleft()
+            if rest.branches:
+                self.waiting.appendleft(rest)
+        stopped = len(self.live) - len(going)
+        if stopped > len(self.live) // SPARE or (joining and (stopped or self.parts > parts)):
+            self.live, self.parts, self.cache = branches, parts, self.cache.keep(going)
+        return joining
+
+    def _prefill(self, joining: list[Part]) -> torch.Tensor:
+        """Run these parts' prompts, packed, with what has been drawn of them; the logits (B, V) after each of them."""
+        for part in joining:
+            self.parts.add(part)
+            self.live += [replace(branch, part=part) for branch in part.branches]
+        tree = pack([[branch.prompt + branch.tokens for branch in part.branches] for part in joining])
+        last_nodes, which = torch.tensor([path[-1] for path in tree.paths]).unique(return_inverse=True)
+        packed: dict[Any, list[torch.Tensor]] = {}
+        inputs = tree.inputs(self.device) | {"keep": packed, "use_cache": False}
+        logits = self.model(**inputs, logits_to_keep=last_nodes.to(self.device)).logits[0, which.to(self.device)]
+        places = iter(range(len(tree.paths)))
+        self.cache.add(tree, [[next(places) for _ in part.branches] for part in joining], packed)
+        return logits
+
+    def _step(self) -> torch.Tensor:
+        """Run the newest token of every branch; the logits (B, V) after it."""
+        self.cache.grow(self.max_new_tokens)
+        newest = torch.tensor([[branch.tokens[-1] for branch in self.live]], device=self.device)  # (1, B)
+        depths = torch.tensor([[branch.depth for branch in self.live]], device=self.device)
+        mask = never_read(self.device)
+        return self.model(
+            input_ids=newest, position_ids=depths, attention_mask=mask, branches=self.cache, use_cache=False
+        ).logits[0]
+
+    def _draw(self, branches: list[Branch], logits: torch.Tensor) -> list[list[Branch]]:
+        """What the branches are with their next tokens, drawn from `logits` (B, V): several, where the sequences of one
+        draw different tokens; none of one that has stopped."""
+        points = np.zeros((len(branches), max(len(branch.members) for branch in branches)))  # (B, S)
+        for b, branch in enumerate(branches):
+            if branch.streams and not branch.stopped:
+                points[b, : len(branch.members)] = [stream.random() for stream in branch.streams]
+        tokens, logps = (x.tolist() for x in _choose(logits, self.temperature, points))
+        drawn: list[list[Branch]] = []
+        for b, branch in enumerate(branches):
+            size = 0 if branch.stopped else len(branch.members)
+            drawn.append(branch.extended(tokens[b][:size], logps[b][:size]) if size else [])
+            for one in drawn[-1]:
+                # Where the log-probability is not finite the token is nobody's choice.
+                last = one.tokens[-1] in self.stop_ids or not math.isfinite(one.logps[-1])
+                one.stopped = last or len(one.tokens) == self.max_new_tokens
+        return drawn
+
+    def _place(self, forks: list[tuple[int, Branch]]) -> None:
+        """Put forks in the places of what has stopped, then behind the last, as far as there is room.
+
+        The others wait, those of a group together, in front of what has not begun.
+        """
+        if not forks:
+            return
+        spare = [b for b, branch in enumerate(self.live) if branch.stopped]
+        room = max(0, self._room(self.parts, len(self.live)) / self.max_new_tokens)
+        rows = len(self.live) + int(min(room, _sequences(self.live) + _sequences(branch for _, branch in forks)))
+        places = [*spare, *range(len(self.live), rows)][: len(forks)]
+        if places:
+            self.cache.fork([b for b, _ in forks[: len(places)]], places, rows)
+        for place, (_, branch) in zip(places, forks, strict=False):
+            self.live[place : place + 1] = [branch]
+        left: dict[int, list[Branch]] = {}
+        for _, branch in forks[len(places) :]:
+            left.setdefault(branch.group, []).append(branch)
+        for group, branches in left.items():
+            begun = [part for part in self.waiting if part.branches[0].tokens and part.branches[0].group == group]
+            for part in begun:
+                self.waiting.remove(part)
+                branches = part.branches + branches
+            self.waiting.appendleft(Part(branches, len(pack([[branch.prompt + branch.tokens for branch in branches]]))))
+
+
+def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverse-CDF choices from `logits` (B, V) for random numbers (B, S), greedy ones at temperature 0.
+
+    Returns tokens and their log-probabilities, (B, S).
     """
-    taken: list[tuple[int, list[int]]] = []
-    while waiting:
-        g, left = waiting[0]
-        fitting = len(left) if room == math.inf else int((room - prefixes[g]) // max_new_tokens)
-        if fitting < min(len(left), JOIN) and (taken or not must):
-            break
-        size = min(len(left), max(1, fitting))
-        taken.append((g, left[:size]))
-        room -= prefixes[g] + size * max_new_tokens
-        waiting.popleft()
-        if size < len(left):
-            waiting.appendleft((g, left[size:]))
-    return taken
-
-
-@dataclass
-class Live:
-    """A sequence in the cache: which of which group it is, with which part of that it has joined, how deep its next
-    token is, and its random numbers."""
-
-    group: int
-    index: int
-    part: int
-    depth: int
-    stopped: bool = False
-    draws: np.ndarray | None = None
-
-
-def _prefill(
-    model: torch.nn.Module, cache: BranchCache, groups: list[list[Tokens]], device: torch.device
-) -> torch.Tensor:
-    """Run the packed prompts of the groups, put them into the cache; the logits (B, V) after each of them."""
-    tree = pack(groups)
-    last_nodes, which = torch.tensor([path[-1] for path in tree.paths]).unique(return_inverse=True)
-    packed: dict[Any, list[torch.Tensor]] = {}
-    inputs = tree.inputs(device) | {"keep": packed, "use_cache": False}
-    logits = model(**inputs, logits_to_keep=last_nodes.to(device)).logits[0, which.to(device)]
-    places = iter(range(len(tree.paths)))
-    cache.add(tree, [[next(places) for _ in group] for group in groups], packed)
-    return logits
-
-
-def _extend(
-    live: list[Live],
-    logits: torch.Tensor,
-    completions: list[list[Completion]],
-    stops: np.ndarray,
-    temperature: float,
-    max_new_tokens: int,
-) -> None:
-    """Choose the next token of every sequence from `logits` (B, V), and note which of them stop with it."""
-    counts = [len(completions[one.group][one.index].tokens) for one in live]
-    points = None
-    if temperature > 0:  # what has stopped may draw anything
-        points = np.array([one.draws[min(t, max_new_tokens - 1)] for one, t in zip(live, counts, strict=True)])
-    tokens, logps = _choose(logits, temperature, points)
-    ends = np.isin(tokens, stops)
-    for one, t, token, logp, end in zip(live, counts, tokens.tolist(), logps.tolist(), ends, strict=True):
-        if one.stopped:
-            continue
-        completion = completions[one.group][one.index]
-        completion.tokens.append(token)
-        completion.logps.append(logp)
-        broken = not math.isfinite(logp)  # the token is nobody's choice
-        completion.stopped = bool(end) and not broken
-        one.stopped = bool(end) or broken or t + 1 == max_new_tokens
-        one.depth += t > 0  # the first own token stands right behind the prompt
-
-
-def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy or inverse-CDF choice from `logits` (B, V); returns tokens and their log-probabilities (B,)."""
-    points = None if uniforms is None else torch.as_tensor(uniforms, device=logits.device)[:, None]
+    points = torch.as_tensor(uniforms, device=logits.device)
     chosen: list[torch.Tensor] = []
     taken: list[torch.Tensor] = []
     size = max(1, LOGITS_AT_ONCE // logits.shape[-1])  # some twenty bytes a logit are in use below
     for start in range(0, len(logits), size):
         logps = (logits[start : start + size].float() / (temperature or 1.0)).log_softmax(-1)
-        if points is None:
-            chosen.append(logps.argmax(-1))
+        if temperature == 0:
+            chosen.append(logps.argmax(-1, keepdim=True).expand(-1, points.shape[1]))
         else:
             cumulative = logps.double().exp().cumsum(-1)
             at = points[start : start + size] * cumulative[:, -1:]
-            chosen.append(torch.searchsorted(cumulative, at, right=True).clamp_max(logits.shape[-1] - 1)[:, 0])
-        taken.append(logps.gather(-1, chosen[-1][:, None])[:, 0])
+            chosen.append(torch.searchsorted(cumulative, at, right=True).clamp_max(logits.shape[-1] - 1))
+        taken.append(logps.gather(-1, chosen[-1]))
     both = torch.stack((torch.cat(chosen).double(), torch.cat(taken).double())).cpu().numpy()  # one copy to the host
     return both[0].astype(np.int64), both[1]
 

@@ -160,7 +160,7 @@ def perform(model: torch.nn.Module, work: str, tokens: int, sequences: int, paus
     """Do a `work` of WORKS on `tokens` packed or cached tokens, and call `pause` between its two parts.
 
     `update` scores all tokens but the first and goes back, `score` only goes forward, `sample` lets `sequences` samples
-    of one prompt grow by two tokens each.
+    of one prompt, each in a row of its own, grow by two tokens.
     """
     ids = [k % 50 for k in range(tokens)]
     model.train(work == "update")
@@ -168,7 +168,7 @@ def perform(model: torch.nn.Module, work: str, tokens: int, sequences: int, paus
         prompts, seeds = [[ids[2 * sequences :]] * sequences], [[(0, k) for k in range(sequences)]]
         forwards = count()
         hook = model.register_forward_pre_hook(lambda *_: pause() if next(forwards) == 1 else None)
-        generate(model, prompts, stop_ids=set(), max_new_tokens=2, temperature=1.0, seeds=seeds)
+        generate(model, prompts, stop_ids=set(), max_new_tokens=2, temperature=1.0, seeds=seeds, fork=False)
         hook.remove()
         return
     with torch.set_grad_enabled(work == "update"):

@@ -21,7 +21,7 @@ from dataset.batches import share_of_rank
 from dataset.chat import encode
 from policy import sampling
 from policy.prefix_sharing import as_bias, attend, sequence_logps
-from policy.sampling import BranchCache, Completion, Sampler, generate
+from policy.sampling import BranchCache, Completion, Decoding, Sampler, generate
 from scoring import predictions
 from scoring.predictions import Sample, majority, predict
 
@@ -334,6 +334,63 @@ def test_the_room_of_what_has_stopped_goes_to_what_waits(family, budget, every, 
         for prompt, seed, completion in zip(group, group_seeds, completions, strict=True):
             (alone,) = generate_all(model, [prompt], seeds=[seed], groups=1, **options)
             assert completion.tokens == alone.tokens and completion.logps == pytest.approx(alone.logps, abs=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("budget", [math.inf, 110, 70, 30])
+def test_what_samples_draw_alike_is_computed_once_and_changes_nothing(budget, window, monkeypatch):
+    """Until they draw different tokens they are one row. A fork for which there is no room is prefilled later."""
+    model, (a, b, c) = build_model("phi3"), random_prompts(count=9)[:3]
+    model.config.sliding_window = window
+    for layer in model.model.layers:
+        layer.self_attn.config.sliding_window = window
+    groups = [[a] * 6, [b, c, b, *[c] * 5], [c[:3]] * 2 + [a[:2]]]
+    seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
+    options = {"stop_ids": set(range(0, VOCABULARY, 20)), "max_new_tokens": 20, "temperature": 0.2, "seeds": seeds}
+    rows, begun, room = [], [], []
+    step, prefill, fork = Decoding._step, Decoding._prefill, BranchCache.fork
+
+    def watched_step(decoding):
+        rows.append(len(decoding.live))
+        live = {branch.part for branch in decoding.live}
+        room.append(budget - len(decoding.live) * 20 - sum(part.prefix for part in live))
+        return step(decoding)
+
+    def watched_prefill(decoding, joining):
+        begun.extend(len(branch.tokens) for part in joining for branch in part.branches if branch.tokens)
+        return prefill(decoding, joining)
+
+    def watched_fork(cache, sources, places, most):
+        fork(cache, sources, places, most)
+        held = {len(x) for pair in cache.own.values() for x in pair}
+        assert len(held) == 1 and len(cache.rows) <= held.pop() <= most, "no more rows than there is room for"
+
+    monkeypatch.setattr(Decoding, "_step", watched_step)
+    monkeypatch.setattr(Decoding, "_prefill", watched_prefill)
+    monkeypatch.setattr(BranchCache, "fork", watched_fork)
+    got = generate(model, groups, cache_tokens=budget, **options)
+    monkeypatch.undo()
+    assert min(room) >= 0 or (budget == 30 and max(rows) == 1)
+    if budget == math.inf:
+        assert rows[0] < max(rows) - 3 and not begun
+    else:
+        assert begun, "no fork has waited for room"
+    alone = generate(model, groups, fork=False, **options)
+    for one, other in zip(sum(got, []), sum(alone, []), strict=True):
+        assert (one.tokens, one.stopped) == (other.tokens, other.stopped)
+        assert one.logps == pytest.approx(other.logps, abs=1e-4)
+    assert len({id(c.tokens) for group in got for c in group}) == sum(map(len, groups)), "each has a list of its own"
+
+
+@torch.no_grad()
+def test_greedy_samples_of_a_prompt_are_one_row(family, monkeypatch):
+    model, prompts = build_model(family), random_prompts()
+    expected = naive_greedy(model, prompts[0], STOPS, 12)
+    rows, grow = [], BranchCache.grow
+    monkeypatch.setattr(BranchCache, "grow", lambda cache, most: (rows.append(len(cache.rows)), grow(cache, most)))
+    (got,) = generate(model, [prompts[:1] * 5], stop_ids=STOPS, max_new_tokens=12)
+    assert [c.tokens for c in got] == [expected] * 5 and rows == [1] * (len(expected) - 1)
 
 
 # --- predictions

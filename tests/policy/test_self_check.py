@@ -113,8 +113,8 @@ def test_wrong_sampling_is_refused(fault, monkeypatch):
     elif fault == "window":
         monkeypatch.setattr(sampling.BranchCache, "attend", lambda *args: attend(*args[:-1], 60))
     else:
-        live = sampling.Live
-        monkeypatch.setattr(sampling, "Live", lambda g, k, part, depth: live(g, k, part, depth + 1))
+        depth = sampling.Branch.depth.fget
+        monkeypatch.setattr(sampling.Branch, "depth", property(lambda branch: depth(branch) + 1))
     with pytest.raises(
         ValueError, match="^model: log-probabilities in greedy sampling differ by .*; name another model"
     ):

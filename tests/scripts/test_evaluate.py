@@ -106,7 +106,7 @@ def test_answers_that_are_no_answers_of_the_model_are_told(place, run, tmp_path,
 
     def overflow(*arguments):
         tokens, logps = choose(*arguments)
-        return tokens, np.where(np.arange(len(logps)) == 0, np.nan, logps)
+        return tokens, np.where(np.arange(len(logps))[:, None] == 0, np.nan, logps)
 
     shared = ("--model", place / "yes", "--dataset", place / "data", "--max_rows", 20, "--num_resamples", 5)
     with monkeypatch.context() as patch:

@@ -122,7 +122,8 @@ def test_a_step_of_decoding_asks_the_gpu_once(fake_gpu, name, dtype, monkeypatch
     def choose(logits, temperature, uniforms):
         assert logits.device.type == "cuda"
         asked.append(len(logits))
-        return np.full(len(logits), 11), np.zeros(len(logits))
+        different = np.arange(uniforms.shape[1]) if len(asked) == 3 else 0
+        return np.full_like(uniforms, 11, dtype=int) + different, np.zeros_like(uniforms)
 
     monkeypatch.setattr(sampling, "_choose", choose)
     monkeypatch.setattr(sampling, "BLOCK", 4)
@@ -130,7 +131,7 @@ def test_a_step_of_decoding_asks_the_gpu_once(fake_gpu, name, dtype, monkeypatch
     seeds = [[(0, k) for k, _ in enumerate(group)] for group in prompts]
     drawn = sampling.generate(model, prompts, stop_ids={0}, max_new_tokens=6, temperature=1.0, seeds=seeds)
     assert all(len(completion.tokens) == 6 for group in drawn for completion in group)
-    assert asked == [4] * 6
+    assert asked == [3, 3, 3, 4, 4, 4], "two samples of a prompt are one row until they differ"
 
 
 def test_a_mix_of_devices_and_a_copy_to_the_host_are_found(fake_gpu):
