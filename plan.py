@@ -58,10 +58,14 @@ def parse(argv: list[str]) -> tuple[train_sft.Config | train_grpo.Config, argpar
     for what in ("prompt", "completion"):
         help = f"of a {what} on average; default 0: what the dataset says, if it is there"
         parser.add_argument(f"--{what}_tokens", type=int, default=0, metavar="N", help=help)
+    alike = "rollout/distinct_share of a run like it; default 1: the samples of a prompt have nothing in common"
+    parser.add_argument("--distinct_share", type=float, default=1.0, metavar="S", help=alike)
     own, fields = parser.parse_known_args(argv)
-    for name in ("rates", "prompt_tokens", "completion_tokens"):
-        check(own.hours or not getattr(own, name), f"{name}: add --hours, which it is for")
-        check(name == "rates" or getattr(own, name) >= 0, f"{name}: must be 0 or more, got {getattr(own, name)}")
+    for name in ("rates", "prompt_tokens", "completion_tokens", "distinct_share"):
+        given = getattr(own, name)
+        check(own.hours or given == parser.get_default(name), f"{name}: add --hours, which it is for")
+        check(name == "rates" or given >= 0, f"{name}: must be 0 or more, got {given}")
+    check(0 < own.distinct_share <= 1, f"distinct_share: must be above 0 and at most 1, got {own.distinct_share}")
     given = {word[2:].split("=")[0].replace("-", "_") for word in fields if word.startswith("--")}
     recipe = "a recipe, as in --config configs/sft_phi3.yaml, or a model, as in --stage sft --model tiny"
     check(own.config is not None or "model" in given, f"nothing to plan: name {recipe}")
@@ -163,7 +167,8 @@ def report(recipe: train_sft.Config | train_grpo.Config, card: float, found: Col
 def hours(recipe: train_sft.Config | train_grpo.Config, rates: Rates, own: argparse.Namespace) -> list[str]:
     """The lines that --hours adds."""
     _, demand = demand_of(recipe)
-    run, lengths = run_of(recipe), lengths_of(recipe, own.prompt_tokens, own.completion_tokens)
+    run = run_of(recipe)
+    lengths = lengths_of(recipe, own.prompt_tokens, own.completion_tokens, own.distinct_share)
     clock = Clock(size_of(demand), rates, lengths)
     (parts, sampling), (alone, _) = (parts_of(run, clock, cards, demand.reference) for cards in NUMBERS_OF_CARDS)
     rows = [(part.name, part.tokens, part.seconds, one.seconds) for part, one in zip(parts, alone, strict=True)]
@@ -174,7 +179,7 @@ def hours(recipe: train_sft.Config | train_grpo.Config, rates: Rates, own: argpa
         f"{'':<20}{'M tokens':>12}{'2 cards':>12}{'1 card':>12}",
         *(f"{name:<20}{n / 1e6:>12.1f}" + "".join(f"{s / 3600:>12.2f}" for s in seconds) for name, n, *seconds in rows),
         f"lengths: prompts of {lengths.prompt:,.0f} tokens, completions of {lengths.completion:,.0f}, "
-        f"the longest of {lengths.longest:,.0f}",
+        f"the longest of {lengths.longest:,.0f}; {lengths.distinct:.0%} of the sampled tokens are distinct",
         f"decoding on each of 2 cards: {sampling.sequences:.0f} sequences at a time; ms of a step: {by}",
     ]
 

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
+from policy.prefix_sharing import pack
 from policy.sampling import Completion
 from policy.self_check import TOLERANCE
 from runtime.processes import reduce
@@ -126,6 +127,7 @@ def rollout_sums(rollout: Rollout, end_ids: set[int]) -> dict[str, float]:
         "sequences": len(completions),
         "groups": len(rewards),
         "tokens": lengths.sum(),
+        "distinct_tokens": sum(len(pack([[completion.tokens for completion in row]])) for row in rollout.completions),
         "reward": rewards.sum(),
         "group_std": rewards.std(dim=1, correction=0).sum(),
         "dead_right": (dead & right).sum(),
@@ -168,6 +170,7 @@ def rollout_means(s: dict[str, float]) -> dict[str, float]:
         "reward/frac_all_right": s["dead_right"] / s["groups"],
         "reward/frac_all_wrong": s["dead_wrong"] / s["groups"],
         "rollout/completion_length": s["tokens"] / s["sequences"],
+        "rollout/distinct_share": s["distinct_tokens"] / s["tokens"],
         "rollout/truncated_rate": s["truncated"] / s["sequences"],
         "health/not_finite_rate": s["not_finite"] / s["sequences"],
         "health/ran_past_end": s["past_end"] / s["sequences"],

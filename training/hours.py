@@ -13,8 +13,10 @@ backward pass, which costs one if the base is frozen and two if all weights lear
 the keys and values of all sequences. Sequences are sampled S at a time, S by the memory plan; each that stops makes
 room for the next, so that B of them take longest + (B/S - 1) · mean steps.
 
+What the samples of a prompt begin with alike is computed once: they count as so many fewer.
+
 Left out: start-up, checkpoints, communication, uneven ranks, padding in a batch, and what a group that is sampled in
-parts prefills again.
+parts, or a fork that has waited, prefills again.
 """
 
 import math
@@ -69,14 +71,20 @@ def nearest_rates(card: float) -> Rates:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens: of a prompt and of a completion on average, and of the longest completion."""
+    """Tokens: of a prompt and of a completion on average, and of the longest completion.
+
+    `distinct`: the share of a prompt's sampled tokens that is left if what its samples begin with alike counts once.
+    """
 
     prompt: float
     completion: float
     longest: float
+    distinct: float = 1.0
 
 
-def lengths_of(recipe: SftRecipe | GrpoRecipe, prompt_tokens: int = 0, completion_tokens: int = 0) -> Lengths:
+def lengths_of(
+    recipe: SftRecipe | GrpoRecipe, prompt_tokens: int = 0, completion_tokens: int = 0, distinct: float = 1.0
+) -> Lengths:
     """What is given, else the means of the dataset, else a usual prompt and the longest completion that is allowed."""
     found = read_report(recipe.dataset).get("tokens", {}).get(recipe.train_split, {})
     most = recipe.max_new_tokens
@@ -87,7 +95,7 @@ def lengths_of(recipe: SftRecipe | GrpoRecipe, prompt_tokens: int = 0, completio
     longest = min(most, found["response"]["max"]) if found else most
     completion = min(most, completion_tokens or mean("response", most))
     prompt = prompt_tokens or mean("prompt", USUAL_PREMISE + CLAIM_TOKENS)
-    return Lengths(prompt, completion, max(longest, completion))
+    return Lengths(prompt, completion, max(longest, completion), distinct)
 
 
 @dataclass(frozen=True)
@@ -241,7 +249,7 @@ class Clock:
         operations = self.size.operations(prompts + completions, pairs, completions)
         return operations / (self.rates.operations * self.rates.operations_share)
 
-    def decoding(self, sequences: float, samples: int) -> Decoding:
+    def decoding(self, sequences: float, samples: float) -> Decoding:
         """Of so many sequences, `samples` of each prompt."""
         size, rates, prompt, mean = self.size, self.rates, self.lengths.prompt, self.lengths.completion
         steps = self.lengths.longest + max(0.0, sequences / size.sequences - 1) * mean
@@ -263,13 +271,14 @@ def parts_of(run: Run, clock: Clock, cards: int, reference: bool) -> tuple[list[
     rows, scored = run.rows / cards, run.eval_rows / cards
     claim = min(CLAIM_TOKENS, lengths.prompt)
     prompts = rows * (claim + (lengths.prompt - claim) / run.claims)  # a premise is computed once for its claims
-    completions = rows * run.samples * lengths.completion
+    samples = max(1.0, run.samples * lengths.distinct)  # rows of a prompt in the cache, on average
+    completions = rows * samples * lengths.completion
     forward = clock.forward(prompts, completions)
     answers = clock.decoding(scored, 1)
     validation = clock.forward(scored * lengths.prompt, 0) + answers.total
     found, sampling = {}, answers
     if run.samples > 1:
-        sampling = clock.decoding(rows * run.samples, run.samples)
+        sampling = clock.decoding(rows * samples, samples)
         found = {"prefill": (prompts, clock.forward(prompts, 0)), "decode": (completions, sampling.total)}
         found |= {"reference": (prompts + completions, forward)} if reference else {}
     else:

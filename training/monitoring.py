@@ -73,6 +73,7 @@ LAYOUTS: dict[str, dict[str, Charts]] = {
             "groups whose rewards agree": ["reward/frac_zero_std", "reward/frac_all_right", "reward/frac_all_wrong"],
             "clipped tokens": ["policy/clip_fraction"],
             "length of the samples": ["rollout/completion_length"],
+            "tokens in which the samples of a prompt differ": ["rollout/distinct_share"],
         }
         | HEALTH,
         "is it fast": {

@@ -623,6 +623,7 @@ def test_rollout_metrics_by_hand():
         "reward/frac_all_right": 1 / 3,
         "reward/frac_all_wrong": 1 / 3,
         "rollout/completion_length": 2.0,
+        "rollout/distinct_share": 3 / 6,
         "rollout/unanswered_rate": 1 / 9,
         "rollout/predicted_yes_rate": 4 / 9,
         "rollout/label_yes_rate": 1 / 3,

@@ -59,6 +59,10 @@ def test_hours_follow_the_plan_the_rates_and_the_lengths(monkeypatch, tmp_path):
         assert bound["total"][column] == pytest.approx(sum(bound[name][column] for name in list(bound)[:-1]), abs=0.3)
     shorter = hours("--completion_tokens", "768", "--max_steps", "75")
     assert shorter["decode"][0] == pytest.approx(bound["decode"][0] / 4, abs=0.1)
+    alike = hours("--num_generations", "8", "--distinct_share", "0.25")  # in time as a quarter of the samples
+    fewer = hours("--num_generations", "2")
+    assert alike["decode"] == pytest.approx(fewer["decode"], rel=0.05)  # their shares of the memory differ a little
+    assert alike["update"] == fewer["update"] != bound["update"]
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"base: {ROOT / 'configs/rates/l4.yaml'}\noperations_share: 0.7\n")
     assert hours("--rates", str(mine))["update"][1] == pytest.approx(bound["update"][1] / 2, abs=0.01)
@@ -94,6 +98,17 @@ def test_the_page_has_the_hours_of_the_recipes(row):
 def test_the_page_has_the_hours_of_more_steps(shown, model):
     options = ["--card_gb", {"phi3": "23", "qwen": "11"}[model], "--max_steps", "312", *REASONING]
     assert f"{hours_of(f'grpo_{model}_traces', *options)['total'][1]:.1f}" == shown
+
+
+@pytest.mark.slow
+def test_the_page_has_the_hours_of_samples_that_are_alike():
+    (found,) = re.findall(
+        r"`--distinct_share ([\d.]+)`.*?([\d.]+) hours on two .*?, ([\d.]+)\ninstead of ([\d.]+)\.", HOURS, re.S
+    )
+    share, *shown = found
+    alike = ["--distinct_share", share]
+    options = [["--card_gb", "23", *alike], ["--card_gb", "11", *alike], ["--card_gb", "11"]]
+    assert [f"{hours_of('grpo_phi3_traces', *given, *REASONING)['total'][1]:.1f}" for given in options] == shown
 
 
 def test_auto_is_a_number_for_the_card(capsys, monkeypatch):
