@@ -4,13 +4,17 @@
     python benchmarks/grpo_step.py --json step.json --figure step.png          # T = 4 to 1,024, G = 8 and 16: hours
     python benchmarks/grpo_step.py --G 8 --T 256 --lengths varied --json v.json
     python benchmarks/grpo_step.py --quick --json step.json                    # less than 5 minutes
+    python benchmarks/grpo_step.py --rivals trl --model demo/seed-0/sft_model --dataset demo/seed-0/data_words \
+        --prompts 16 --T 400 --G 8                                             # of a trained model
     python benchmarks/grpo_step.py --from_json step.json --figure step.png
 
 A step is the rollout (G samples of T tokens for each of `--prompts` prompts), scoring (log-probabilities under a frozen
 copy of the adapter) and the update (loss, backward, clipping, AdamW). All sides have the same weights, LoRA on every
 linear layer, prompts and lengths: a sample is ended after its number of tokens, not before. Lengths are T, or
-(`varied`) evenly spread from T/3 to T, as those of traces are. Rewards are random numbers, since the model may answer
-nothing. Ours are the functions of train_grpo.py. The rivals, each with its settings:
+(`varied`) evenly spread from T/3 to T, as those of traces are. A trained `--model` with the prompts of its `--dataset`
+ends its samples by itself, after T tokens at most; each side draws its own, and a turn has slightly other lengths than
+the next. Rewards are random numbers, since the model may answer nothing. Ours are the functions of train_grpo.py. The
+rivals, each with its settings:
 
     trl             trl.GRPOTrainer, its methods timed: rollout by `generate` or by continuous batching (on a CPU with
                     --threads 1 only), rows a device
@@ -37,7 +41,7 @@ from unittest.mock import patch
 import common
 import torch
 from common import PHASES, Bench, Clock, Measure, Run, Side
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, ContinuousBatchingManager, LogitsProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -46,6 +50,7 @@ import train_grpo
 from dataset.batches import premise_groups
 from policy import sampling as our_sampling
 from policy.adapters import add_reference, use_reference
+from policy.loading import stop_token_ids
 from policy.prefix_sharing import Tokens, joined, sequence_logps
 from policy.sampling import Completion, Decoding, Sampler
 from policy.self_check import TOLERANCE
@@ -66,9 +71,14 @@ class Point:
     """What a line of the table is measured on: `prompts` real prompts, in groups of `claims` that share a premise."""
 
     def __init__(self, where: Bench, n: int, g: int, t: int, claims: int, lengths: str, options):
-        self.bench, self.g, self.t = where, g, t
-        chats = common.nearest_premises(n, where.tokenizer, options.prompt_tokens, max(1, options.prompts // claims))
-        self.rows = Dataset.from_list([row for premise in chats for row in premise[:claims]])
+        self.bench, self.g, self.t, self.own = where, g, t, lengths == "own"
+        if self.own:
+            rows = load_from_disk(options.dataset)["train"]
+            self.rows = rows.select(range(0, len(rows), len(rows) // options.prompts)[: options.prompts])
+        else:
+            count = max(1, options.prompts // claims)
+            chats = common.nearest_premises(n, where.tokenizer, options.prompt_tokens, count)
+            self.rows = Dataset.from_list([row for premise in chats for row in premise[:claims]])
         prompts = make_prompts(where.tokenizer, self.rows)
         self.groups = [[prompts[row] for row in group] for group in premise_groups(self.rows["premise_id"], claims)]
         self.prompts = [prompt.tokens for prompt in prompts]
@@ -76,8 +86,8 @@ class Point:
         least = t if lengths == "equal" else -(-t // 3)
         self.lengths = [round(least + (t - least) * k / max(1, self.size - 1)) for k in range(self.size)]
         random.Random(0).shuffle(self.lengths)
-        self.at = {"N": n, "G": g, "T": t, "P": round(sum(map(len, self.prompts)) / len(self.rows)), "claims": claims}
-        self.at["lengths"] = lengths
+        p = round(sum(map(len, self.prompts)) / len(self.rows))
+        self.at = {"N": "" if self.own else n, "G": g, "T": t, "P": p, "claims": claims, "lengths": lengths}
 
     def config(self, budget: int, share: bool = True) -> train_grpo.Config:
         lengths = {"num_generations": self.g, "max_new_tokens": self.t}
@@ -86,8 +96,10 @@ class Point:
         )
 
     def completions(self, tokens: list[Tokens] | None = None) -> list[list[Completion]]:
-        """(N, G) of these tokens, or of random ones for what starts after the sampling."""
-        if tokens is None:
+        """(N, G) of these tokens, or of random ones for what starts after the sampling; or a trained model's own."""
+        if tokens is None and self.own:
+            tokens = self.drawn
+        elif tokens is None:
             draw = random.Random(0)
             tokens = [[draw.randrange(10, len(self.bench.tokenizer)) for _ in range(n)] for n in self.lengths]
         done = [Completion(of_one, [0.0] * len(of_one)) for of_one in tokens]
@@ -95,7 +107,7 @@ class Point:
 
     def check_lengths(self, completions: list[Tokens]) -> None:
         lengths = list(map(len, completions))
-        assert lengths == self.lengths, f"completions of {lengths} tokens, not {self.lengths}"
+        assert self.own or lengths == self.lengths, f"completions of {lengths} tokens, not {self.lengths}"
 
     def batches(self, completions: list[list[Completion]], budget: int, share: bool) -> list[MicroBatch]:
         every = torch.ones(len(completions), self.g, dtype=torch.bool)
@@ -120,6 +132,9 @@ class Ends(LogitsProcessor):
 @contextmanager
 def ended(model: torch.nn.Module, point: Point) -> Iterator[None]:
     """In the block samples drawn from `model` have the lengths of `point`, by whichever sampler in its order."""
+    if point.own:
+        yield
+        return
     draw, generate, add_request = Decoding._draw, model.generate, ContinuousBatchingManager.add_request
     starts = list(accumulate((len(group) * point.g for group in point.groups), initial=0))
     ahead, tokenizer = cycle(point.lengths), point.bench.tokenizer
@@ -168,7 +183,8 @@ class Product(Side):
         self.steps_done += 1
         self.model.eval()
         if self.share:
-            sampler = Sampler(self.model, point.bench.tokenizer, set(), point.t, WHOLE if whole else 1)
+            stops = stop_token_ids(point.bench.tokenizer, self.model) if point.own else set()
+            sampler = Sampler(self.model, point.bench.tokenizer, stops, point.t, WHOLE if whole else 1)
             config = point.config(sampler.cache_tokens)
             with ended(self.model, point):
                 return train_grpo.sample(SimpleNamespace(sampler=sampler), point.groups, self.steps_done, config)
@@ -282,7 +298,7 @@ class TRL(Side):
         self.point = point
         rows = sorted({point.size, point.g, max(1, point.g // 2)}, reverse=True)
         # Its loop runs in a thread of its own. With several of torch's threads on a CPU, one rollout takes minutes.
-        able = point.bench.device.type == "cuda" or torch.get_num_threads() == 1
+        able = (point.bench.device.type == "cuda" or torch.get_num_threads() == 1) and not point.own
         self.settings = [("continuous" if able and k == 1 else "generate", size) for k, size in enumerate(rows)]
 
     def trainer(self, sampling: str, rows: int, count: int):
@@ -356,7 +372,11 @@ def measure(point: Point, options, rate: float) -> list[dict]:
         "prefix-grouper": lambda: Grouped(point, model),
         "trl": lambda: TRL(point),  # the last one leads
     }
-    sides = {"ours": Product(point, model)} | {name: make() for name, make in makers.items() if name in options.rivals}
+    ours = Product(point, model)
+    if point.own:
+        point.drawn = [completion.tokens for row in ours.sample("step") for completion in row]
+        point.lengths = list(map(len, point.drawn))
+    sides = {"ours": ours} | {name: make() for name, make in makers.items() if name in options.rivals}
     if "prefix-grouper" in sides:
         sides["prefix-grouper"].check_equal()
     settings, found = common.contest(sides, PARTS, options)
@@ -440,6 +460,7 @@ def main() -> None:
     )
     lengths = "of completions: equal to T, varied between T/3 and T"
     options.add_argument("--lengths", nargs="+", default=["equal"], choices=["equal", "varied"], help=lengths)
+    options.add_argument("--dataset", help="what a trained --model is to be sampled on, which ends its samples itself")
     options.add_argument("--figure", help="file to draw the ratios in")
     options.add_argument("--from_json", nargs="+", help="draw the figures of these files, measure nothing")
     options = options.parse_args()
@@ -447,6 +468,10 @@ def main() -> None:
     options.T = options.T or ([16] if options.quick else [4, 16, 64, 256, 512, 1024])
     options.claims_per_prefix = options.claims_per_prefix or ([1] if options.quick else [1, 4])
     options.prompts = options.prompts or (1 if options.quick else 2)
+    if options.dataset:
+        alone = options.rivals == ["trl"] and options.claims_per_prefix == [1]
+        check(alone and options.model, "--dataset: of a trained --model, with --rivals trl --claims_per_prefix 1")
+        options.lengths = ["own"]
     check(options.from_json is None or options.figure is not None, "--from_json only draws: name a file with --figure")
     if options.from_json:
         figures = {"rows": [row for path in options.from_json for row in json.loads(Path(path).read_text())["rows"]]}
