@@ -139,8 +139,8 @@ def ended(model: torch.nn.Module, point: Point) -> Iterator[None]:
     starts = list(accumulate((len(group) * point.g for group in point.groups), initial=0))
     ahead, tokenizer = cycle(point.lengths), point.bench.tokenizer
 
-    def our_draw(decoding, branches, logits):
-        drawn = draw(decoding, branches, logits)
+    def our_draw(decoding, branches, drafts, logits):
+        drawn = draw(decoding, branches, drafts, logits)
         for one in chain.from_iterable(drawn):
             one.stopped = len(one.tokens) == point.lengths[starts[one.group] + one.members[0]]
         return drawn

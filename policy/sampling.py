@@ -7,16 +7,21 @@ sees the prefix of its prompt, which the cache holds once for all branches of th
 over both is put together from those over each. The room of what has stopped goes to what waits, so that no batch waits
 for its longest completion. A fork for which there is no room waits too, and is prefilled with what it has drawn.
 
-Dimensions: B branches in the cache, R groups, S branches of a group at most (in drawing: sequences of a branch), C
-tokens of a group's prefix tree at most, T own tokens of a branch, H key-value heads, Q query heads for each of them, d
-head dimension, V vocabulary.
+Where there is a draft, a text that is likely to be written, a step runs some tokens of it behind the newest. A sequence
+draws behind each of them, by the random number and from the distribution that it has there anyway, and keeps what it
+has drawn up to the first token that is not the draft's. What is sampled is the same, in fewer steps (speculative
+decoding, arXiv 2211.17192, with a draft that is given).
+
+Dimensions: B branches in the cache, K tokens of a branch in a step at most, N new tokens of all branches, R groups, W
+new tokens of a group at most, C tokens of a group's prefix tree at most, T own tokens of a branch, S sequences of a
+branch at most, H key-value heads, Q query heads for each of them, d head dimension, V vocabulary.
 """
 
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +39,11 @@ BLOCK = 64  # tokens by which the room for own tokens grows
 JOIN = 8  # sequences of a group that join at once, at least, if so many are left: each part runs the prefix again
 SPARE = 4  # one branch in so many may have stopped before the cache is rearranged
 ALIKE = 4  # of so many sequences of a branch that joins, one is expected to need a row of its own
+DRAFT = 16  # tokens of a draft that a branch tries in a step, at most
+DRAFTED = (
+    128  # tokens that a step runs, at most, if there is a draft: with many branches a try costs more than it saves
+)
+GRAM = 3  # tokens by which the place is found in a draft where a text goes on like it
 
 
 @dataclass
@@ -85,8 +95,8 @@ class BranchCache:
         self.prefixes: dict[Any, list[torch.Tensor]] = {}  # keys and values, (R, H, C, d)
         self.own: dict[Any, list[torch.Tensor]] = {}  # keys and values, (B or more, H, room, d)
         self.rows: list[int] = []  # (B,) the group of each branch
-        self.lengths: list[int] = []  # (B,) how many tokens of its own it has
-        self.longest = 0
+        self.counts: list[int] = []  # (B,) how many tokens of each are run now; none: they have to be arranged anew
+        self.longest = 0  # own tokens of a branch, at most
         self.visible = torch.zeros((0, 0), dtype=torch.bool)  # (B, C) what it sees of its group's prefix tree
 
     def add(self, tree: PackedTree, groups: list[list[int]], packed: dict[Any, list[torch.Tensor]]) -> None:
@@ -108,8 +118,7 @@ class BranchCache:
         (self.visible,) = _stack([self.visible] if self.rows else None, [visible])
         first = len(next(iter(self.prefixes.values()))[0]) - len(groups)
         self.rows += [first + r for r, group in enumerate(groups) for _ in group]
-        self.lengths += [0] * len(visible)
-        self._arrange()
+        self.counts = []
 
     def fork(self, sources: Sequence[int], places: Sequence[int], most: int) -> None:
         """Copy branches to `places`: of those that have stopped, or new ones behind the last; `most` there will be."""
@@ -124,11 +133,10 @@ class BranchCache:
         new = rows - len(self.rows)
         self.visible = pad(self.visible, (0, 0, 0, new))
         self.visible[places] = self.visible[sources]
-        for held in (self.rows, self.lengths):
-            held += [0] * new
-            for source, place in zip(sources, places, strict=True):
-                held[place] = held[source]
-        self._arrange()
+        self.rows += [0] * new
+        for source, place in zip(sources, places, strict=True):
+            self.rows[place] = self.rows[source]
+        self.counts = []
 
     def keep(self, branches: Sequence[int]) -> "BranchCache":
         """Drop all branches but these, and the prefixes that none of them has; returns what is left."""
@@ -141,61 +149,78 @@ class BranchCache:
                 held[layer] = [x[index] for x in pair]
         self.visible = self.visible[torch.tensor(branches)]
         self.rows = [groups.index(self.rows[b]) for b in branches]
-        self.lengths = [self.lengths[b] for b in branches]
-        self._arrange()
+        self.counts = []
         return self
 
-    def _arrange(self) -> None:
-        """Which branches are where, if those of a group stand side by side, (R, S), and the prefix that they see."""
-        groups: list[list[int]] = [[] for _ in next(iter(self.prefixes.values()))[0]]
-        for b, row in enumerate(self.rows):
-            groups[row].append(b)
-        width = max(map(len, groups))
-        grid = torch.tensor([group + (group or [0])[:1] * (width - len(group)) for group in groups])  # any fills up
-        place = {b: r * width + s for r, group in enumerate(groups) for s, b in enumerate(group)}
-        self.grid = grid.to(self.device)
-        self.every = torch.arange(len(self.rows), device=self.device)  # (B,)
-        self.place = torch.tensor([place[b] for b in range(len(place))]).to(self.device)
-        self.depths = self.visible.cumsum(-1) - 1  # (B, C) where in its prompt a branch sees a node
-        self.prefix_bias: dict[int | None, torch.Tensor] = {}  # (R, 1, S·Q, C) by window, once a layer has asked for it
+    def grow(self, lengths: list[int], counts: list[int], most: int) -> None:
+        """Make room for the next `counts` (B,) tokens of branches that have `lengths` (B,) tokens of their own.
 
-    def grow(self, most: int) -> None:
-        """Make room for one more token of every branch; none will ever have more than `most`."""
-        room = next(iter(self.own.values()))[0].shape[2]
-        # One that has stopped and is still held writes its last place again: nobody reads it.
-        self.lengths = [min(length + 1, most) for length in self.lengths]
-        self.ends = torch.tensor(self.lengths, device=self.device) - 1  # (B,) where the new token goes
-        self.longest = max(self.lengths)
-        if self.longest > room:
-            more = min(BLOCK, most - room)
-            for layer, pair in self.own.items():
-                self.own[layer] = [pad(x, (0, 0, 0, more)) for x in pair]
-        self.own_bias: dict[int | None, torch.Tensor] = {}  # (B, 1, 1, longest) by window
+        None will ever have more than `most`. What is there behind `lengths` is forgotten.
+        """
+        ends = [length + k for length, count in zip(lengths, counts, strict=True) for k in range(count)]
+        self.longest = max(ends) + 1
+        more = min(most, max(self.longest, -(-self.longest // BLOCK) * BLOCK)) - self._room()
+        for layer, pair in self.own.items() if more > 0 else ():
+            self.own[layer] = [pad(x, (0, 0, 0, more)) for x in pair]
+        if counts != self.counts:
+            self._arrange(counts)
+        self.ends = torch.tensor(ends, device=self.device)  # (N,) where the new tokens go
+        self.all_seen = max(counts) == 1 and min(lengths) + 1 == self.longest
+        self.positions = self.depths[:, -1] + torch.tensor(ends) + 1  # (N,) of the new tokens
+        self.own_bias: dict[int | None, torch.Tensor] = {}  # (B, 1, K·Q, longest) by window
         self.prefix_bias = {None: self.prefix_bias[None]} if None in self.prefix_bias else {}
 
-    def _positions(self) -> torch.Tensor:
-        """(B,) Of the new tokens."""
-        return self.depths[:, -1] + torch.tensor(self.lengths)
+    def _room(self) -> int:
+        return next(iter(self.own.values()))[0].shape[2]
+
+    def _arrange(self, counts: list[int]) -> None:
+        """Where the new tokens are if those of a branch stand side by side, (B, K), and if those of a group do, (R, W);
+        and the prefix that they see."""
+        self.counts = counts
+        of_branch = [[n - count + k for k in range(count)] for n, count in zip(accumulate(counts), counts, strict=True)]
+        of_group: list[list[int]] = [[] for _ in next(iter(self.prefixes.values()))[0]]
+        for row, tokens in zip(self.rows, of_branch, strict=True):
+            of_group[row] += tokens
+        self.by_branch, self.in_branch = self._grid(of_branch)
+        self.by_group, self.in_group = self._grid(of_group)
+        branches = torch.tensor([b for b, count in enumerate(counts) for _ in range(count)])
+        self.branches = branches.to(self.device)  # (N,)
+        self.seen = self.visible[branches]  # (N, C)
+        self.depths = self.seen.cumsum(-1) - 1  # (N, C) where in its prompt a token sees a node
+        self.prefix_bias: dict[int | None, torch.Tensor] = {}  # (R, 1, W·Q, C) by window, once a layer has asked for it
+
+    def _grid(self, rows: list[list[int]]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Tokens in rows of equal length, any filling them up, and where in that, read row by row, each token is; None
+        if every token is a row."""
+        if rows == [[n] for n in range(len(rows))]:
+            return None, None
+        width = max(map(len, rows))
+        grid = torch.tensor([row + (row or [0])[:1] * (width - len(row)) for row in rows])
+        place = {n: r * width + k for r, row in enumerate(rows) for k, n in enumerate(row)}
+        return grid.to(self.device), torch.tensor([place[n] for n in range(len(place))]).to(self.device)
 
     def _bias_of_prefix(self, window: int | None, query: torch.Tensor) -> torch.Tensor:
-        """(R, 1, S·Q, C or more): 0, or UNSEEN for what is of another branch or beyond the window."""
+        """(R, 1, W·Q, C or more): 0, or UNSEEN for what is of another branch or beyond the window."""
         if window not in self.prefix_bias:
-            seen = self.visible
+            seen = self.seen
             if window is not None:
-                seen = seen & (self._positions()[:, None] - self.depths < window)
-            bias = as_bias(seen, self.device).to(query.dtype)[self.grid]  # (R, S, C or more)
+                seen = seen & (self.positions[:, None] - self.depths < window)
+            bias = as_bias(seen, self.device).to(query.dtype)
+            bias = bias[:, None] if self.by_group is None else bias[self.by_group]  # (R, W, C or more)
             self.prefix_bias[window] = bias.repeat_interleave(query.shape[2], dim=1)[:, None]
         return self.prefix_bias[window]
 
     def _bias_of_own(self, window: int | None, query: torch.Tensor) -> torch.Tensor | None:
-        """(B, 1, 1, longest or more): 0, or UNSEEN for what is not there yet or beyond the window; None if all is
+        """(B, 1, K·Q, longest or more): 0, or UNSEEN for what is not there yet or beyond the window; None if all is
         seen."""
-        if window is None and min(self.lengths) == self.longest:
+        if window is None and self.all_seen:
             return None
         if window not in self.own_bias:
-            back = self.ends[:, None] - torch.arange(self.longest, device=self.device)
+            ends = self.ends[:, None] if self.by_branch is None else self.ends[self.by_branch]  # (B, K)
+            back = ends[..., None] - torch.arange(self.longest, device=self.device)  # (B, K, longest)
             seen = (back >= 0) & (back < (window or self.longest))
-            self.own_bias[window] = as_bias(seen, self.device).to(query.dtype)[:, None, None]
+            bias = as_bias(seen, self.device).to(query.dtype)
+            self.own_bias[window] = bias.repeat_interleave(query.shape[2], dim=1)[:, None]
         return self.own_bias[window]
 
     def attend(
@@ -207,29 +232,32 @@ class BranchCache:
         scaling: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        """Attention of the new tokens (1, heads, B, d), which it keeps: (1, B, heads, d).
+        """Attention of the new tokens (1, heads, N, d), which it keeps: (1, N, heads, d).
 
-        Each sees itself and, of a layer with a `window`, those less than so many positions before it.
+        Each sees itself and what is before it, of a layer with a `window` less than so many positions before.
 
         The softmax over prefix and own tokens is the mean of those over each, weighted by their sums of exponentials:
         with l their logarithms, a sigmoid of the difference (as in FlashAttention, arXiv 2205.14135, section 3.1).
         """
         heads = key.shape[1]
         for held, new in zip(self.own[layer], (key, value), strict=True):
-            held[self.every, :, self.ends] = new[0].transpose(0, 1)
-        query = query[0].transpose(0, 1).unflatten(1, (heads, -1))  # (B, H, Q, d)
-        if window is not None and window > int(self._positions().max()):
+            held[self.branches, :, self.ends] = new[0].transpose(0, 1)
+        query = query[0].transpose(0, 1).unflatten(1, (heads, -1))  # (N, H, Q, d)
+        if window is not None and window > int(self.positions.max()):
             window = None
 
-        keys, values = (x[: len(query), :, : self.longest] for x in self.own[layer])
-        own, own_total = attend(query, keys, values, self._bias_of_own(window, query), scaling)
+        def over(held: list[torch.Tensor], grid, place, bias) -> Sequence[torch.Tensor]:
+            """(N, H, Q, d), and the sums' logarithms (N, H, Q), over keys and values (X, H, Z, d) of a grid (X, Y)."""
+            if grid is None:
+                return attend(query, *held, bias, scaling)
+            asked = query[grid].transpose(1, 2).flatten(2, 3)  # (X, H, Y·Q, d)
+            parts = attend(asked, *held, bias, scaling)
+            return [x.unflatten(2, (grid.shape[1], -1)).transpose(1, 2).flatten(0, 1)[place] for x in parts]
 
-        width = self.grid.shape[1]
-        grid = query[self.grid].transpose(1, 2).flatten(2, 3)  # (R, H, S·Q, d)
-        parts = attend(grid, *self.prefixes[layer], self._bias_of_prefix(window, query), scaling)
-        prefix, prefix_total = (  # (B, H, Q, d), (B, H, Q)
-            x.unflatten(2, (width, -1)).transpose(1, 2).flatten(0, 1)[self.place] for x in parts
-        )
+        tokens = [x[: len(self.rows), :, : self.longest] for x in self.own[layer]]
+        own, own_total = over(tokens, self.by_branch, self.in_branch, self._bias_of_own(window, query))
+        biased = self._bias_of_prefix(window, query)
+        prefix, prefix_total = over(self.prefixes[layer], self.by_group, self.in_group, biased)
         share = torch.sigmoid(own_total - prefix_total)[..., None]
         return torch.lerp(prefix.float(), own.float(), share).to(value.dtype).flatten(1, 2)[None]
 
@@ -256,11 +284,15 @@ class Branch:
 
     group: int
     members: list[int]  # its sequences: which of the group they are
-    streams: list[np.random.Generator]  # their random numbers; none in greedy sampling
+    seeds: list[tuple[int, ...]]  # of their random numbers; none in greedy sampling
     prompt: Tokens
+    draft: "Draft"
     tokens: Tokens = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
-    part: "Part | None" = None  # of its group, with which it is in the cache
+    draws: np.ndarray | None = None  # (S, max_new_tokens) the random numbers, once it is in the cache
+    part: "Part | None" = None  # of its group, with which it is there
+    joined: int = 0  # its tokens by then, which are in the part's prefix tree
+    ahead: int = 0  # by how many tokens the draft is longer where the text goes on like it
     stopped: bool = False
 
     @property
@@ -273,8 +305,16 @@ class Branch:
         """Where its newest token stands."""
         return len(self.prompt) + len(self.tokens) - 1
 
-    def extended(self, tokens: Tokens, logps: list[float]) -> list["Branch"]:
-        """A branch for each different one of `tokens`, which its sequences have drawn; itself, if all are the same."""
+    @property
+    def length(self) -> int:
+        """Of its own tokens in the cache: but the newest, and those of the prefix tree."""
+        return len(self.tokens) - 1 - self.joined
+
+    def extended(self, tokens: Tokens, logps: list[float]) -> list[tuple["Branch", list[int]]]:
+        """A branch for each different one of `tokens`, which its sequences have drawn, and which of them have drawn it.
+
+        If all are the same, that is this one.
+        """
         drawn: dict[int, list[int]] = {}
         for i, token in enumerate(tokens):
             drawn.setdefault(token, []).append(i)
@@ -282,11 +322,26 @@ class Branch:
         for branch, (token, which) in zip(branches, drawn.items(), strict=True):
             branch.tokens.append(token)
             branch.logps.append(logps[which[0]])
-        return branches
+        return list(zip(branches, drawn.values(), strict=True))
 
     def _of(self, which: list[int]) -> "Branch":
-        members, streams = ([x[i] for i in which] if x else [] for x in (self.members, self.streams))
-        return replace(self, members=members, streams=streams, tokens=[*self.tokens], logps=[*self.logps])
+        members, draws = [self.members[i] for i in which], self.draws[which]
+        return replace(self, members=members, draws=draws, tokens=[*self.tokens], logps=[*self.logps])
+
+
+class Draft:
+    """A text that a prompt's samples are likely to write, at least in parts."""
+
+    def __init__(self, tokens: Tokens):
+        self.tokens = tokens
+        self.places: dict[tuple[int, ...], list[int]] = {}  # that follow these GRAM tokens, or fewer at the beginning
+        for place in range(len(tokens)):
+            self.places.setdefault(tuple(tokens[max(0, place - GRAM) : place]), []).append(place)
+
+    def place(self, written: Tokens, expected: int) -> int | None:
+        """Where it goes on like what is `written`: of several places that nearest to the `expected` one."""
+        places = self.places.get(tuple(written[-GRAM:]), ())
+        return min(places, key=lambda place: abs(place - expected), default=None)
 
 
 @dataclass(eq=False)
@@ -315,12 +370,14 @@ def generate(
     temperature: float = 0.0,
     seeds: list[list[tuple[int, ...]]] | None = None,
     cache_tokens: float = math.inf,
+    drafts: list[list[Tokens]] | None = None,
     fork: bool = True,
 ) -> list[list[Completion]]:
     """One completion for each prompt of each group; repeat a prompt to get several samples.
 
     Samples of a prompt cost what is different in them: one prefill, and one row for what they draw alike. With `fork`
-    false every sequence has a row of its own from its first token on.
+    false every sequence has a row of its own from its first token on. `drafts` has for each prompt a text that its
+    samples are likely to write: how much of it they do decides about the time alone.
 
     `temperature` 0 is greedy. Otherwise sequence k of group g draws from softmax(logits / temperature), all of it
     (top_p 1, top_k off), with the random stream that `seeds[g][k]` names: what is sampled does not depend on the batch
@@ -335,9 +392,11 @@ def generate(
     for g, group in enumerate(groups):
         alike: dict[Any, Branch] = {}
         for k, prompt in enumerate(group):
-            branch = alike.setdefault(tuple(prompt) if fork else k, Branch(g, [], [], prompt))
-            branch.members.append(k)
-            branch.streams += [np.random.default_rng(seeds[g][k])] if temperature > 0 else []
+            key = tuple(prompt) if fork else k
+            if key not in alike:
+                alike[key] = Branch(g, [], [], prompt, Draft([] if drafts is None else drafts[g][k]))
+            alike[key].members.append(k)
+            alike[key].seeds += [seeds[g][k]] if temperature > 0 else []
         parts.append(Part([*alike.values()], len(pack([group]))))
     for branch in Decoding(model, parts, stop_ids, max_new_tokens, temperature, cache_tokens).run():
         for k in branch.members:
@@ -372,9 +431,13 @@ class Decoding:
         while self.waiting or not all(branch.stopped for branch in self.live):
             joining = self._take()
             first = len(self.live) if joining else 0
-            logits = self._prefill(joining) if joining else self._step()  # (B, V), of the branches from `first` on
+            if joining:
+                drafts, logits = [[] for part in joining for _ in part.branches], self._prefill(joining)
+            else:
+                drafts = self._drafts()
+                logits = self._step(drafts)
             forks: list[tuple[int, Branch]] = []  # with the place of the branch that they come from
-            for b, branches in enumerate(self._draw(self.live[first:], logits), first):
+            for b, branches in enumerate(self._draw(self.live[first:], drafts, logits), first):
                 branches.sort(key=lambda branch: branch.stopped)  # one that goes on keeps the place
                 self.live[b] = (branches or self.live[b : b + 1])[0]
                 forks += [(b, branch) for branch in branches[1:] if not branch.stopped]
@@ -415,7 +478,14 @@ class Decoding:
         """Run these parts' prompts, packed, with what has been drawn of them; the logits (B, V) after each of them."""
         for part in joining:
             self.parts.add(part)
-            self.live += [replace(branch, part=part) for branch in part.branches]
+            for branch in part.branches:
+                branch.part, branch.joined = part, len(branch.tokens)
+                if branch.draws is None:
+                    streams = [np.random.default_rng(seed).random(self.max_new_tokens) for seed in branch.seeds]
+                    branch.draws = (
+                        np.stack(streams) if streams else np.zeros((len(branch.members), self.max_new_tokens))
+                    )
+            self.live += part.branches
         tree = pack([[branch.prompt + branch.tokens for branch in part.branches] for part in joining])
         last_nodes, which = torch.tensor([path[-1] for path in tree.paths]).unique(return_inverse=True)
         packed: dict[Any, list[torch.Tensor]] = {}
@@ -425,32 +495,64 @@ class Decoding:
         self.cache.add(tree, [[next(places) for _ in part.branches] for part in joining], packed)
         return logits
 
-    def _step(self) -> torch.Tensor:
-        """Run the newest token of every branch; the logits (B, V) after it."""
-        self.cache.grow(self.max_new_tokens)
-        newest = torch.tensor([[branch.tokens[-1] for branch in self.live]], device=self.device)  # (1, B)
-        depths = torch.tensor([[branch.depth for branch in self.live]], device=self.device)
+    def _drafts(self) -> list[Tokens]:
+        """(B,) What each branch may write behind its newest token."""
+        places = []
+        for branch in self.live:
+            written = len(branch.tokens)
+            place = None if branch.stopped else branch.draft.place(branch.tokens, written + branch.ahead)
+            if place is not None:
+                branch.ahead = place - written
+            places.append(place)
+        drafting = sum(place is not None for place in places)
+        most = min(DRAFT, (DRAFTED - len(places)) // max(1, drafting))
+        drafts: list[Tokens] = []
+        for branch, place in zip(self.live, places, strict=True):
+            size = max(0, min(most, self.max_new_tokens - len(branch.tokens) - 1))  # one more is drawn behind them
+            drafts.append([] if place is None else branch.draft.tokens[place : place + size])
+        return drafts
+
+    def _step(self, drafts: list[Tokens]) -> torch.Tensor:
+        """Run the newest token of every branch and its draft; the logits (N, V) after each of them."""
+        counts = [1 + len(draft) for draft in drafts]
+        self.cache.grow([branch.length for branch in self.live], counts, self.max_new_tokens)
+        newest, depths = [], []
+        for branch, draft in zip(self.live, drafts, strict=True):
+            newest += [branch.tokens[-1], *draft]
+            depths += range(branch.depth, branch.depth + 1 + len(draft))
+        tokens, positions = (torch.tensor([x], device=self.device) for x in (newest, depths))  # (1, N)
         mask = never_read(self.device)
         return self.model(
-            input_ids=newest, position_ids=depths, attention_mask=mask, branches=self.cache, use_cache=False
+            input_ids=tokens, position_ids=positions, attention_mask=mask, branches=self.cache, use_cache=False
         ).logits[0]
 
-    def _draw(self, branches: list[Branch], logits: torch.Tensor) -> list[list[Branch]]:
-        """What the branches are with their next tokens, drawn from `logits` (B, V): several, where the sequences of one
-        draw different tokens; none of one that has stopped."""
-        points = np.zeros((len(branches), max(len(branch.members) for branch in branches)))  # (B, S)
-        for b, branch in enumerate(branches):
-            if branch.streams and not branch.stopped:
-                points[b, : len(branch.members)] = [stream.random() for stream in branch.streams]
+    def _draw(self, branches: list[Branch], drafts: list[Tokens], logits: torch.Tensor) -> list[list[Branch]]:
+        """What becomes of each branch with what its sequences draw from `logits` (N, V), those behind it and behind the
+        tokens of its draft: several branches, where they draw different tokens; none, if it had stopped."""
+        points = np.zeros((len(logits), max(len(branch.members) for branch in branches)))  # (N, S)
+        ends = list(accumulate((1 + len(draft) for draft in drafts), initial=0))
+        for branch, (start, end) in zip(branches, pairwise(ends), strict=True):
+            if not branch.stopped:
+                written = len(branch.tokens)
+                points[start:end, : len(branch.members)] = branch.draws[:, written : written + end - start].T
         tokens, logps = (x.tolist() for x in _choose(logits, self.temperature, points))
         drawn: list[list[Branch]] = []
-        for b, branch in enumerate(branches):
-            size = 0 if branch.stopped else len(branch.members)
-            drawn.append(branch.extended(tokens[b][:size], logps[b][:size]) if size else [])
-            for one in drawn[-1]:
-                # Where the log-probability is not finite the token is nobody's choice.
-                last = one.tokens[-1] in self.stop_ids or not math.isfinite(one.logps[-1])
-                one.stopped = last or len(one.tokens) == self.max_new_tokens
+        for branch, draft, (start, end) in zip(branches, drafts, pairwise(ends), strict=True):
+            became: list[Branch] = []
+            following = None if branch.stopped else (branch, range(len(branch.members)))  # and whose draws are whose
+            for token, of_all, its_logps in zip([*draft, None], tokens[start:end], logps[start:end], strict=True):
+                if following is None:
+                    break
+                (before, columns), following = following, None
+                for one, which in before.extended([of_all[i] for i in columns], [its_logps[i] for i in columns]):
+                    # Where the log-probability is not finite the token is nobody's choice.
+                    last = one.tokens[-1] in self.stop_ids or not math.isfinite(one.logps[-1])
+                    one.stopped = last or len(one.tokens) == self.max_new_tokens
+                    if one.tokens[-1] == token and not one.stopped:
+                        following = one, [columns[i] for i in which]
+                    else:
+                        became.append(one)
+            drawn.append(became)
         return drawn
 
     def _place(self, forks: list[tuple[int, Branch]]) -> None:
@@ -506,7 +608,7 @@ class Sampler:
     """A policy as it is sampled: the model, the tokens that stop it, and how much it may write and hold at once.
 
     At most `cache_tokens` tokens are in the key-value cache, prompts and longest completions together; once memory has
-    run out, half as many. `share` false computes and caches every prompt by itself.
+    run out, half as many. `share` false computes and caches every prompt by itself, token by token.
     """
 
     model: torch.nn.Module
@@ -521,6 +623,7 @@ class Sampler:
         groups: list[list[Tokens]],
         temperature: float = 0.0,
         seeds: list[list[tuple[int, ...]]] | None = None,
+        drafts: list[list[Tokens]] | None = None,
     ) -> list[list[Completion]]:
         """A completion, with its text, for each prompt of each group of prompts with a common prefix; see `generate`.
 
@@ -535,19 +638,19 @@ class Sampler:
         was_training = self.model.training
         self.model.eval()
         # A next try begins when nothing refers to the error any longer, which holds on to what generate has allocated.
-        while (results := self._unless_out_of_memory(groups, temperature, seeds)) is None:
+        while (results := self._unless_out_of_memory(groups, temperature, seeds, drafts)) is None:
             self._halve(groups)
         self.model.train(was_training)
         for completion in chain.from_iterable(results):
             completion.text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return results
 
-    def _unless_out_of_memory(self, groups, temperature: float, seeds) -> list[list[Completion]] | None:
+    def _unless_out_of_memory(self, groups, temperature: float, seeds, drafts) -> list[list[Completion]] | None:
         try:
             with lean_lora(self.model):
                 return generate(
                     self.model, groups, stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
-                    temperature=temperature, seeds=seeds, cache_tokens=self.cache_tokens,
+                    temperature=temperature, seeds=seeds, cache_tokens=self.cache_tokens, drafts=drafts,
                 )  # fmt: skip
         except Exception as error:
             if is_out_of_memory(error):

@@ -100,10 +100,13 @@ def _largest_gap(model: torch.nn.Module, first: list[Group], longest: list[Token
 def _gap_of_sampling(model: torch.nn.Module, first: list[Group], longest: list[Tokens]) -> float:
     """Of greedy tokens' log-probabilities; or by how much one of them is less probable than the model's own choice."""
     groups = [prompts for prompts, _ in first[:1]] + [[row[:-NEW_TOKENS]] for row in longest if len(row) > NEW_TOKENS]
+    options = {"stop_ids": set(), "max_new_tokens": NEW_TOKENS}
     with lean_lora(model):
-        drawn = generate(model, groups, stop_ids=set(), max_new_tokens=NEW_TOKENS)
+        drawn = generate(model, groups, **options)
+        drafts = [[completion.tokens for completion in group] for group in drawn]
+        drawn += generate(model, groups, drafts=drafts, **options)  # once token by token, and once some at a time
     found, own = [], []
-    for prompts, completions in zip(groups, drawn, strict=True):
+    for prompts, completions in zip([*groups, *groups], drawn, strict=True):
         for prompt, completion in zip(prompts, completions, strict=True):
             every = _own_distribution(model, prompt, completion.tokens)  # (T, V)
             taken = _of_tokens(every, completion.tokens)

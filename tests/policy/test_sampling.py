@@ -317,11 +317,11 @@ def test_the_room_of_what_has_stopped_goes_to_what_waits(family, budget, every, 
         seen.append(len(cache.rows))
         add(cache, tree, joining, packed)
 
-    def watched_grow(cache, most):
+    def watched_grow(cache, lengths, counts, most):
         rows = torch.tensor(cache.rows)
         prefixes = sum(int(cache.visible[rows == row].any(dim=0).sum()) for row in set(cache.rows))
         assert prefixes + len(rows) * most <= budget
-        grow(cache, most)
+        grow(cache, lengths, counts, most)
 
     monkeypatch.setattr(BranchCache, "add", watched_add)
     monkeypatch.setattr(BranchCache, "grow", watched_grow)
@@ -351,11 +351,11 @@ def test_what_samples_draw_alike_is_computed_once_and_changes_nothing(budget, wi
     rows, begun, room = [], [], []
     step, prefill, fork = Decoding._step, Decoding._prefill, BranchCache.fork
 
-    def watched_step(decoding):
+    def watched_step(decoding, drafts):
         rows.append(len(decoding.live))
         live = {branch.part for branch in decoding.live}
         room.append(budget - len(decoding.live) * 20 - sum(part.prefix for part in live))
-        return step(decoding)
+        return step(decoding, drafts)
 
     def watched_prefill(decoding, joining):
         begun.extend(len(branch.tokens) for part in joining for branch in part.branches if branch.tokens)
@@ -388,9 +388,56 @@ def test_greedy_samples_of_a_prompt_are_one_row(family, monkeypatch):
     model, prompts = build_model(family), random_prompts()
     expected = naive_greedy(model, prompts[0], STOPS, 12)
     rows, grow = [], BranchCache.grow
-    monkeypatch.setattr(BranchCache, "grow", lambda cache, most: (rows.append(len(cache.rows)), grow(cache, most)))
+    monkeypatch.setattr(BranchCache, "grow", lambda cache, *rest: (rows.append(len(cache.rows)), grow(cache, *rest)))
     (got,) = generate(model, [prompts[:1] * 5], stop_ids=STOPS, max_new_tokens=12)
     assert [c.tokens for c in got] == [expected] * 5 and rows == [1] * (len(expected) - 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("temperature", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("budget", [math.inf, 110])
+def test_a_draft_saves_steps_and_changes_nothing(budget, temperature, window, monkeypatch):
+    """Whether it is what is sampled, begins or goes on like it, is another sample's, or nobody's text."""
+    model, (a, b, c) = build_model("phi3"), random_prompts(count=9)[:3]
+    model.config.sliding_window = window
+    for layer in model.model.layers:
+        layer.self_attn.config.sliding_window = window
+    groups = [[a] * 4, [b, c, b, *[c] * 3], [c[:3]] * 2]
+    seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
+    options = {"stop_ids": set(range(0, VOCABULARY, 20)), "max_new_tokens": 20, "temperature": temperature}
+    options |= {"seeds": seeds, "cache_tokens": budget}
+    steps, step = [], Decoding._step
+    monkeypatch.setattr(Decoding, "_step", lambda decoding, drafts: (steps.append(drafts), step(decoding, drafts))[1])
+
+    def generated(**more) -> tuple[list[list[Completion]], int]:
+        steps.clear()
+        return generate(model, groups, **options, **more), len(steps)
+
+    plain, plain_steps = generated()
+    rng = random.Random(1)
+    its_own = [[list(one.tokens) for one in group] for group in plain]
+    first_of_prompt = [[its_own[g][group.index(prompt)] for prompt in group] for g, group in enumerate(groups)]
+    drafts = {
+        "its own": its_own,
+        "of another sample": first_of_prompt,
+        "with another token in the midst": [[t[:9] + [rng.randrange(VOCABULARY)] + t[10:] for t in g] for g in its_own],
+        "with a token less": [[t[:5] + t[6:] for t in group] for group in its_own],
+        "beginning later": [[t[4:] for t in group] for group in its_own],
+        "none": [[[] for _ in group] for group in its_own],
+        "nobody's": [[[rng.randrange(VOCABULARY) for _ in range(30)] for _ in group] for group in its_own],
+    }
+    for drafted in (3, 16, 128):
+        monkeypatch.setattr(sampling, "DRAFTED", drafted)
+        for name, texts in drafts.items():
+            # With a row of its own each sequence has a draft of its own.
+            got, taken = generated(drafts=texts, fork=name == "of another sample")
+            for one, other in zip(sum(got, []), sum(plain, []), strict=True):
+                assert (one.tokens, one.stopped) == (other.tokens, other.stopped), name
+                assert one.logps == pytest.approx(other.logps, abs=1e-4)
+            assert max(sum(1 + len(draft) for draft in of_step) for of_step in steps) <= max(drafted, 12)
+            if drafted == 128 and budget == math.inf and name == "its own":
+                assert taken < 0.3 * plain_steps
 
 
 # --- predictions
