@@ -132,6 +132,11 @@ def test_a_step_of_decoding_asks_the_gpu_once(fake_gpu, name, dtype, monkeypatch
     drawn = sampling.generate(model, prompts, stop_ids={0}, max_new_tokens=6, temperature=1.0, seeds=seeds)
     assert all(len(completion.tokens) == 6 for group in drawn for completion in group)
     assert asked == [3, 3, 3, 4, 4, 4], "two samples of a prompt are one row until they differ"
+    asked.clear()
+    options = {"stop_ids": {0}, "max_new_tokens": 6, "temperature": 1.0, "seeds": seeds}
+    again = sampling.generate(model, prompts, drafts=[[[11] * 6] * len(group) for group in prompts], **options)
+    assert {tuple(completion.tokens) for group in again for completion in group} == {(11,) * 6}
+    assert asked == [3, 3 * 5], "four tokens of the draft behind the newest of each row"
 
 
 def test_a_mix_of_devices_and_a_copy_to_the_host_are_found(fake_gpu):
