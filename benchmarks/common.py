@@ -380,7 +380,7 @@ def table(rows: list[dict]) -> str:
         text += f"{row['ours']:>9.3f}{row['theirs']:>10.3f}{row['ratio']:>7.2f}x{row['token_ratio']:>10.2f}x"
         text += f"{row['ours_of_machine']:>7.0%}{row['theirs_of_machine']:>5.0%}"
         text += f"{row['ours_tokens_per_second']:>17,.0f}{row['theirs_tokens_per_second']:>9,.0f}"
-        text += f"   {row['lengths']}" * (row.get("lengths", "equal") != "equal")
+        text += "" if row.get("lengths", "equal") == "equal" else f"   {row['lengths']}"
         text += "   turns {:.2f} to {:.2f}".format(*row["ratio_spread"])
         if "sampled_tokens" in row:
             text += f"   sampled/s {row['ours_sampled_per_second']:,.0f} {row['theirs_sampled_per_second']:,.0f}"

@@ -5,7 +5,7 @@
     python benchmarks/grpo_step.py --G 8 --T 256 --lengths varied --json v.json
     python benchmarks/grpo_step.py --quick --json step.json                    # less than 5 minutes
     python benchmarks/grpo_step.py --rivals trl --model demo/seed-0/sft_model --dataset demo/seed-0/data_words \
-        --prompts 16 --T 400 --G 8                                             # of a trained model
+        --prompts 16 --T 400 --G 8 --claims_per_prefix 1                       # of a trained model
     python benchmarks/grpo_step.py --from_json step.json --figure step.png
 
 A step is the rollout (G samples of T tokens for each of `--prompts` prompts), scoring (log-probabilities under a frozen

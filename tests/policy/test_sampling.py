@@ -395,7 +395,7 @@ def test_greedy_samples_of_a_prompt_are_one_row(family, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("window", [None, 8])
-@pytest.mark.parametrize("temperature", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
 @pytest.mark.parametrize("budget", [math.inf, 110])
 def test_a_draft_saves_steps_and_changes_nothing(budget, temperature, window, monkeypatch):
     """Whether it is what is sampled, begins or goes on like it, is another sample's, or nobody's text."""
@@ -427,7 +427,7 @@ def test_a_draft_saves_steps_and_changes_nothing(budget, temperature, window, mo
         "none": [[[] for _ in group] for group in its_own],
         "nobody's": [[[rng.randrange(VOCABULARY) for _ in range(30)] for _ in group] for group in its_own],
     }
-    for drafted in (3, 16, 128):
+    for drafted in (3, 128):
         monkeypatch.setattr(sampling, "DRAFTED", drafted)
         for name, texts in drafts.items():
             # With a row of its own each sequence has a draft of its own.

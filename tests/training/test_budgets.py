@@ -178,8 +178,10 @@ real = prefix_sharing.tree_attention
 
 def hungry(module, query, *args, **options):
     sampling = options.get("branches") is not None
-    limit = {{most_sequences}} if sampling else {{most_tokens}}
-    if os.environ["RANK"] == "1" and query.shape[2] > limit and (sampling or torch.is_grad_enabled()):
+    size, limit = query.shape[2], {{most_tokens}}
+    if sampling:
+        size, limit = len(options["branches"].rows), {{most_sequences}}
+    if os.environ["RANK"] == "1" and size > limit and (sampling or torch.is_grad_enabled()):
         if sampling:
             raise torch.OutOfMemoryError("CUDA out of memory")
         query.register_hook(fail)  # in the midst of the backward pass
