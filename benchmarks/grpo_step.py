@@ -142,7 +142,7 @@ def ended(model: torch.nn.Module, point: Point) -> Iterator[None]:
     def our_draw(decoding, branches, drafts, logits):
         drawn = draw(decoding, branches, drafts, logits)
         for one in chain.from_iterable(drawn):
-            one.stopped = len(one.tokens) == point.lengths[starts[one.group] + one.members[0]]
+            one.stopped |= len(one.tokens) == point.lengths[starts[one.group] + one.members[0]]
         return drawn
 
     def padded(input_ids, generation_config, **options):

@@ -159,7 +159,7 @@ class BranchCache:
         """
         ends = [length + k for length, count in zip(lengths, counts, strict=True) for k in range(count)]
         self.longest = max(ends) + 1
-        more = min(most, max(self.longest, -(-self.longest // BLOCK) * BLOCK)) - self._room()
+        more = min(most, -(-self.longest // BLOCK) * BLOCK) - next(iter(self.own.values()))[0].shape[2]
         for layer, pair in self.own.items() if more > 0 else ():
             self.own[layer] = [pad(x, (0, 0, 0, more)) for x in pair]
         if counts != self.counts:
@@ -169,9 +169,6 @@ class BranchCache:
         self.positions = self.depths[:, -1] + torch.tensor(ends) + 1  # (N,) of the new tokens
         self.own_bias: dict[int | None, torch.Tensor] = {}  # (B, 1, K·Q, longest) by window
         self.prefix_bias = {None: self.prefix_bias[None]} if None in self.prefix_bias else {}
-
-    def _room(self) -> int:
-        return next(iter(self.own.values()))[0].shape[2]
 
     def _arrange(self, counts: list[int]) -> None:
         """Where the new tokens are if those of a branch stand side by side, (B, K), and if those of a group do, (R, W);
@@ -299,6 +296,10 @@ class Branch:
     def rows(self) -> int:
         """How many it is expected to need."""
         return math.ceil(len(self.members) / ALIKE)
+
+    @property
+    def text(self) -> Tokens:
+        return self.prompt + self.tokens
 
     @property
     def depth(self) -> int:
@@ -486,7 +487,7 @@ class Decoding:
                         np.stack(streams) if streams else np.zeros((len(branch.members), self.max_new_tokens))
                     )
             self.live += part.branches
-        tree = pack([[branch.prompt + branch.tokens for branch in part.branches] for part in joining])
+        tree = pack([[branch.text for branch in part.branches] for part in joining])
         last_nodes, which = torch.tensor([path[-1] for path in tree.paths]).unique(return_inverse=True)
         packed: dict[Any, list[torch.Tensor]] = {}
         inputs = tree.inputs(self.device) | {"keep": packed, "use_cache": False}
@@ -578,7 +579,7 @@ class Decoding:
             for part in begun:
                 self.waiting.remove(part)
                 branches = part.branches + branches
-            self.waiting.appendleft(Part(branches, len(pack([[branch.prompt + branch.tokens for branch in branches]]))))
+            self.waiting.appendleft(Part(branches, len(pack([[branch.text for branch in branches]]))))
 
 
 def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

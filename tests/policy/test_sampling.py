@@ -36,6 +36,14 @@ def random_prompts(seed: int = 0, count: int = 7) -> list[list[int]]:
     return [*prompts, prompts[0], shared, [3]]
 
 
+def windowed(window: int | None) -> torch.nn.Module:
+    """A model whose layers see so many tokens back, or all."""
+    model = build_model("phi3")
+    for config in (model.config, *(layer.self_attn.config for layer in model.model.layers)):
+        config.sliding_window = window
+    return model
+
+
 def generate_all(model, prompts: list, seeds: list | None = None, groups: int = 2, **options) -> list[Completion]:
     """`generate` on prompts cut into groups, its completions in the order of the prompts."""
     cut = lambda items: [items[g * len(items) // groups : (g + 1) * len(items) // groups] for g in range(groups)]  # noqa: E731
@@ -341,10 +349,7 @@ def test_the_room_of_what_has_stopped_goes_to_what_waits(family, budget, every, 
 @pytest.mark.parametrize("budget", [math.inf, 110, 70, 30])
 def test_what_samples_draw_alike_is_computed_once_and_changes_nothing(budget, window, monkeypatch):
     """Until they draw different tokens they are one row. A fork for which there is no room is prefilled later."""
-    model, (a, b, c) = build_model("phi3"), random_prompts(count=9)[:3]
-    model.config.sliding_window = window
-    for layer in model.model.layers:
-        layer.self_attn.config.sliding_window = window
+    model, (a, b, c) = windowed(window), random_prompts(count=9)[:3]
     groups = [[a] * 6, [b, c, b, *[c] * 5], [c[:3]] * 2 + [a[:2]]]
     seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
     options = {"stop_ids": set(range(0, VOCABULARY, 20)), "max_new_tokens": 20, "temperature": 0.2, "seeds": seeds}
@@ -399,10 +404,7 @@ def test_greedy_samples_of_a_prompt_are_one_row(family, monkeypatch):
 @pytest.mark.parametrize("budget", [math.inf, 110])
 def test_a_draft_saves_steps_and_changes_nothing(budget, temperature, window, monkeypatch):
     """Whether it is what is sampled, begins or goes on like it, is another sample's, or nobody's text."""
-    model, (a, b, c) = build_model("phi3"), random_prompts(count=9)[:3]
-    model.config.sliding_window = window
-    for layer in model.model.layers:
-        layer.self_attn.config.sliding_window = window
+    model, (a, b, c) = windowed(window), random_prompts(count=9)[:3]
     groups = [[a] * 4, [b, c, b, *[c] * 3], [c[:3]] * 2]
     seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
     options = {"stop_ids": set(range(0, VOCABULARY, 20)), "max_new_tokens": 20, "temperature": temperature}
