@@ -366,8 +366,8 @@ def tree_attention(
 ):
     """An attention function of transformers: by pieces for a packed row (1, heads, L, d), else SDPA as it is.
 
-    In sampling (policy/sampling.py) `keep` takes a packed row's keys and values, by module, and `branches`, a
-    BranchCache, attends for new tokens. Raises ValueError for what neither computes: soft-capped scores and sinks.
+    In sampling `keep` takes a packed row's keys and values, by module, and `branches`, a BranchCache
+    (branch_cache.py), attends for new tokens. Raises ValueError for what neither computes: soft-capped scores, sinks.
     """
     for name, what in BEYOND.items():
         check(options.get(name) is None, f"model: its attention has {what}, which SDPA does not compute; name another")

@@ -20,8 +20,9 @@ from causal.rows import generate_rows
 from dataset.batches import share_of_rank
 from dataset.chat import encode
 from policy import sampling
+from policy.branch_cache import BranchCache
 from policy.prefix_sharing import as_bias, attend, sequence_logps
-from policy.sampling import BranchCache, Completion, Decoding, Sampler, generate
+from policy.sampling import Completion, Decoding, Sampler, generate
 from scoring import predictions
 from scoring.predictions import Sample, majority, predict
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from policy import sampling
+from policy import branch_cache, sampling
 from policy.adapters import add_reference, use_reference
 from policy.loading import recompute_activations
 from policy.prefix_sharing import TreeAttention, attention_shape, pack, sequence_logps
@@ -126,7 +126,7 @@ def test_a_step_of_decoding_asks_the_gpu_once(fake_gpu, name, dtype, monkeypatch
         return np.full_like(uniforms, 11, dtype=int) + different, np.zeros_like(uniforms)
 
     monkeypatch.setattr(sampling, "_choose", choose)
-    monkeypatch.setattr(sampling, "BLOCK", 4)
+    monkeypatch.setattr(branch_cache, "BLOCK", 4)
     prompts = groups()[0]
     seeds = [[(0, k) for k, _ in enumerate(group)] for group in prompts]
     drawn = sampling.generate(model, prompts, stop_ids={0}, max_new_tokens=6, temperature=1.0, seeds=seeds)
