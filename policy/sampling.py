@@ -34,6 +34,7 @@ from policy.prefix_sharing import LOGITS_AT_ONCE, Tokens, alone, never_read, pac
 from runtime.ending import is_out_of_memory
 
 JOIN = 8  # sequences of a group that join at once, at least, if so many are left: each part runs the prefix again
+PREFILL = 4096  # tokens of a pass that fills the cache, at most: more keep no GPU busier, and take memory
 SPARE = 4  # one branch in so many may have stopped before the cache is rearranged
 ALIKE = 4  # of so many sequences of a branch that joins, one is expected to need a row of its own
 DRAFT = 16  # tokens of a draft that a branch tries in a step, at most
@@ -149,10 +150,24 @@ class Draft:
 
 @dataclass(eq=False)
 class Part:
-    """Branches of a group that come into the cache together, and how many tokens their prefix tree has at most."""
+    """Branches of a group that come into the cache together."""
 
     branches: list[Branch]
-    prefix: int
+    sizes: list[int]  # tokens of the prefix tree of the first of them, of the first two, ...
+
+    @classmethod
+    def of(cls, branches: list[Branch]) -> "Part":
+        nodes: set[int] = set()
+        sizes = []
+        for path in pack([[branch.text for branch in branches]]).paths:
+            nodes.update(path)
+            sizes.append(len(nodes))
+        return cls(branches, sizes)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens of its prefix tree."""
+        return self.sizes[-1]
 
     @property
     def sequences(self) -> int:
@@ -200,7 +215,7 @@ def generate(
                 alike[key] = Branch(g, [], [], prompt, Draft([] if drafts is None else drafts[g][k]))
             alike[key].members.append(k)
             alike[key].seeds += [seeds[g][k]] if temperature > 0 else []
-        parts.append(Part([*alike.values()], len(pack([group]))))
+        parts.append(Part.of([*alike.values()]))
     for branch in Decoding(model, parts, stop_ids, max_new_tokens, temperature, cache_tokens).run():
         for k in branch.members:
             stopped = branch.tokens[-1] in stop_ids and math.isfinite(branch.logps[-1])
@@ -254,24 +269,29 @@ class Decoding:
     def _take(self) -> list[Part]:
         """Parts that are to join now, as far as there is room; one branch at least, if nothing is under way.
 
-        A part has JOIN sequences or more, unless there are fewer left. What has stopped gives its room back.
+        A part has JOIN sequences or more, unless there are fewer left or a pass is full. What has stopped gives its
+        room back.
         """
         going = [b for b, branch in enumerate(self.live) if not branch.stopped]
         branches = [self.live[b] for b in going]
         parts, joining = {branch.part for branch in branches}, []
-        room = self._room(parts, sum(branch.rows for branch in branches))
+        room, left = self._room(parts, sum(branch.rows for branch in branches)), PREFILL
         while self.waiting:
             part, must = self.waiting[0], not (going or joining)
-            tokens = [part.prefix + n * self.max_new_tokens for n in accumulate(b.rows for b in part.branches)]
-            size = max(sum(each <= room for each in tokens), int(must))
-            fitting, rest = (replace(part, branches=some) for some in (part.branches[:size], part.branches[size:]))
-            if fitting.sequences < (1 if must else min(part.sequences, JOIN)):
+            rows = accumulate(branch.rows for branch in part.branches)
+            tokens = [size + n * self.max_new_tokens for size, n in zip(part.sizes, rows, strict=True)]
+            fitting = max(sum(each <= room for each in tokens), int(must))
+            if _sequences(part.branches[:fitting]) < (1 if must else min(part.sequences, JOIN)):
                 break
-            joining.append(fitting)
-            room -= tokens[size - 1]
+            most = left if joining else max(left, part.sizes[0])
+            fitting = min(fitting, sum(size <= most for size in part.sizes))
+            if fitting == 0:
+                break
+            joining.append(Part(part.branches[:fitting], part.sizes[:fitting]))
+            room, left = room - tokens[fitting - 1], left - part.sizes[fitting - 1]
             self.waiting.popleft()
-            if rest.branches:
-                self.waiting.appendleft(rest)
+            if fitting < len(part.branches):
+                self.waiting.appendleft(Part.of(part.branches[fitting:]))
         stopped = len(self.live) - len(going)
         if stopped > len(self.live) // SPARE or (joining and (stopped or self.parts > parts)):
             self.live, self.parts, self.cache = branches, parts, self.cache.keep(going)
@@ -381,7 +401,7 @@ class Decoding:
             for part in begun:
                 self.waiting.remove(part)
                 branches = part.branches + branches
-            self.waiting.appendleft(Part(branches, len(pack([[branch.text for branch in branches]]))))
+            self.waiting.appendleft(Part.of(branches))
 
 
 def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 
 from policy.adapters import adapter_base, base_revision
 from policy.prefix_sharing import cached_elements, sequence_logps
+from policy.sampling import PREFILL
 from policy.shapes import model_shape
 from runtime.ending import is_out_of_memory
 from runtime.processes import reduce
@@ -93,7 +94,7 @@ def cache_of_inference(
             update_tokens=1,
             cache_tokens=max(tokens, one),
             sequences=max(1, tokens // one),
-            prompt_share=prompt / one,
+            prefill_tokens=min(max(tokens, one), max(PREFILL, one)),
         )
 
     return largest_cache(demand_at, SEQUENCES * (prompt + new_tokens), 1, card)

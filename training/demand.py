@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from dataset.reading import read_report
 from policy.adapters import adapter_config, base_revision, check_adapter, lora_targets
+from policy.sampling import PREFILL
 from policy.shapes import check_text_alone, empty_model, model_shape
 from runtime.settings import AUTO, AutoInt, read_yaml
 
@@ -68,7 +69,7 @@ class Demand:
     update_tokens: int  # packed tokens of a forward and backward pass
     cache_tokens: int  # of the key-value cache in sampling
     sequences: int  # that are sampled at once
-    prompt_share: float  # of the cache's tokens
+    prefill_tokens: int  # packed tokens of a pass that fills the cache, prompts and what forks have drawn
 
 
 def demand_of(recipe: SftRecipe | GrpoRecipe, dtype: torch.dtype = torch.bfloat16) -> tuple[str, Demand]:
@@ -84,7 +85,8 @@ def demand_of(recipe: SftRecipe | GrpoRecipe, dtype: torch.dtype = torch.bfloat1
     check_text_alone(base, shape)
     cache, update = (1 if n == AUTO else n for n in (recipe.cache_tokens, recipe.micro_batch_tokens))
     row = longest_row(recipe.dataset)
-    cache_tokens = max(cache, row + recipe.max_new_tokens)  # one sequence at least
+    longest = row + recipe.max_new_tokens
+    cache_tokens = max(cache, longest)  # one sequence at least
     sequences = max(1, cache * math.prod(in_group(recipe)) // group_tokens(recipe, USUAL_PREMISE))
     return base, Demand(
         shape=shape,
@@ -98,7 +100,7 @@ def demand_of(recipe: SftRecipe | GrpoRecipe, dtype: torch.dtype = torch.bfloat1
         update_tokens=max(update, group_tokens(recipe, row)),
         cache_tokens=cache_tokens,
         sequences=sequences,
-        prompt_share=max(0.1, 1 - sequences * recipe.max_new_tokens / cache_tokens),
+        prefill_tokens=min(cache_tokens, max(PREFILL, longest)),
     )
 
 

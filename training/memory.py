@@ -311,20 +311,19 @@ class Plan:
         demand, trained = self.demand, self.weights["count"]
         sampling, updating = work == "sample", work == "update"
         tokens = demand.cache_tokens if sampling else demand.update_tokens
-        share = demand.prompt_share if part == "prefill" else 1.0
+        computed = demand.prefill_tokens if part == "prefill" else tokens
         peak_line, logits_line = self.lines[work].peaks[part, with_logits]
-        logits = logits_line.at(share * tokens)
-        cache = self.lines[work].kept.at(share * tokens) * sampling
+        logits, kept = logits_line.at(computed), self.lines[work].kept
         parts = {
             "weights": self.weights["frozen"],
             "trained weights": self.weights["trained"],
             "optimizer": 12 * trained / cards,  # AdamW's two moments and a copy of the weights, in fp32
             "gradients": 4 * trained / cards * updating,
             "buckets": 8 * min(BUCKET, trained) * updating,
-            "key-value cache": cache,
+            "key-value cache": kept.at(tokens) * sampling,  # which is nearly full when something joins
             "logits": logits,
-            "activations": peak_line.at(share * tokens) - cache - logits,
+            "activations": peak_line.at(computed) - kept.at(computed) * sampling - logits,
             "CUDA and the rest": OUTSIDE,
         }
         setting = "cache_tokens" if sampling else "micro_batch_tokens"
-        return Phase(part, setting, tokens, parts, share * peak_line.slope)
+        return Phase(part, setting, tokens, parts, kept.slope if part == "prefill" else peak_line.slope)

@@ -347,9 +347,12 @@ def test_the_room_of_what_has_stopped_goes_to_what_waits(family, budget, every, 
 
 @torch.no_grad()
 @pytest.mark.parametrize("window", [None, 8])
-@pytest.mark.parametrize("budget", [math.inf, 110, 70, 30])
-def test_what_samples_draw_alike_is_computed_once_and_changes_nothing(budget, window, monkeypatch):
+@pytest.mark.parametrize(
+    "budget, of_pass", [(math.inf, 4096), (math.inf, 20), (110, 4096), (110, 20), (70, 4096), (30, 9)]
+)
+def test_what_samples_draw_alike_is_computed_once_and_changes_nothing(budget, of_pass, window, monkeypatch):
     """Until they draw different tokens they are one row. A fork for which there is no room is prefilled later."""
+    monkeypatch.setattr(sampling, "PREFILL", of_pass)
     model, (a, b, c) = windowed(window), random_prompts(count=9)[:3]
     groups = [[a] * 6, [b, c, b, *[c] * 5], [c[:3]] * 2 + [a[:2]]]
     seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
@@ -365,6 +368,9 @@ def test_what_samples_draw_alike_is_computed_once_and_changes_nothing(budget, wi
 
     def watched_prefill(decoding, joining):
         begun.extend(len(branch.tokens) for part in joining for branch in part.branches if branch.tokens)
+        trees = [sampling.pack([[branch.text for branch in part.branches]]) for part in joining]
+        assert [len(tree) for tree in trees] == [part.prefix for part in joining]
+        assert sum(map(len, trees)) <= max(of_pass, len(joining[0].branches[0].text))
         return prefill(decoding, joining)
 
     def watched_fork(cache, sources, places, most):

@@ -39,7 +39,7 @@ def small_demand(family: str, **changes) -> Demand:
         "update_tokens": 500,
         "cache_tokens": 500,
         "sequences": 6,
-        "prompt_share": 0.9,
+        "prefill_tokens": 450,
     }
     return Demand(**(given | sizes | changes))
 
