@@ -200,9 +200,12 @@ def source(tmp_path, rows) -> str:
     return write_csv(tmp_path / "rows.csv", rows)
 
 
+COMMAND = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
 def run(*command) -> str:
     """Run a command in the project's root; its output, which is shown where it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | COMMAND
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, text=True, **streams)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -225,11 +228,22 @@ def run_here(script: str, **options) -> str:
 
 
 def launch(processes: int, script: str, setup: str = "zero2_2xcpu", **options) -> str:
-    """Run a script under `accelerate launch` with a configuration of accelerate_configs/; its output."""
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    """Run a script as `accelerate launch` with a configuration of accelerate_configs/ does; its output.
+
+    On CPUs its ranks are forked, see ranks.py.
+    """
     configured = ["--config_file", f"accelerate_configs/{setup}.yaml", "--num_processes", processes]
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return run(*accelerate, *configured, script, *arguments)
+    words = [*configured, script, *arguments]
+    if os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        return run(sys.executable, "-m", "accelerate.commands.launch", *words)
+    from ranks import launch_forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in COMMAND.items():
+            patch.setenv(name, value)
+        patch.chdir(ROOT)
+        return launch_forked(list(map(str, words)))
 
 
 @pytest.fixture(scope="session")
