@@ -24,9 +24,9 @@ SPARE = 4  # room for one row more in so many is made at once, so that not every
 class BranchCache:
     """Keys and values of branches of shared prefixes, and the attention of a new token over them.
 
-    The prefix tree of a group is held once, (R, H, C, d), and each branch's own tokens by themselves, (B, H, room, d),
-    in room that grows by BLOCK; a few rows more than B may be there. Both are held for each layer, by its attention
-    module.
+    The prefix tree of a group's prompts is held once, (R, H, C, d), and what each branch has drawn by itself, (B, H,
+    room, d), in room that grows by BLOCK; a few rows more than B may be there. Both are held for each layer, by its
+    attention module.
     """
 
     def __init__(self, device: torch.device):
@@ -38,25 +38,34 @@ class BranchCache:
         self.longest = 0  # own tokens of a branch, at most
         self.visible = torch.zeros((0, 0), dtype=torch.bool)  # (B, C) what it sees of its group's prefix tree
 
-    def add(self, tree: PackedTree, groups: list[list[int]], packed: dict[Any, list[torch.Tensor]]) -> None:
-        """A branch for each sequence of `tree`, by group; `packed` are its keys and values by layer, (1, H, L, d)."""
-        nodes = [sorted({node for b in group for node in tree.paths[b]}) for group in groups]
-        columns = pad_sequence([torch.tensor(of_group) for of_group in nodes], batch_first=True)  # (R, C)
-        visible = torch.zeros((len(tree.paths), columns.shape[1]), dtype=torch.bool)
+    def add(
+        self, tree: PackedTree, groups: list[list[int]], prompts: list[int], packed: dict[Any, list[torch.Tensor]]
+    ) -> None:
+        """A branch for each sequence of `tree`, by group; of each so many tokens are its prompt, the others its own.
+
+        `packed` are its keys and values by layer, (1, H, L, d).
+        """
+        before = [torch.tensor(path[:size]) for path, size in zip(tree.paths, prompts, strict=True)]
+        behind = [torch.tensor(path[size:], dtype=torch.long) for path, size in zip(tree.paths, prompts, strict=True)]
+        nodes = [torch.cat([before[b] for b in group]).unique() for group in groups]
+        columns = pad_sequence(nodes, batch_first=True)  # (R, C)
+        visible = torch.zeros((len(before), columns.shape[1]), dtype=torch.bool)
         for group, of_group in zip(groups, nodes, strict=True):
             for b in group:
-                visible[b, torch.tensor(tree.paths[b]) - of_group[0]] = True  # a group is one stretch of the packed row
-        columns = columns.to(self.device)
+                visible[b, torch.searchsorted(of_group, before[b])] = True
+        columns, own_columns = (x.to(self.device) for x in (columns, pad_sequence(behind, batch_first=True)))
         for layer in list(packed):
             pair = packed.pop(layer)  # so that of one layer alone there are two copies
-            prefixes = [x[0][:, columns].transpose(0, 1).contiguous() for x in pair]  # (R, H, C, d)
-            own = [x.new_zeros((len(visible), x.shape[1], 0, x.shape[3])) for x in prefixes]
+            prefixes, own = (
+                [x[0][:, where].transpose(0, 1).contiguous() for x in pair] for where in (columns, own_columns)
+            )  # (R, H, C, d) and (B, H, T, d)
             self.prefixes[layer] = _stack(self.prefixes.get(layer), prefixes)
             held = [x[: len(self.rows)] for x in self.own[layer]] if self.rows else None
             self.own[layer] = _stack(held, own)
         (self.visible,) = _stack([self.visible] if self.rows else None, [visible])
         first = len(next(iter(self.prefixes.values()))[0]) - len(groups)
         self.rows += [first + r for r, group in enumerate(groups) for _ in group]
+        self.longest = max(self.longest, own_columns.shape[1])
         self.counts = []
 
     def fork(self, sources: Sequence[int], places: Sequence[int], most: int) -> None:
@@ -82,11 +91,13 @@ class BranchCache:
         if not branches:
             return BranchCache(self.device)
         groups = sorted({self.rows[b] for b in branches})
-        for held, chosen in ((self.own, branches), (self.prefixes, groups)):
+        visible = self.visible[torch.tensor(branches)]
+        width = int(visible.any(dim=0).nonzero().max()) + 1
+        self.visible = visible[:, :width]
+        for held, chosen, size in ((self.own, branches, None), (self.prefixes, groups, width)):
             index = torch.tensor(chosen, device=self.device)
             for layer, pair in held.items():
-                held[layer] = [x[index] for x in pair]
-        self.visible = self.visible[torch.tensor(branches)]
+                held[layer] = [x[index, :, :size] for x in pair]
         self.rows = [groups.index(self.rows[b]) for b in branches]
         self.counts = []
         return self

@@ -91,7 +91,6 @@ class Branch:
     logps: list[float] = field(default_factory=list)
     draws: np.ndarray | None = None  # (S, max_new_tokens) the random numbers, once it is in the cache
     part: "Part | None" = None  # of its group, with which it is there
-    joined: int = 0  # its tokens by then, which are in the part's prefix tree
     ahead: int = 0  # by how many tokens the draft is longer where the text goes on like it
     stopped: bool = False
 
@@ -108,11 +107,6 @@ class Branch:
     def depth(self) -> int:
         """Where its newest token stands."""
         return len(self.prompt) + len(self.tokens) - 1
-
-    @property
-    def length(self) -> int:
-        """Of its own tokens in the cache: but the newest, and those of the prefix tree."""
-        return len(self.tokens) - 1 - self.joined
 
     def extended(self, tokens: Tokens, logps: list[float]) -> list[tuple["Branch", list[int]]]:
         """A branch for each different one of `tokens`, which its sequences have drawn, and which of them have drawn it.
@@ -153,21 +147,29 @@ class Part:
     """Branches of a group that come into the cache together."""
 
     branches: list[Branch]
-    sizes: list[int]  # tokens of the prefix tree of the first of them, of the first two, ...
+    # Packed tokens of the first of them, of the first two, ...
+    prompts: list[int]
+    texts: list[int]  # and with what they have drawn
 
     @classmethod
     def of(cls, branches: list[Branch]) -> "Part":
-        nodes: set[int] = set()
-        sizes = []
-        for path in pack([[branch.text for branch in branches]]).paths:
-            nodes.update(path)
-            sizes.append(len(nodes))
-        return cls(branches, sizes)
+        found = cls(branches, [], [])
+        prompts: set[int] = set()
+        texts: set[int] = set()
+        for branch, path in zip(branches, pack([[branch.text for branch in branches]]).paths, strict=True):
+            prompts.update(path[: len(branch.prompt)])
+            texts.update(path)
+            found.prompts.append(len(prompts))
+            found.texts.append(len(texts))
+        return found
+
+    def first(self, size: int) -> "Part":
+        return Part(self.branches[:size], self.prompts[:size], self.texts[:size])
 
     @property
     def prefix(self) -> int:
-        """Tokens of its prefix tree."""
-        return self.sizes[-1]
+        """Tokens of its prefix tree in the cache."""
+        return self.prompts[-1]
 
     @property
     def sequences(self) -> int:
@@ -262,9 +264,9 @@ class Decoding:
                 yield from (branch for branch in branches if branch.stopped)
             self._place(forks)
 
-    def _room(self, parts: Iterable[Part], rows: int) -> float:
-        """For how many tokens there is room beside these parts' prefixes and so many rows."""
-        return self.cache_tokens - sum(part.prefix for part in parts) - rows * self.max_new_tokens
+    def _room(self, prefixes: list[int], rows: int) -> float:
+        """For how many tokens there is room beside prefix trees of so many tokens, as wide as the widest, and rows."""
+        return self.cache_tokens - len(prefixes) * max(prefixes, default=0) - rows * self.max_new_tokens
 
     def _take(self) -> list[Part]:
         """Parts that are to join now, as far as there is room; one branch at least, if nothing is under way.
@@ -275,20 +277,21 @@ class Decoding:
         going = [b for b, branch in enumerate(self.live) if not branch.stopped]
         branches = [self.live[b] for b in going]
         parts, joining = {branch.part for branch in branches}, []
-        room, left = self._room(parts, sum(branch.rows for branch in branches)), PREFILL
+        prefixes, rows, left = [part.prefix for part in parts], sum(branch.rows for branch in branches), PREFILL
         while self.waiting:
             part, must = self.waiting[0], not (going or joining)
-            rows = accumulate(branch.rows for branch in part.branches)
-            tokens = [size + n * self.max_new_tokens for size, n in zip(part.sizes, rows, strict=True)]
-            fitting = max(sum(each <= room for each in tokens), int(must))
+            ends = list(accumulate((branch.rows for branch in part.branches), initial=rows))[1:]
+            fits = [self._room([*prefixes, n], end) >= 0 for n, end in zip(part.prompts, ends, strict=True)]
+            fitting = max(sum(fits), int(must))
             if _sequences(part.branches[:fitting]) < (1 if must else min(part.sequences, JOIN)):
                 break
-            most = left if joining else max(left, part.sizes[0])
-            fitting = min(fitting, sum(size <= most for size in part.sizes))
+            most = left if joining else max(left, part.texts[0])
+            fitting = min(fitting, sum(size <= most for size in part.texts))
             if fitting == 0:
                 break
-            joining.append(Part(part.branches[:fitting], part.sizes[:fitting]))
-            room, left = room - tokens[fitting - 1], left - part.sizes[fitting - 1]
+            joining.append(part.first(fitting))
+            prefixes.append(joining[-1].prefix)
+            rows, left = ends[fitting - 1], left - part.texts[fitting - 1]
             self.waiting.popleft()
             if fitting < len(part.branches):
                 self.waiting.appendleft(Part.of(part.branches[fitting:]))
@@ -302,7 +305,7 @@ class Decoding:
         for part in joining:
             self.parts.add(part)
             for branch in part.branches:
-                branch.part, branch.joined = part, len(branch.tokens)
+                branch.part = part
                 if branch.draws is None:
                     streams = [np.random.default_rng(seed).random(self.max_new_tokens) for seed in branch.seeds]
                     branch.draws = (
@@ -315,7 +318,8 @@ class Decoding:
         inputs = tree.inputs(self.device) | {"keep": packed, "use_cache": False}
         logits = self.model(**inputs, logits_to_keep=last_nodes.to(self.device)).logits[0, which.to(self.device)]
         places = iter(range(len(tree.paths)))
-        self.cache.add(tree, [[next(places) for _ in part.branches] for part in joining], packed)
+        groups = [[next(places) for _ in part.branches] for part in joining]
+        self.cache.add(tree, groups, [len(branch.prompt) for part in joining for branch in part.branches], packed)
         return logits
 
     def _drafts(self) -> list[Tokens]:
@@ -338,7 +342,7 @@ class Decoding:
     def _step(self, drafts: list[Tokens]) -> torch.Tensor:
         """Run the newest token of every branch and its draft; the logits (N, V) after each of them."""
         counts = [1 + len(draft) for draft in drafts]
-        self.cache.grow([branch.length for branch in self.live], counts, self.max_new_tokens)
+        self.cache.grow([len(branch.tokens) - 1 for branch in self.live], counts, self.max_new_tokens)
         newest, depths = [], []
         for branch, draft in zip(self.live, drafts, strict=True):
             newest += [branch.tokens[-1], *draft]
@@ -386,7 +390,7 @@ class Decoding:
         if not forks:
             return
         spare = [b for b, branch in enumerate(self.live) if branch.stopped]
-        room = max(0, self._room(self.parts, len(self.live)) / self.max_new_tokens)
+        room = max(0, self._room([part.prefix for part in self.parts], len(self.live)) / self.max_new_tokens)
         rows = len(self.live) + int(min(room, _sequences(self.live) + _sequences(branch for _, branch in forks)))
         places = [*spare, *range(len(self.live), rows)][: len(forks)]
         if places:

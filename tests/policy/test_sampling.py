@@ -322,14 +322,13 @@ def test_the_room_of_what_has_stopped_goes_to_what_waits(family, budget, every, 
     seen = []  # sequences under way when groups join
     add, grow = BranchCache.add, BranchCache.grow
 
-    def watched_add(cache, tree, joining, packed):
+    def watched_add(cache, *joining):
         seen.append(len(cache.rows))
-        add(cache, tree, joining, packed)
+        add(cache, *joining)
 
     def watched_grow(cache, lengths, counts, most):
-        rows = torch.tensor(cache.rows)
-        prefixes = sum(int(cache.visible[rows == row].any(dim=0).sum()) for row in set(cache.rows))
-        assert prefixes + len(rows) * most <= budget
+        ((prefixes, width),) = {x.shape[:3:2] for pair in cache.prefixes.values() for x in pair}
+        assert prefixes * width + len(cache.rows) * most <= budget
         grow(cache, lengths, counts, most)
 
     monkeypatch.setattr(BranchCache, "add", watched_add)
@@ -362,14 +361,14 @@ def test_what_samples_draw_alike_is_computed_once_and_changes_nothing(budget, of
 
     def watched_step(decoding, drafts):
         rows.append(len(decoding.live))
-        live = {branch.part for branch in decoding.live}
-        room.append(budget - len(decoding.live) * 20 - sum(part.prefix for part in live))
+        prefixes = next(iter(decoding.cache.prefixes.values()))[0]
+        room.append(budget - len(decoding.live) * 20 - prefixes.shape[0] * prefixes.shape[2])
         return step(decoding, drafts)
 
     def watched_prefill(decoding, joining):
         begun.extend(len(branch.tokens) for part in joining for branch in part.branches if branch.tokens)
         trees = [sampling.pack([[branch.text for branch in part.branches]]) for part in joining]
-        assert [len(tree) for tree in trees] == [part.prefix for part in joining]
+        assert [len(tree) for tree in trees] == [part.texts[-1] for part in joining]
         assert sum(map(len, trees)) <= max(of_pass, len(joining[0].branches[0].text))
         return prefill(decoding, joining)
 
