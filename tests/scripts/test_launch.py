@@ -247,6 +247,7 @@ def test_the_configuration_of_two_l4_trains_in_bf16(folder, dataset, sft_two, mo
 # --- several machines
 
 
+@pytest.mark.slow
 def test_two_machines_are_as_two_processes(folder, dataset, sft_two):
     """Two launches of one rank each, as on two nodes, that meet on this machine's loopback."""
     with socket.socket() as free:
