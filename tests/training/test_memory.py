@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -16,15 +17,17 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 import train_grpo
 import train_sft
+from policy import sampling
 from policy.loading import recompute_activations
 from policy.prefix_sharing import ATTENTION
+from policy.sampling import Decoding, generate
 from policy.shapes import SHAPES, TINY, model_shape, with_layers
 from runtime.settings import AUTO, parse_config
 from training import demand as demands
 from training import memory
 from training.budgets import SHARE, with_budgets
 from training.demand import Demand, demand_of
-from training.memory import Counted, Phase, Plan, counted, free_gradients, held, lines, policy_without_data
+from training.memory import Allocations, Counted, Phase, Plan, counted, free_gradients, held, lines, policy_without_data
 
 LAYERS = 5
 
@@ -133,6 +136,30 @@ def test_nf4_takes_what_bitsandbytes_does():
         else:
             size += sum(x.nbytes for x in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
     assert of(held, demand)["frozen"] == pytest.approx(size, rel=0.02)
+
+
+def test_forks_that_wait_take_no_more_than_planned(family, monkeypatch):
+    """They come into a cache that is nearly full, with all that they have drawn."""
+    cache, of_pass, prompt, new_tokens, begun = 400, 80, 20, 50, []
+    monkeypatch.setattr(sampling, "PREFILL", of_pass)
+    prefill = Decoding._prefill
+
+    def watched(decoding, joining):
+        begun.extend(branch for part in joining for branch in part.branches if branch.tokens)
+        return prefill(decoding, joining)
+
+    monkeypatch.setattr(Decoding, "_prefill", watched)
+    rows = cache // (prompt // 8 + new_tokens)
+    demand = small_demand(family, cache_tokens=cache, sequences=rows, prefill_tokens=of_pass, lora_dropout=0.0)
+    model, draw = real_policy(demand).eval(), random.Random(0)
+    groups = [[[draw.randrange(model.config.vocab_size) for _ in range(prompt)]] * 8 for _ in range(3)]
+    options = {"stop_ids": set(), "max_new_tokens": new_tokens, "temperature": 0.5, "cache_tokens": cache}
+    with Allocations(model) as taken:
+        generate(model, groups, seeds=[[(g, k) for k in range(8)] for g in range(3)], **options)
+    assert begun, "no fork has waited"
+    parts = ("key-value cache", "logits", "activations")
+    planned = max(sum(phase.parts[part] for part in parts) for phase in Plan(demand, ["sample"]).phases(1))
+    assert 0.6 * planned < max(total for total, _ in taken.peaks.values()) <= planned
 
 
 # ---------------------------------------------------------------- against the resident set of a process
