@@ -140,7 +140,7 @@ def test_nf4_takes_what_bitsandbytes_does():
 
 def test_forks_that_wait_take_no_more_than_planned(family, monkeypatch):
     """They come into a cache that is nearly full, with all that they have drawn."""
-    cache, of_pass, prompt, new_tokens, begun = 400, 80, 20, 50, []
+    cache, of_pass, prompt, new_tokens, begun = 700, 60, 60, 25, []
     monkeypatch.setattr(sampling, "PREFILL", of_pass)
     prefill = Decoding._prefill
 
@@ -152,10 +152,10 @@ def test_forks_that_wait_take_no_more_than_planned(family, monkeypatch):
     rows = cache // (prompt // 8 + new_tokens)
     demand = small_demand(family, cache_tokens=cache, sequences=rows, prefill_tokens=of_pass, lora_dropout=0.0)
     model, draw = real_policy(demand).eval(), random.Random(0)
-    groups = [[[draw.randrange(model.config.vocab_size) for _ in range(prompt)]] * 8 for _ in range(3)]
+    groups = [[[draw.randrange(model.config.vocab_size) for _ in range(prompt)]] * 8 for _ in range(6)]
     options = {"stop_ids": set(), "max_new_tokens": new_tokens, "temperature": 0.5, "cache_tokens": cache}
     with Allocations(model) as taken:
-        generate(model, groups, seeds=[[(g, k) for k in range(8)] for g in range(3)], **options)
+        generate(model, groups, seeds=[[(g, k) for k in range(8)] for g in range(6)], **options)
     assert begun, "no fork has waited"
     parts = ("key-value cache", "logits", "activations")
     planned = max(sum(phase.parts[part] for part in parts) for phase in Plan(demand, ["sample"]).phases(1))
