@@ -19,7 +19,7 @@ from scipy.stats import chisquare
 from causal.rows import generate_rows
 from dataset.batches import share_of_rank
 from dataset.chat import encode
-from policy import sampling
+from policy import branch_cache, sampling
 from policy.branch_cache import BranchCache
 from policy.prefix_sharing import as_bias, attend, sequence_logps
 from policy.sampling import Completion, Decoding, Sampler, generate
@@ -639,3 +639,38 @@ def test_the_majority_by_hand(texts, prediction, completion, votes):
         assert majority(broken) == expected | {"stopped": True, "finite": False}
     for text, answer in ((YES, 1), (NO, 0), (MAYBE, None)):
         assert majority([Sample(text)]) == {"prediction": answer, "completion": text, "stopped": True}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(40))
+def test_neither_cache_nor_passes_nor_drafts_change_a_sample(seed, monkeypatch):
+    """Random groups of prompts that share beginnings, in any room, with any drafts, against a row for each sequence."""
+    draw = random.Random(seed)
+    for name, sizes in {
+        "PREFILL": [5, 20, 4096],
+        "JOIN": [1, 2, 8],
+        "SPARE": [1, 4],
+        "ALIKE": [1, 4],
+        "DRAFT": [1, 16],
+    }.items():
+        monkeypatch.setattr(sampling, name, draw.choice(sizes))
+    monkeypatch.setattr(sampling, "DRAFTED", draw.choice([4, 32, 128]))
+    monkeypatch.setattr(branch_cache, "BLOCK", draw.choice([1, 4, 64]))
+    model = draw.choice([windowed(draw.choice([None, 4, 8])), build_model("phi3").eval(), build_model("qwen2").eval()])
+    groups = []
+    for _ in range(draw.randint(1, 6)):
+        start, behind = ([draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 12))] for _ in range(2))
+        alike = [start, start[: max(1, len(start) // 2)], start + behind, start + behind[:1]][: draw.randint(1, 4)]
+        groups.append([draw.choice(alike) for _ in range(draw.randint(1, 8))])
+    seeds = [[(g, k) for k in range(len(group))] for g, group in enumerate(groups)]
+    options = {"stop_ids": set(range(0, VOCABULARY, draw.choice([5, 20, 1000]))), "max_new_tokens": draw.randint(1, 24)}
+    options |= {"temperature": draw.choice([0.0, 0.1, 0.3, 1.0]), "seeds": seeds}
+    expected = generate(model, groups, fork=False, **options)
+    drafts = []
+    for group, completions in zip(groups, expected, strict=True):
+        text = draw.choice(completions).tokens
+        drafts.append([draw.choice([[], text, text[len(text) // 2 :], text[::-1], text * 3])] * len(group))
+    got = generate(model, groups, cache_tokens=draw.choice([math.inf, 1, 30, 60, 120, 250]), drafts=drafts, **options)
+    for one, other in zip(sum(got, []), sum(expected, []), strict=True):
+        assert (one.tokens, one.stopped) == (other.tokens, other.stopped)
+        assert one.logps == pytest.approx(other.logps, abs=2e-4)
