@@ -3,8 +3,8 @@
 The cache holds branches (sampling.py): a row of own tokens behind a prefix tree that the branches of a group share.
 
 Dimensions: B branches in the cache, K tokens of a branch in a step at most, N new tokens of all branches, R groups, W
-new tokens of a group at most, C tokens of a group's prefix tree at most, L of a packed row, H key-value heads, Q query
-heads for each of them, d head dimension.
+new tokens of a group at most, C tokens of a group's prefix tree at most, L of a packed row, T of what has been drawn of
+branches that join, at most, H key-value heads, Q query heads for each of them, d head dimension.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class BranchCache:
         for group, of_group in zip(groups, nodes, strict=True):
             for b in group:
                 visible[b, torch.searchsorted(of_group, before[b])] = True
-        columns, own_columns = (x.to(self.device) for x in (columns, pad_sequence(behind, batch_first=True)))
+        columns, own_columns = (x.to(self.device) for x in (columns, pad_sequence(behind, batch_first=True)))  # (B, T)
         for layer in list(packed):
             pair = packed.pop(layer)  # so that of one layer alone there are two copies
             prefixes, own = (
